@@ -1,0 +1,75 @@
+/* Everything the library asks of the operating system. os.c is the only file with system calls; a port is a second os.c.
+ *
+ * Calls that can fail return a code of qwenmoe.h with the message set. */
+#ifndef QMI_BASE_OS_H
+#define QMI_BASE_OS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include "qwenmoe.h"
+
+/* ---- files ---- */
+typedef struct qmi_os_map { /* a file mapped read-only */
+    const uint8_t *data;    /* NULL when size is 0 */
+    int64_t size;
+    int64_t locked; /* bytes held in RAM by qmi_os_map_lock */
+} qmi_os_map;
+
+int32_t qmi_os_map_open(const char *path, qmi_os_map *out); /* *out is all zero on failure */
+void qmi_os_map_close(qmi_os_map *map);                      /* accepts an all-zero map; leaves it so */
+void qmi_os_map_will_need(const qmi_os_map *map, int64_t offset, int64_t size); /* starts reading ahead; never fails */
+void qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);     /* reads one byte a page: blocks until it is in memory */
+int32_t qmi_os_map_lock(qmi_os_map *map);                    /* keeps it in RAM; QM_ERROR_MEMORY names the limit to raise */
+bool qmi_os_file_exists(const char *path);
+
+/* ---- memory ---- */
+void *qmi_os_pages_new(size_t size);  /* zero pages, committed when touched; NULL when there are none */
+void qmi_os_pages_free(void *pages, size_t size);
+void *qmi_os_block_new(size_t size);  /* from the process's heap, aligned to 64 bytes, not cleared; size a multiple of 64 */
+void qmi_os_block_free(void *block);
+int64_t qmi_os_memory_total(void);    /* bytes of RAM this process may use (the control group's limit if there is one) */
+int64_t qmi_os_memory_available(void);
+
+/* ---- time, random ---- */
+int64_t qmi_os_time_ns(void);         /* monotonic */
+uint64_t qmi_os_random(void);         /* for seeds */
+
+/* ---- threads ---- */
+typedef struct qmi_os_thread qmi_os_thread;
+typedef struct qmi_os_mutex qmi_os_mutex;
+typedef struct qmi_os_condition qmi_os_condition;
+
+int32_t qmi_os_thread_start(qmi_os_thread **out, void (*body)(void *), void *argument, const char *name);
+void qmi_os_thread_join(qmi_os_thread **thread); /* waits for its end, frees, sets NULL; accepts NULL */
+int32_t qmi_os_mutex_new(qmi_os_mutex **out);
+void qmi_os_mutex_free(qmi_os_mutex **mutex);
+void qmi_os_mutex_lock(qmi_os_mutex *mutex);
+void qmi_os_mutex_unlock(qmi_os_mutex *mutex);
+int32_t qmi_os_condition_new(qmi_os_condition **out);
+void qmi_os_condition_free(qmi_os_condition **condition);
+void qmi_os_condition_signal_all(qmi_os_condition *condition);
+/* timeout_ns < 0: for ever. Returns false when the time ran out. */
+bool qmi_os_condition_wait(qmi_os_condition *condition, qmi_os_mutex *mutex, int64_t timeout_ns);
+int32_t qmi_os_processor_count(void);                 /* processors this process may run on */
+bool qmi_os_pin_self(int32_t index);                  /* binds the caller to the index-th of them; false if refused */
+void qmi_os_spin_pause(void);                         /* inside a spinning loop */
+void qmi_os_yield(void);
+/* Sleeps while *word == expected (wake-ups may be spurious); the waker changes the word first, then calls wake_all. */
+void qmi_os_wait_word(const int32_t *word, int32_t expected);
+void qmi_os_wake_all(const int32_t *word);
+
+/* ---- a descriptor that others can poll ---- */
+typedef struct qmi_os_event {
+    int32_t read_end, write_end; /* -1: none */
+} qmi_os_event;
+int32_t qmi_os_event_new(qmi_os_event *out);
+void qmi_os_event_free(qmi_os_event *event);
+void qmi_os_event_set(const qmi_os_event *event);   /* read_end becomes readable */
+void qmi_os_event_clear(const qmi_os_event *event); /* ... and is no longer */
+
+/* ---- shared objects (backends) ---- */
+int32_t qmi_os_library_open(const char *path, void **out);
+void *qmi_os_library_symbol(void *library, const char *name); /* NULL if absent */
+void qmi_os_library_close(void *library);
+
+#endif
