@@ -9,16 +9,24 @@
 #include "qwenmoe.h"
 
 /* ---- files ---- */
-typedef struct qmi_os_map { /* a file mapped read-only */
-    const uint8_t *data;    /* NULL when size is 0 */
+/* A file mapped read-only. Whoever shortens the file while it is mapped takes the pages away, and reading them would be a
+ * bus error, which only a signal handler could catch; the library installs none. So the descriptor stays open, and
+ * qmi_os_map_check tells before a piece of work whether the file is still whole. What remains is the moment in between:
+ * files should be replaced by renaming, never rewritten in place, while a model of them is loaded. */
+typedef struct qmi_os_map {
+    const uint8_t *data; /* NULL when size is 0 */
     int64_t size;
-    int64_t locked; /* bytes held in RAM by qmi_os_map_lock */
+    int64_t locked;      /* bytes held in RAM by qmi_os_map_lock */
+    int32_t descriptor;  /* of the open file plus 1, so that 0 is none */
 } qmi_os_map;
 
 int32_t qmi_os_map_open(const char *path, qmi_os_map *out); /* *out is all zero on failure */
 void qmi_os_map_close(qmi_os_map *map);                      /* accepts an all-zero map; leaves it so */
+int32_t qmi_os_map_check(const qmi_os_map *map);             /* QM_ERROR_FILE when the file has become shorter; a microsecond */
 void qmi_os_map_will_need(const qmi_os_map *map, int64_t offset, int64_t size); /* starts reading ahead; never fails */
-void qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);     /* reads one byte a page: blocks until it is in memory */
+/* Blocks until the bytes are in memory. QM_ERROR_FILE when the file has become shorter or its disk fails (where the system can
+ * tell: Linux 5.14 and later). */
+int32_t qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);
 int32_t qmi_os_map_lock(qmi_os_map *map);                    /* keeps it in RAM; QM_ERROR_MEMORY names the limit to raise */
 bool qmi_os_file_exists(const char *path);
 
@@ -50,8 +58,10 @@ void qmi_os_condition_free(qmi_os_condition **condition);
 void qmi_os_condition_signal_all(qmi_os_condition *condition);
 /* timeout_ns < 0: for ever. Returns false when the time ran out. */
 bool qmi_os_condition_wait(qmi_os_condition *condition, qmi_os_mutex *mutex, int64_t timeout_ns);
-int32_t qmi_os_processor_count(void);                 /* processors this process may run on */
-bool qmi_os_pin_self(int32_t index);                  /* binds the caller to the index-th of them; false if refused */
+int32_t qmi_os_processor_count(void);                 /* processors the caller may run on, or fewer if its time is limited */
+/* Binds the calling thread to the index-th of the processors it may run on; false if refused. A thread inherits the set of its
+ * creator, so do this once a thread and never to the creator before. */
+bool qmi_os_pin_self(int32_t index);
 void qmi_os_spin_pause(void);                         /* inside a spinning loop */
 void qmi_os_yield(void);
 /* Sleeps while *word == expected (wake-ups may be spurious); the waker changes the word first, then calls wake_all. */

@@ -1,0 +1,69 @@
+/* The table of options: one row each. Included several times with QMI_OPTION defined; see options.h. */
+
+/* clang-format off */
+QMI_OPTION(PRESET, "preset", SESSION, CHOICE, "none", 0, 0, "none|coding|chat|quick",
+           "sets context and answer-tokens at once: coding 32768 / 8192, chat 8192 / 2048, quick 2048 / 512")
+/* ---- model: read by qm_model_load ---- */
+QMI_OPTION(DEVICE, "device", MODEL, TEXT, "auto", 0, 0, "",
+           "where to compute: auto, or cpu")
+QMI_OPTION(THREADS, "threads", MODEL, INT, "0", 0, 1024, "",
+           "threads that compute on the CPU; 0 takes one for each processor this process may use")
+QMI_OPTION(PIN, "pin", MODEL, BOOL, "1", 0, 1, "",
+           "bind each computing thread to a processor of its own")
+QMI_OPTION(ISA, "isa", MODEL, CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512",
+           "highest instruction set whose kernels are used; auto takes the best this machine has")
+QMI_OPTION(READ_AHEAD, "read-ahead", MODEL, BOOL, "0", 0, 1, "",
+           "read the whole file into memory while loading, with progress, instead of when it is first used")
+QMI_OPTION(LOCK, "lock", MODEL, BOOL, "0", 0, 1, "",
+           "keep the weights in memory so that they are never paged out; needs the permission (ulimit -l)")
+QMI_OPTION(VOCABULARY_ONLY, "vocabulary-only", MODEL, BOOL, "0", 0, 1, "",
+           "load only tokenizer and chat format; also the only way to load a file without weights")
+QMI_OPTION(CHAT_FORMAT, "chat-format", MODEL, CHOICE, "auto", 0, 0, "auto|chatml|qwen3|qwen3.5|qwen3.6",
+           "how chat messages become a prompt; auto recognises the file's own template")
+QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
+           "run the multi-token-prediction block along, so that its logits can be asked for")
+QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
+           "tokens of a prompt computed at once; 0 lets the plan choose")
+QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",
+           "most sessions whose tokens are computed together in one step")
+QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1e15, "",
+           "bytes the library may allocate on the device; 0 takes what the machine has")
+/* ---- session: read by qm_session_new ---- */
+QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
+           "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")
+QMI_OPTION(KV_TYPE, "kv-type", SESSION, CHOICE, "f16", 0, 0, "f32|f16",
+           "format of stored keys and values")
+QMI_OPTION(PRIORITY, "priority", SESSION, INT, "0", -100, 100, "",
+           "jobs of sessions with a higher number go first")
+/* ---- sampling: read by qm_session_new, changed by qm_session_set ---- */
+QMI_OPTION(TEMPERATURE, "temperature", SAMPLING, FLOAT, "0.7", 0, 100, "",
+           "divides the logits before sampling; 0 always takes the most likely token")
+QMI_OPTION(TOP_K, "top-k", SAMPLING, INT, "20", 0, 1000000, "",
+           "sample from this many most likely tokens; 0 keeps all")
+QMI_OPTION(TOP_P, "top-p", SAMPLING, FLOAT, "0.95", 0, 1, "",
+           "sample from the fewest most likely tokens whose probabilities sum to this; 1 keeps all")
+QMI_OPTION(MIN_P, "min-p", SAMPLING, FLOAT, "0", 0, 1, "",
+           "drop tokens less likely than this times the most likely one")
+QMI_OPTION(REPETITION_PENALTY, "repetition-penalty", SAMPLING, FLOAT, "1", 0.01, 100, "",
+           "divides positive logits (multiplies negative ones) of tokens seen in the penalty window")
+QMI_OPTION(PRESENCE_PENALTY, "presence-penalty", SAMPLING, FLOAT, "0", -100, 100, "",
+           "taken from the logit of each token seen in the penalty window")
+QMI_OPTION(FREQUENCY_PENALTY, "frequency-penalty", SAMPLING, FLOAT, "0", -100, 100, "",
+           "taken from a token's logit once for each time it is seen in the penalty window")
+QMI_OPTION(PENALTY_WINDOW, "penalty-window", SAMPLING, INT, "256", 0, 16777216, "",
+           "how many of the last tokens the penalties look at")
+QMI_OPTION(LOGIT_BIAS, "logit-bias", SAMPLING, TEXT, "", 0, 0, "",
+           "added to logits before all else, as id:value pairs: 198:-2.5,1234:-inf")
+QMI_OPTION(SEED, "seed", SAMPLING, INT, "-1", -1, 9007199254740992, "",
+           "start of the random sequence: the same seed gives the same text; -1 takes one from the system")
+QMI_OPTION(STOP, "stop", SAMPLING, TEXT, "", 0, 0, "",
+           "text that ends an answer and is not part of it; several as a JSON array of strings")
+QMI_OPTION(ANSWER_TOKENS, "answer-tokens", SAMPLING, INT, "2048", 0, 16777216, "",
+           "most tokens an answer may have, thoughts included; 0 allows as many as the context has room for")
+QMI_OPTION(THINKING_TOKENS, "thinking-tokens", SAMPLING, INT, "-1", -1, 16777216, "",
+           "tokens of thinking after which it is ended and the answer begins; -1 sets no limit")
+QMI_OPTION(THINKING_SOFT, "thinking-soft", SAMPLING, INT, "-1", -1, 16777216, "",
+           "tokens of thinking after which it is ended at the next end of a line; -1: four fifths of thinking-tokens")
+QMI_OPTION(IGNORE_END, "ignore-end", SAMPLING, BOOL, "0", 0, 1, "",
+           "go on after the model's end of turn, for measuring")
+/* clang-format on */
