@@ -10,9 +10,9 @@
 #define QMI_ERROR_SIZE 512 /* bytes of a message with its zero; longer ones are cut at a code point */
 
 #if defined(__GNUC__)
-#define QMI_PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define QMI_PRINTF(text, first) __attribute__((format(printf, text, first)))
 #else
-#define QMI_PRINTF(format, first)
+#define QMI_PRINTF(text, first)
 #endif
 
 /* Sets this thread's message and returns `code`, so that a fault is one statement: return qmi_fail(QM_ERROR_FILE, ...). */

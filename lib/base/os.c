@@ -45,7 +45,8 @@ int32_t qmi_os_map_open(const char *path, qmi_os_map *out)
         goto failed;
     }
     if (!S_ISREG(facts.st_mode)) {
-        qmi_fail(QM_ERROR_FILE, "%s is %s; a regular file is needed", path, S_ISDIR(facts.st_mode) ? "a directory" : "not a regular file");
+        qmi_fail(QM_ERROR_FILE, "%s is %s; a regular file is needed", path,
+                 S_ISDIR(facts.st_mode) ? "a directory" : "a pipe or a device");
         goto failed;
     }
     if (facts.st_size > 0) {
@@ -80,7 +81,7 @@ int32_t qmi_os_map_check(const qmi_os_map *map)
     struct stat facts;
     if (!map->descriptor || fstat(map->descriptor - 1, &facts) < 0 || facts.st_size >= map->size)
         return QM_OK;
-    return qmi_fail(QM_ERROR_FILE, "the file was cut from %lld to %lld bytes while it was in use; restore it and load the model again",
+    return qmi_fail(QM_ERROR_FILE, "the file was cut from %lld to %lld bytes while it was in use; restore it and load it again",
                     (long long)map->size, (long long)facts.st_size);
 }
 
@@ -137,7 +138,7 @@ int32_t qmi_os_map_lock(qmi_os_map *map)
         return qmi_fail(QM_ERROR_MEMORY, "cannot lock %lld bytes in RAM: this process may lock %llu (RLIMIT_MEMLOCK; "
                         "raise it with \"ulimit -l\" or in /etc/security/limits.conf, or load without locking)",
                         (long long)map->size, (unsigned long long)limit.rlim_cur);
-    return qmi_fail(QM_ERROR_MEMORY, "cannot lock %lld bytes in RAM: %s (RAM may be too small; else see RLIMIT_MEMLOCK, \"ulimit -l\")",
+    return qmi_fail(QM_ERROR_MEMORY, "cannot lock %lld bytes in RAM: %s (is RAM large enough? see also \"ulimit -l\")",
                     (long long)map->size, strerror(error));
 }
 
@@ -145,6 +146,25 @@ bool qmi_os_file_exists(const char *path)
 {
     struct stat facts;
     return stat(path, &facts) == 0;
+}
+
+bool qmi_os_read_text(const char *path, char *text, size_t size)
+{
+    int file = open(path, O_RDONLY | O_CLOEXEC); /* stdio would allocate */
+    size_t length = 0;
+    if (file < 0)
+        return false;
+    while (length < size - 1) {
+        ssize_t got = read(file, text + length, size - 1 - length);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            break;
+        length += (size_t)got;
+    }
+    close(file);
+    text[length] = 0;
+    return length > 0;
 }
 
 /* ---- memory ---- */
@@ -171,176 +191,10 @@ void qmi_os_block_free(void *block)
     free(block);
 }
 
-/* ---- limits of the control group ---- */
-
-/* Reads a small file of the system whole, as text; false if it can't. Without stdio, which would allocate. */
-static bool read_text(const char *path, char *text, size_t size)
-{
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    size_t length = 0;
-    if (file < 0)
-        return false;
-    for (;;) {
-        ssize_t got = read(file, text + length, size - 1 - length);
-        if (got < 0 && errno == EINTR)
-            continue;
-        if (got <= 0)
-            break;
-        length += (size_t)got;
-    }
-    close(file);
-    text[length] = 0;
-    return length > 0;
-}
-
-/* A directory of control files of this process's group, version 1 or 2 of Linux's control groups (cgroups(7)). */
-typedef struct group {
-    char path[512];
-    size_t root_length; /* of the mount point */
-    bool unified;       /* version 2 */
-} group;
-
-/* Finds the group that limits `controller`: /proc/self/cgroup has lines "number:controllers:path", where version 2 is the one
- * with number 0 and no controllers. */
-static bool group_find(const char *controller, group *out)
-{
-    char text[4096], list[256];
-    bool found = false;
-    if (!read_text("/proc/self/cgroup", text, sizeof text))
-        return false;
-    for (char *line = text, *next; line && *line; line = next) {
-        next = strchr(line, '\n');
-        if (next)
-            *next++ = 0;
-        char *controllers = strchr(line, ':');
-        char *path = controllers ? strchr(controllers + 1, ':') : NULL;
-        if (!path)
-            continue;
-        *path++ = 0;
-        snprintf(list, sizeof list, ",%s,", controllers + 1);
-        char wanted[32];
-        snprintf(wanted, sizeof wanted, ",%s,", controller);
-        bool unified = strcmp(line, "0:") == 0 || strncmp(line, "0:", 2) == 0;
-        if (!strstr(list, wanted) && (found || !unified))
-            continue;
-        out->unified = !strstr(list, wanted);
-        out->root_length = (size_t)snprintf(out->path, sizeof out->path, "/sys/fs/cgroup%s%s", out->unified ? "" : "/",
-                                            out->unified ? "" : controller);
-        int length = snprintf(out->path + out->root_length, sizeof out->path - out->root_length, "%s", path);
-        if (length < 0 || (size_t)length >= sizeof out->path - out->root_length)
-            out->path[out->root_length] = 0;
-        found = true;
-        if (!out->unified)
-            break;
-    }
-    return found;
-}
-
-/* To the enclosing group; false at the root. In a container the path may not exist below its mount, but the root does. */
-static bool group_parent(group *g)
-{
-    size_t length = strlen(g->path);
-    if (length <= g->root_length)
-        return false;
-    while (length > g->root_length && g->path[length - 1] != '/')
-        length--;
-    if (length > g->root_length)
-        length--;
-    g->path[length] = 0;
-    return true;
-}
-
-static bool group_read(const group *g, const char *file, char *text, size_t size)
-{
-    char path[600];
-    snprintf(path, sizeof path, "%s/%s", g->path, file);
-    return read_text(path, text, size);
-}
-
-/* A control file of one number; -1 when it is absent or says "max". */
-static int64_t group_number(const group *g, const char *file)
-{
-    char text[64], *end;
-    if (!group_read(g, file, text, sizeof text))
-        return -1;
-    long long number = strtoll(text, &end, 10);
-    return end == text || number < 0 ? -1 : number;
-}
-
-/* The number after `name` in text of lines "name number"; 0 if absent. */
-static int64_t named_number(const char *text, const char *name)
-{
-    size_t length = strlen(name);
-    for (const char *line = text; line; line = strchr(line, '\n')) {
-        line += *line == '\n';
-        if (strncmp(line, name, length) == 0 && (line[length] == ' ' || line[length] == ':'))
-            return strtoll(line + length + 1, NULL, 10);
-    }
-    return 0;
-}
-
-static int64_t machine_memory(void)
+int64_t qmi_os_machine_memory(void)
 {
     int64_t pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     return pages > 0 ? pages * page : 0;
-}
-
-int64_t qmi_os_memory_total(void)
-{
-    int64_t total = machine_memory();
-    group g;
-    for (bool more = group_find("memory", &g); more; more = group_parent(&g)) {
-        int64_t limit = group_number(&g, g.unified ? "memory.max" : "memory.limit_in_bytes");
-        if (limit >= 0 && limit < total)
-            total = limit;
-    }
-    return total;
-}
-
-int64_t qmi_os_memory_available(void)
-{
-    char text[8192];
-    int64_t available = machine_memory();
-    group g;
-    if (read_text("/proc/meminfo", text, sizeof text) && named_number(text, "MemAvailable") > 0)
-        available = named_number(text, "MemAvailable") * 1024;
-    for (bool more = group_find("memory", &g); more; more = group_parent(&g)) {
-        int64_t limit = group_number(&g, g.unified ? "memory.max" : "memory.limit_in_bytes");
-        int64_t used = group_number(&g, g.unified ? "memory.current" : "memory.usage_in_bytes");
-        if (limit < 0 || used < 0)
-            continue;
-        /* Pages of files count as used, but make room when asked. */
-        if (group_read(&g, "memory.stat", text, sizeof text)) {
-            used -= named_number(text, g.unified ? "inactive_file" : "total_inactive_file");
-            used -= named_number(text, g.unified ? "active_file" : "total_active_file");
-        }
-        int64_t left = used < 0 ? limit : limit > used ? limit - used : 0;
-        if (left < available)
-            available = left;
-    }
-    return available;
-}
-
-/* Processors' worth of time that the control group grants, rounded up; INT32_MAX without a limit. */
-static int32_t granted_processors(void)
-{
-    char text[64];
-    int64_t granted = INT32_MAX;
-    group g;
-    for (bool more = group_find("cpu", &g); more; more = group_parent(&g)) {
-        int64_t quota = -1, period = -1;
-        if (!g.unified) {
-            quota = group_number(&g, "cpu.cfs_quota_us");
-            period = group_number(&g, "cpu.cfs_period_us");
-        } else if (group_read(&g, "cpu.max", text, sizeof text) && text[0] != 'm') { /* "quota period" or "max period" */
-            char *rest;
-            quota = strtoll(text, &rest, 10);
-            period = strtoll(rest, NULL, 10);
-        }
-        if (quota > 0 && period > 0 && (quota - 1) / period + 1 < granted)
-            granted = (quota - 1) / period + 1;
-    }
-    return (int32_t)granted;
 }
 
 /* ---- time, random ---- */
@@ -412,14 +266,17 @@ int32_t qmi_os_thread_start(qmi_os_thread **out, void (*body)(void *), void *arg
     *thread = (qmi_os_thread){ .body = body, .argument = argument };
     snprintf(thread->name, sizeof thread->name, "%s", name);
     /* The host's signals are for the host's threads; a thread inherits the mask of its creator. */
+    const int own[] = { SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGTRAP, SIGPROF }; /* faults and profilers mean this thread */
     sigfillset(&all);
+    for (size_t i = 0; i < sizeof own / sizeof *own; i++)
+        sigdelset(&all, own[i]);
     pthread_sigmask(SIG_SETMASK, &all, &before);
     int error = pthread_create(&thread->handle, NULL, thread_main, thread);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error) {
         qmi_os_block_free(thread);
-        return qmi_fail(QM_ERROR_MEMORY, "cannot start thread %s: %s (limits: \"ulimit -u\", or pids.max of the control group)", name,
-                        strerror(error));
+        return qmi_fail(QM_ERROR_MEMORY, "cannot start thread %s: %s (limits: \"ulimit -u\", or the control group's pids.max)",
+                        name, strerror(error));
     }
     *out = thread;
     return QM_OK;
@@ -518,7 +375,7 @@ static bool own_processors(cpu_set_t sets[PROCESSOR_SETS])
 }
 #endif
 
-int32_t qmi_os_processor_count(void)
+int32_t qmi_os_processor_set(void)
 {
     int64_t count = sysconf(_SC_NPROCESSORS_ONLN);
 #ifdef __linux__
@@ -526,9 +383,6 @@ int32_t qmi_os_processor_count(void)
     if (own_processors(sets))
         count = CPU_COUNT_S(sizeof sets, sets);
 #endif
-    int32_t granted = granted_processors();
-    if (granted < count)
-        count = granted;
     return count < 1 ? 1 : (int32_t)count;
 }
 
@@ -593,7 +447,8 @@ int32_t qmi_os_event_new(qmi_os_event *out)
 #ifdef __linux__
     ends[0] = ends[1] = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (ends[0] < 0)
-        return qmi_fail(QM_ERROR_MEMORY, "cannot make an event descriptor: %s (limit of open files: \"ulimit -n\")", strerror(errno));
+        return qmi_fail(QM_ERROR_MEMORY, "cannot make an event descriptor: %s (limit of open files: \"ulimit -n\")",
+                        strerror(errno));
 #else
     if (pipe(ends) < 0)
         return qmi_fail(QM_ERROR_MEMORY, "cannot make a pipe: %s (limit of open files: \"ulimit -n\")", strerror(errno));

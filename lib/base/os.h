@@ -1,4 +1,5 @@
 /* Everything the library asks of the operating system. os.c is the only file with system calls; a port is a second os.c.
+ * os_limits.c reads the limits of control groups, through os.c.
  *
  * Calls that can fail return a code of qwenmoe.h with the message set. */
 #ifndef QMI_BASE_OS_H
@@ -29,12 +30,14 @@ void qmi_os_map_will_need(const qmi_os_map *map, int64_t offset, int64_t size); 
 int32_t qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);
 int32_t qmi_os_map_lock(qmi_os_map *map);                    /* keeps it in RAM; QM_ERROR_MEMORY names the limit to raise */
 bool qmi_os_file_exists(const char *path);
+bool qmi_os_read_text(const char *path, char *text, size_t size); /* a small file, cut at size - 1; false if there is none */
 
 /* ---- memory ---- */
 void *qmi_os_pages_new(size_t size);  /* zero pages, committed when touched; NULL when there are none */
 void qmi_os_pages_free(void *pages, size_t size);
 void *qmi_os_block_new(size_t size);  /* from the process's heap, aligned to 64 bytes, not cleared; size a multiple of 64 */
 void qmi_os_block_free(void *block);
+int64_t qmi_os_machine_memory(void);  /* bytes of RAM that are built in; 0 if unknown */
 int64_t qmi_os_memory_total(void);    /* bytes of RAM this process may use (the control group's limit if there is one) */
 int64_t qmi_os_memory_available(void);
 
@@ -58,7 +61,8 @@ void qmi_os_condition_free(qmi_os_condition **condition);
 void qmi_os_condition_signal_all(qmi_os_condition *condition);
 /* timeout_ns < 0: for ever. Returns false when the time ran out. */
 bool qmi_os_condition_wait(qmi_os_condition *condition, qmi_os_mutex *mutex, int64_t timeout_ns);
-int32_t qmi_os_processor_count(void);                 /* processors the caller may run on, or fewer if its time is limited */
+int32_t qmi_os_processor_set(void);                   /* processors the caller may run on */
+int32_t qmi_os_processor_count(void);                 /* the same, or fewer if its time is limited */
 /* Binds the calling thread to the index-th of the processors it may run on; false if refused. A thread inherits the set of its
  * creator, so do this once a thread and never to the creator before. */
 bool qmi_os_pin_self(int32_t index);
