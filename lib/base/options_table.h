@@ -22,6 +22,8 @@ QMI_OPTION(CHAT_FORMAT, "chat-format", MODEL, CHOICE, "auto", 0, 0, "auto|chatml
            "how chat messages become a prompt; auto recognises the file's own template")
 QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
            "run the multi-token-prediction block along, so that its logits can be asked for")
+QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16",
+           "format of stored keys and values, of all sessions of the model")
 QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",
@@ -31,8 +33,6 @@ QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1e15, "",
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
            "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")
-QMI_OPTION(KV_TYPE, "kv-type", SESSION, CHOICE, "f16", 0, 0, "f32|f16",
-           "format of stored keys and values")
 QMI_OPTION(PRIORITY, "priority", SESSION, INT, "0", -100, 100, "",
            "jobs of sessions with a higher number go first")
 /* ---- sampling: read by qm_session_new, changed by qm_session_set ---- */

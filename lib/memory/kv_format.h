@@ -1,0 +1,19 @@
+/* How keys and values lie in a page. A page holds page_tokens tokens of every layer that has keys and values:
+ *
+ *   page:  | layer 0: keys, values | layer 1: keys, values | ... | multi-token-prediction block |
+ *   keys:  [kv_heads][page_tokens][head_size] of the type; values likewise
+ *
+ * so that a session's page table is one list of addresses, and one head's keys of a page are one run of memory. */
+#ifndef QMI_MEMORY_KV_FORMAT_H
+#define QMI_MEMORY_KV_FORMAT_H
+
+#include "model/forward.h"
+
+#define QMI_PAGE_TOKENS 64 /* small enough to waste little on short sessions, large enough for long vector runs */
+
+/* mtp: the block's keys and values too. type: QMI_TYPE_F32 or QMI_TYPE_F16. */
+void qmi_kv_layout_make(const qmi_hparams *hparams, uint32_t type, bool mtp, qmi_kv_layout *out);
+int64_t qmi_kv_pages_for(const qmi_kv_layout *layout, int64_t tokens); /* pages that hold so many tokens */
+int64_t qmi_kv_token_bytes(const qmi_kv_layout *layout);               /* bytes a token */
+
+#endif

@@ -1,0 +1,52 @@
+/* The weights of a model on a device: tensors of the file found by name, checked against the dimensions, and uploaded. */
+#ifndef QMI_MODEL_WEIGHTS_H
+#define QMI_MODEL_WEIGHTS_H
+
+#include "backend/backend.h"
+#include "model/hparams.h"
+
+typedef struct qmi_layer {       /* absent parts are all zero; shapes in comments as [rows][columns] */
+    qmi_vector mix_norm;         /* attn_norm [D] */
+    /* attention */
+    qmi_matrix query;            /* [heads head_size (2 head_size gated)][D] */
+    qmi_matrix key, value;       /* [kv_heads head_size][D] */
+    qmi_matrix attention_out;    /* [D][heads head_size] */
+    qmi_vector query_norm, key_norm; /* [head_size] */
+    /* delta */
+    qmi_matrix qkv, z;           /* [channels][D], [value_heads value_size][D] */
+    qmi_matrix beta, alpha;      /* [value_heads][D]; fused: beta is [2 value_heads][D], alpha absent */
+    qmi_vector convolution;      /* [channels][taps] */
+    qmi_vector time_bias, decay; /* [value_heads] */
+    qmi_vector delta_norm;       /* [value_size] */
+    qmi_matrix delta_out;        /* [D][value_heads value_size] */
+    /* feed-forward */
+    qmi_vector ffn_norm;         /* [D] */
+    qmi_matrix gate, up, down;   /* dense: [F][D], [F][D], [D][F]; experts: the same, count = experts; gate and up may be fused in gate */
+    qmi_matrix router;           /* [experts][D] */
+    qmi_matrix shared_router;    /* [1][D] */
+    qmi_matrix shared_gate, shared_up, shared_down;
+    /* multi-token prediction */
+    qmi_matrix join;             /* nextn.eh_proj [D][2 D] */
+    qmi_vector embed_norm, hidden_norm, head_norm; /* [D] */
+} qmi_layer;
+
+typedef struct qmi_weights {
+    qmi_matrix embedding, output; /* [vocabulary][D]; tied: the same */
+    qmi_vector output_norm;       /* [D] */
+    qmi_matrix mtp_output;        /* of the multi-token-prediction block: its own head or `output` */
+    qmi_vector inverse_frequency; /* [rotary / 2] */
+    int32_t layer_count;          /* layers + mtp_layers */
+    qmi_layer *layers;
+    qmi_address vectors;          /* the one block in which all vectors lie, float32 */
+    int64_t vector_bytes;
+} qmi_weights;
+
+/* Bytes of the block of vectors, without touching a device (for the plan). */
+int64_t qmi_weights_vector_bytes(const qmi_hparams *hparams);
+
+/* QM_ERROR_FORMAT names the tensor that is missing or has another shape than the dimensions say (both shapes are given). */
+int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *hparams, const qmi_backend *backend, qmi_device *device,
+                         const qmi_alloc *alloc, qmi_weights *out);
+void qmi_weights_free(qmi_weights *weights, const qmi_backend *backend, qmi_device *device, const qmi_alloc *alloc);
+
+#endif

@@ -1,0 +1,35 @@
+/* How an answer ends: stop strings, budgets of answer and thinking. Works on text and counts; knows no engine. */
+#ifndef QMI_RUN_BUDGET_H
+#define QMI_RUN_BUDGET_H
+
+#include "base/options.h"
+#include "text/answer.h"
+#include "text/detokenize.h"
+
+typedef struct qmi_budget qmi_budget;
+
+typedef enum qmi_finish { QMI_FINISH_NONE, QMI_FINISH_END, QMI_FINISH_STOP, QMI_FINISH_LENGTH, QMI_FINISH_CONTEXT, QMI_FINISH_CANCELLED, QMI_FINISH_ERROR } qmi_finish;
+
+/* A piece that can be shown now: whole code points of one part. */
+typedef void (*qmi_budget_piece)(qmi_answer_part part, const char *text, int64_t length, void *user);
+
+/* inside_thoughts: the prompt ended inside an open <think>. QM_ERROR_OPTION when "stop" can't be read. */
+int32_t qmi_budget_new(const qmi_settings *settings, const qmi_vocab *vocab, bool inside_thoughts, const qmi_alloc *alloc, qmi_budget **out);
+void qmi_budget_free(qmi_budget **budget);
+
+/* One token was generated (and will be appended to the session unless the result says stop). Emits what can be shown.
+ * Returns QMI_FINISH_NONE to go on, _END (token ends the turn; it is not text), _STOP or _LENGTH. Negative: out of memory. */
+int32_t qmi_budget_push(qmi_budget *budget, int32_t token, qmi_budget_piece piece, void *user);
+/* Before sampling: the token that must come next instead of a sampled one (the end of thoughts being written), or -1.
+ * Where thinking has to end: hard limit reached, soft limit and the text stands at the end of a line, or asked by qmi_budget_end_thinking;
+ * never inside a tool call. */
+int32_t qmi_budget_forced(qmi_budget *budget);
+void qmi_budget_end_thinking(qmi_budget *budget); /* the engine calls it in its own thread */
+/* The answer is over: emits what was held back (unless a stop string matched). */
+int32_t qmi_budget_end(qmi_budget *budget, qmi_budget_piece piece, void *user);
+
+const char *qmi_budget_text(const qmi_budget *budget, int64_t *length); /* all text so far with its marks; zero-terminated; cut before a stop string */
+int64_t qmi_budget_thought_tokens(const qmi_budget *budget);
+const char *qmi_finish_name(qmi_finish finish); /* "end", "stop", "length", ...; "" for NONE */
+
+#endif
