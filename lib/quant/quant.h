@@ -23,7 +23,7 @@ typedef struct qmi_quant_format {
     const char *name;    /* as users write it: "Q4_K" */
     int32_t block;       /* values a block */
     int32_t bytes;       /* bytes a block */
-    /* Unpacks `blocks` whole blocks into blocks * block floats. NULL: sizes are known, but it can't be a weight (integers, F64). */
+    /* Unpacks `blocks` whole blocks into blocks * block floats. NULL: sizes are known, but it is no weight (integers, F64). */
     void (*unpack)(const void *from, float *to, int64_t blocks);
 } qmi_quant_format;
 
@@ -34,8 +34,20 @@ const qmi_quant_format *qmi_quant_format_of(uint32_t type);
 int64_t qmi_quant_row_bytes(uint32_t type, int64_t columns);
 
 /* Half precision and bfloat16, exactly (round to nearest even on the way down). */
-float qmi_half_to_float(uint16_t half);
 uint16_t qmi_float_to_half(float value);
+/* IEEE 754 binary16: 1 sign, 5 exponent, 10 fraction bits. No subnormal float is touched on the way, so the result does not
+ * depend on whether the host lets its processor flush those to zero. */
+static inline float qmi_half_to_float(uint16_t half)
+{
+    union { uint32_t bits; float value; } u;
+    const uint32_t sign = (half & UINT32_C(0x8000)) << 16, rest = half & UINT32_C(0x7FFF);
+    if (rest < 0x0400)
+        u.value = (float)rest * 0x1p-24f; /* zero, subnormal */
+    else
+        u.bits = (rest << 13) + (rest < 0x7C00 ? 112u << 23 : 224u << 23); /* bias 127 - 15; all ones stay all ones */
+    u.bits |= sign;
+    return u.value;
+}
 static inline float qmi_bfloat_to_float(uint16_t bfloat)
 {
     union { uint32_t bits; float value; } u = { (uint32_t)bfloat << 16 };
