@@ -32,9 +32,11 @@ typedef struct qmi_option {
 
 const qmi_option *qmi_option_at(int32_t id); /* NULL out of range */
 int32_t qmi_option_find(const char *name);   /* id, or QM_ERROR_OPTION with a message that offers the nearest name */
+#define QMI_SHOWN_SIZE 72
+const char *qmi_option_shown(const char *text, char out[QMI_SHOWN_SIZE]); /* foreign text for a message: cut, controls and bad UTF-8 as '?' */
 const char *qmi_option_type_name(qmi_option_type type);
 const char *qmi_option_scope_name(qmi_option_scope scope);
-const char *qmi_option_range_text(int32_t id); /* static */
+const char *qmi_option_range_text(int32_t id); /* "0..1024", "f32|f16", "" for bool and text; static */
 
 /* The values: what qm_options holds. Copied into models and sessions. */
 typedef struct qmi_settings {
@@ -46,12 +48,14 @@ typedef struct qmi_settings {
         double number;      /* int, float, bool (0, 1), choice (index) */
         int64_t integer;    /* the same for INT, exactly */
         char *text;         /* TEXT only; NULL: the default */
+        char choice[16];    /* CHOICE only: its name */
     } values[QMI_OPT_COUNT];
 } qmi_settings;
 
-void qmi_settings_start(qmi_settings *settings, const qmi_alloc *alloc); /* all defaults */
+void qmi_settings_start(qmi_settings *settings, const qmi_alloc *alloc); /* all defaults; alloc NULL: the process's own */
 int32_t qmi_settings_copy(const qmi_settings *from, qmi_settings *to);   /* `to` is not started; hooks too */
 void qmi_settings_end(qmi_settings *settings);                           /* frees the texts */
+int32_t qmi_settings_use_alloc(qmi_settings *settings, const qmi_alloc *alloc); /* from now on; moves the texts. Unchanged on failure */
 int32_t qmi_settings_set(qmi_settings *settings, int32_t id, const char *value); /* NULL: default. Unchanged on failure */
 int64_t qmi_settings_get(const qmi_settings *settings, int32_t id, char *text, int64_t size); /* snprintf rules */
 

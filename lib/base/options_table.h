@@ -28,7 +28,7 @@ QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",
            "most sessions whose tokens are computed together in one step")
-QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1e15, "",
+QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes the library may allocate on the device; 0 takes what the machine has")
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
