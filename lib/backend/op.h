@@ -15,6 +15,17 @@ typedef uint64_t qmi_address; /* of device memory; the CPU's are pointers. 0: no
 typedef int32_t qmi_slot;     /* index of an activation buffer of the program; QMI_NO_SLOT: none */
 #define QMI_NO_SLOT (-1)
 
+/* Limits that qmi_program_validate checks, wide of every model known, so that backends may size local arrays by them and
+ * products of a few sizes stay far from overflow. */
+#define QMI_COLUMNS_MAX ((int64_t)1 << 24)
+#define QMI_ROWS_MAX ((int64_t)1 << 28)
+#define QMI_HEADS_MAX 4096
+#define QMI_HEAD_SIZE_MAX 1024
+#define QMI_TAPS_MAX 16
+#define QMI_EXPERTS_MAX 65536 /* an index is exact as a float */
+#define QMI_TOP_MAX 64
+#define QMI_PAGE_TOKENS_MAX 65536
+
 typedef struct qmi_matrix { /* weights [count][rows][columns], row by row in a format of quant.h; y = W x has `rows` values */
     uint32_t type;
     int64_t columns, rows;

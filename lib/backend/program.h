@@ -6,6 +6,7 @@
 #include "backend/op.h"
 
 #define QMI_SLOTS_MAX 24
+#define QMI_SLOT_WIDTH_MAX QMI_ROWS_MAX /* floats; 2^24 rows of all slots stay far below 2^63 bytes */
 
 typedef struct qmi_slot_shape {
     const char *name;
@@ -54,6 +55,7 @@ typedef struct qmi_workspace {
     int32_t rows, outputs;       /* the largest batch it can take */
 } qmi_workspace;
 
+/* Bytes of all slots, each rounded up to QMI_ALIGNMENT. */
 int64_t qmi_workspace_bytes(const qmi_program *program, int32_t rows, int32_t outputs);
 
 #endif
