@@ -136,6 +136,8 @@ static int with_point(const char *from, char out[QMI_NUMBER_SIZE])
 int qmi_number_write_float(double value, char out[QMI_NUMBER_SIZE])
 {
     int length = 0;
+    if (value == floor(value) && fabs(value) < 1e15) /* %g would write 1e+01 */
+        return snprintf(out, QMI_NUMBER_SIZE, "%.0f", value);
     for (int precision = 1; precision <= 17; precision++) { /* 17 digits tell all doubles apart */
         char text[64];
         double again = 0;
