@@ -1,0 +1,95 @@
+/* The plan as a table for people and as JSON: see plan.h. */
+#include "memory/plan.h"
+
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "base/error.h"
+#include "quant/quant.h"
+
+/* Text written with snprintf's rules in several steps. */
+typedef struct writer {
+    char *text;
+    int64_t size, length;
+} writer;
+
+static void put(writer *w, const char *format, ...) QMI_PRINTF(2, 3);
+
+static void put(writer *w, const char *format, ...)
+{
+    va_list arguments;
+    int64_t left = w->size > w->length ? w->size - w->length : 0;
+    va_start(arguments, format);
+    int n = vsnprintf(left ? w->text + w->length : NULL, (size_t)left, format, arguments);
+    va_end(arguments);
+    w->length += n > 0 ? n : 0;
+}
+
+static void put_row(writer *w, const char *name, int64_t bytes, const char *note)
+{
+    put(w, "  %-22s %15" PRId64 "  %9.1f MiB%s%s\n", name, bytes, (double)bytes / (1 << 20), *note ? "  " : "", note);
+}
+
+static const char *kv_name(const qmi_plan *plan)
+{
+    return plan->kv.type == QMI_TYPE_F32 ? "f32" : "f16";
+}
+
+static void put_head(writer *w, const qmi_plan *plan)
+{
+    const qmi_hparams *h = &plan->hparams;
+    put(w, "%s: %d layers (%d attention, %d delta)%s, width %d, vocabulary %d, trained for %" PRId64 " tokens\n", h->arch->name, h->layers,
+        h->attention_layers, h->delta_layers, h->mtp_layers ? " and a multi-token-prediction block" : "", h->hidden, h->vocabulary, h->context);
+    if (h->experts)
+        put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used, h->shared_width ? ", and a shared one" : "");
+    put(w, "context %" PRId64 ", chunk %d, sequences %d, kv-type %s\n\n", plan->context, plan->chunk, plan->sequences, kv_name(plan));
+}
+
+int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
+{
+    const qmi_hparams *h = &plan->hparams;
+    writer w = { text, size, 0 };
+    char note[160];
+    int64_t kv_layers = plan->kv.layer_bytes ? plan->kv.page_bytes / plan->kv.layer_bytes : 0;
+
+    put_head(&w, plan);
+    put(&w, "  %-22s %15s\n", "part", "bytes");
+    put_row(&w, "weights", plan->weights, plan->mapped ? "used where the file is mapped" : "");
+    put_row(&w, "vectors", plan->vectors, "norms and the like, as f32");
+    put_row(&w, "activations", plan->workspace, "");
+    put_row(&w, "scratch", plan->scratch, "");
+    snprintf(note, sizeof note, "%" PRId64 " tokens x %" PRId64 " layers x %d heads x (%d + %d) x %d bytes", qmi_kv_pages_for(&plan->kv, plan->context) *
+             plan->kv.page_tokens, kv_layers, h->kv_heads, h->head_size, h->head_size, plan->kv.type == QMI_TYPE_F32 ? 4 : 2);
+    put_row(&w, "keys and values", plan->kv_session, note);
+    snprintf(note, sizeof note, "2 x %d layers x (%d x %" PRId64 " + %d x %d x %d) x 4 bytes", h->delta_layers, h->taps - 1, qmi_hparams_channels(h),
+             h->value_heads, h->key_size, h->value_size);
+    put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
+    put_row(&w, "sum, with one session", plan->total, "");
+    if (plan->available >= 0)
+        put_row(&w, "available", plan->available, "");
+    put(&w, "\n%s%s\n", plan->fits ? "fits" : "does not fit: ", plan->fits ? "" : plan->reason);
+    return w.length;
+}
+
+int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
+{
+    const qmi_hparams *h = &plan->hparams;
+    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}",
+        "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers", h->delta_layers,
+        "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp, "context", (json_int_t)plan->context,
+        "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan), "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv),
+        "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,
+        "scratch", (json_int_t)plan->scratch, "kv", (json_int_t)plan->kv_session, "state", (json_int_t)plan->state_session,
+        "total", (json_int_t)plan->total, "available", (json_int_t)plan->available, "fits", plan->fits, "reason", plan->reason);
+    char *dump = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+    json_decref(json);
+    if (!dump)
+        return qmi_fail(QM_ERROR_MEMORY, "out of memory while writing the plan as JSON");
+    writer w = { text, size, 0 };
+    put(&w, "%s\n", dump);
+    free(dump);
+    return w.length;
+}
