@@ -13,8 +13,8 @@ enum {
 /* What processor and operating system both support. */
 uint32_t qmi_cpu_features_present(void);
 
-/* Those of them to use. isa: "scalar", "avx2", "avx512": nothing above it; "auto" or NULL: what is fastest, so that an instruction
- * set which is there but does not pay is left out. */
+/* Those of them to use. isa: "scalar", "avx2", "avx512": nothing above it; "auto" or NULL: what is fastest, so that an
+ * instruction set which is there but does not pay is left out. */
 uint32_t qmi_cpu_features_chosen(const char *isa);
 
 /* The processor's own name ("AMD EPYC 9V84"), or its architecture. */

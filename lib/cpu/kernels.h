@@ -7,9 +7,9 @@
  * - Pure functions of their operands, called from any thread; no allocation, no state. Outputs never overlap inputs unless said.
  * - Rows of the library's own buffers start at multiples of 64 bytes; weights, pages and slots only at what their element needs.
  *   Nothing is read or written beyond the sizes given: tails are the kernel's work, any size from 1 up.
- * - Bits: within one instruction set a result depends on nothing but the values that its formula names. So dot gives a (row, token)
- *   the same sum in the same order whatever rows, tokens, order or place in the tile; delta and mix add in ascending order of
- *   tokens, one at a time. The engine cuts work as it likes and still gets the same bits.
+ * - Bits: within one instruction set a result depends on nothing but the values that its formula names. So dot gives a (row,
+ *   token) the same sum in the same order whatever rows, tokens, order or place in the tile; delta and mix add in ascending order
+ *   of tokens, one at a time. The engine cuts work as it likes and still gets the same bits.
  * - Values that are not finite come out as such, without undefined behaviour: no conversion of a NaN to an integer in C.
  * - Accuracy: products and sums of float32 in float32 or better; exp, sigmoid and silu within 2 units in the last place or so,
  *   for any argument (exp of less than -104 may be 0). */
@@ -30,8 +30,8 @@ typedef enum qmi_cpu_format {
 
 /* A Q8 row of C columns, 1.25 C bytes:
  *   int8_t values[C]       x / scale rounded to the nearest, ties to even, so within -127 .. 127
- *   float scales[C / 32]   the block's largest magnitude / 127; NaN when a value of the block is not finite; values are 0 in a block
- *                          of zeros and in one that is not finite
+ *   float scales[C / 32]   the block's largest magnitude / 127; NaN when a value of the block is not finite. The int8 are 0 in
+ *                          a block of zeros and in one that is not finite
  *   int16_t sums[C / 16]   of 16 values each */
 static inline int64_t qmi_q8_bytes(int64_t columns)
 {
@@ -58,7 +58,7 @@ typedef struct qmi_cpu_tile {
     const int32_t *order;   /* [tokens]: input t is row order[t]; NULL: row t */
     float *out;
     int64_t out_stride;     /* floats */
-    int32_t rows, tokens;   /* decoding: tokens is 1 and speed is that of reading the weights; prefill: rows 8..64, tokens up to 64 */
+    int32_t rows, tokens;   /* decoding: tokens is 1, the speed is that of reading the weights; prefill: tokens up to 64 */
     bool add;
 } qmi_cpu_tile;
 
@@ -68,8 +68,8 @@ typedef void (*qmi_cpu_dot)(const qmi_cpu_tile *tile);
 
 /* For `heads` query heads that share a key-value head, over a run of `count` tokens that lie one after the other.
  * scores: score[h * score_stride + j] = scale * sum over d of query[h * query_stride + d] * keys[j * head_size + d]
- * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * values[j * head_size + d], where each
- *         out is one chain of additions (of fused multiply-adds), so that cutting a run in two changes nothing
+ * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * values[j * head_size + d], where
+ *         each out is one chain of additions (of fused multiply-adds), so that cutting a run in two changes nothing
  * head_size is even; 64, 128 and 256 are common. */
 typedef struct qmi_cpu_scores {
     const float *query;
