@@ -2,15 +2,17 @@
 #ifndef QMI_TEXT_CHAT_H
 #define QMI_TEXT_CHAT_H
 
+#include <stdbool.h>
 #include "base/alloc.h"
 #include "base/log.h"
 
 typedef enum qmi_chat_format_id { QMI_CHAT_CHATML, QMI_CHAT_QWEN3, QMI_CHAT_QWEN3_5, QMI_CHAT_QWEN3_6, QMI_CHAT_COUNT } qmi_chat_format_id;
 
-/* By a hash of known templates, then by characteristic parts. Unknown (or NULL): CHATML, and a warning in the log that names
- * what was found (its first line and hash). */
+/* By a hash of known templates, then by characteristic parts (which the log tells at level info, since a changed template may
+ * print other text). Unknown (or NULL): CHATML, and a warning in the log that names what was found (its first line and hash). */
 qmi_chat_format_id qmi_chat_recognise(const char *jinja, int64_t length, const qmi_log *log);
-const char *qmi_chat_name(qmi_chat_format_id id); /* "qwen3.5" */
+const char *qmi_chat_name(qmi_chat_format_id id); /* "chatml", "qwen3", "qwen3.5", "qwen3.6" */
+int32_t qmi_chat_find(const char *name);          /* the id with this name, or -1 */
 
 /* A growing text that belongs to the caller (alloc's); zero-terminated when not empty. */
 typedef struct qmi_string {
@@ -18,15 +20,29 @@ typedef struct qmi_string {
     size_t length, capacity;
 } qmi_string;
 
+void qmi_string_free(qmi_string *string, const qmi_alloc *alloc);
+
 typedef struct qmi_chat_request {
-    const char *messages; int64_t messages_length; /* JSON array */
+    const char *messages; int64_t messages_length; /* JSON array; length -1: zero-terminated */
     const char *tools; int64_t tools_length;       /* JSON array or NULL */
     int32_t thinking;          /* 1, 0, or -1: the template's default */
     int32_t preserve_thinking; /* likewise (Qwen3.6) */
     int32_t opening;           /* append the start of the assistant's turn */
 } qmi_chat_request;
 
-/* QM_ERROR_TEXT: malformed JSON (with line and column) or the template's own refusal, in its words. */
+/* Replaces the text of *out, which stays the caller's to free, also after a failure.
+ * QM_ERROR_TEXT: malformed JSON (with line and column) or the template's own refusal, in its words, with the message's index.
+ * Beyond the templates: a tool call's "arguments" may be JSON text, as OpenAI's interface has it, where the template wants an
+ * object. What a template would print as the source text of a Python object (a list as a name) is refused.
+ * CHATML has no template: contents unchanged (of lists, the text parts), thoughts left out, any role, tools as Qwen3 has them,
+ * `thinking` ignored. */
 int32_t qmi_chat_render(qmi_chat_format_id id, const qmi_chat_request *request, const qmi_alloc *alloc, qmi_string *out);
+
+/* What ends the thoughts when somebody else than the model does it: put after the text so far, the answer comes next. Static. */
+const char *qmi_chat_end_of_thoughts(qmi_chat_format_id id);
+/* Whether the opening that qmi_chat_render appends leaves the model inside its thoughts. */
+bool qmi_chat_opens_thoughts(qmi_chat_format_id id, int32_t thinking);
+/* The same, read from any prompt's text: a <think> without </think> after the last <|im_start|>. */
+bool qmi_chat_inside_thoughts(const char *prompt, int64_t length);
 
 #endif
