@@ -1,0 +1,166 @@
+/* The plan for the real geometries: sums that users plan with, computed here by hand from the published dimensions. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <cmocka.h>
+
+#include "base/error.h"
+#include "gguf_build.h"
+#include "memory/plan.h"
+
+static const qmi_alloc heap;
+static gguf_build build;
+
+typedef struct fixture {
+    qmi_gguf gguf;
+    qmi_settings settings;
+} fixture;
+
+static void start(fixture *f, bool experts)
+{
+    build_start(&build);
+    build_geometry(&build, experts);
+    int64_t size = build_end(&build);
+    assert_int_equal(qmi_gguf_read(build.bytes, size, &heap, &f->gguf), QM_OK);
+    qmi_settings_start(&f->settings, &heap);
+}
+
+static void end(fixture *f)
+{
+    qmi_settings_end(&f->settings);
+    qmi_gguf_free(&f->gguf, &heap);
+}
+
+static void set(fixture *f, const char *name, const char *value)
+{
+    assert_int_equal(qmi_settings_set(&f->settings, qmi_option_find(name), value), QM_OK);
+}
+
+static qmi_plan make(fixture *f, int64_t memory)
+{
+    qmi_plan plan;
+    assert_int_equal(qmi_plan_make(&f->gguf, &f->settings, NULL, 2, memory, true, &heap, &plan), QM_OK);
+    return plan;
+}
+
+static void keys_and_values_of_35b(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, true);
+    set(&f, "context", "32768");
+    qmi_plan plan = make(&f, -1);
+    assert_int_equal(plan.hparams.attention_layers, 10);
+    assert_int_equal(qmi_kv_token_bytes(&plan.kv), 20480);          /* 10 layers x 2 heads x 512 values x 2 bytes */
+    assert_int_equal(plan.kv_session, (int64_t)640 << 20);          /* x 32768 */
+    assert_int_equal(plan.state_session, 2 * 30 * (3 * 8192 + 32 * 128 * 128) * 4);
+    assert_true(plan.fits);
+    set(&f, "kv-type", "f32");
+    assert_int_equal(make(&f, -1).kv_session, (int64_t)1280 << 20);
+    end(&f);
+}
+
+static void keys_and_values_of_27b(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, false);
+    set(&f, "context", "131072");
+    qmi_plan plan = make(&f, -1);
+    assert_int_equal(plan.hparams.attention_layers, 16);
+    assert_int_equal(qmi_kv_token_bytes(&plan.kv), 65536);
+    assert_int_equal(plan.kv_session, (int64_t)8 << 30);
+    assert_int_equal(plan.state_session, 2 * 48 * (3 * (4096 + 6144) + 48 * 128 * 128) * 4);
+    end(&f);
+}
+
+static void says_what_would_fit(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, true);
+    set(&f, "context", "262144");
+    qmi_plan whole = make(&f, -1);
+    int64_t beside = whole.total - whole.weights;
+
+    qmi_plan plan = make(&f, beside);
+    assert_true(plan.fits);
+    set(&f, "chunk", "512"); /* given, so that nothing but the context can give way */
+    plan = make(&f, beside - ((int64_t)1 << 30));
+    assert_false(plan.fits);
+    const char *advice = strstr(plan.reason, "; context ");
+    assert_non_null(advice);
+    char *rest;
+    long context = strtol(advice + strlen("; context "), &rest, 10);
+    assert_string_equal(rest, " would fit");
+    char text[32];
+    snprintf(text, sizeof text, "%ld", context);
+    set(&f, "context", text);
+    assert_true(make(&f, beside - ((int64_t)1 << 30)).fits);
+    snprintf(text, sizeof text, "%ld", context + QMI_PAGE_TOKENS);
+    set(&f, "context", text);
+    assert_false(make(&f, beside - ((int64_t)1 << 30)).fits);
+    end(&f);
+}
+
+static void chooses_a_smaller_chunk_first(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, true);
+    qmi_plan roomy = make(&f, -1);
+    qmi_plan tight = make(&f, roomy.total - roomy.weights - 1);
+    assert_true(tight.fits);
+    assert_true(tight.chunk < roomy.chunk);
+    assert_int_equal(tight.context, roomy.context);
+    end(&f);
+}
+
+static void refuses_contexts(void **state)
+{
+    (void)state;
+    fixture f;
+    qmi_plan plan;
+    start(&f, true);
+    set(&f, "context", "262145");
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
+    assert_non_null(strstr(qmi_error_text(), "262145"));
+    assert_non_null(strstr(qmi_error_text(), "262144"));
+    set(&f, "context", "512");
+    set(&f, "answer-tokens", "512");
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
+    set(&f, "mtp", "1");
+    set(&f, "answer-tokens", "64");
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION); /* the file has no such block */
+    end(&f);
+}
+
+static void prints(void **state)
+{
+    (void)state;
+    fixture f;
+    char text[4096], small[10];
+    start(&f, true);
+    qmi_plan plan = make(&f, -1);
+    int64_t length = qmi_plan_table(&plan, text, sizeof text);
+    assert_int_equal(length, strlen(text));
+    assert_non_null(strstr(text, "8192 tokens x 10 layers x 2 heads x (256 + 256) x 2 bytes"));
+    assert_int_equal(qmi_plan_table(&plan, NULL, 0), length);
+    assert_int_equal(qmi_plan_table(&plan, small, sizeof small), length);
+    assert_memory_equal(small, text, sizeof small - 1);
+    assert_int_equal(small[9], 0);
+    assert_true(qmi_plan_json(&plan, text, sizeof text) > 0);
+    assert_non_null(strstr(text, "\"kv\": 167772160"));
+    end(&f);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(keys_and_values_of_35b), cmocka_unit_test(keys_and_values_of_27b), cmocka_unit_test(says_what_would_fit),
+        cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
