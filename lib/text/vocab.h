@@ -6,14 +6,24 @@
 #include "base/alloc.h"
 #include "base/log.h"
 
-enum { QMI_TOKEN_NORMAL = 1, QMI_TOKEN_UNKNOWN = 2, QMI_TOKEN_CONTROL = 3, QMI_TOKEN_USER_DEFINED = 4, QMI_TOKEN_UNUSED = 5, QMI_TOKEN_BYTE = 6 };
+enum { /* as tokenizer.ggml.token_type has them */
+    QMI_TOKEN_NORMAL = 1,
+    QMI_TOKEN_UNKNOWN = 2,
+    QMI_TOKEN_CONTROL = 3,
+    QMI_TOKEN_USER_DEFINED = 4,
+    QMI_TOKEN_UNUSED = 5,
+    QMI_TOKEN_BYTE = 6
+};
 
 /* Where the vocabulary comes from: the arrays of a GGUF header, still in their file form (u64 length, bytes, one after another;
- * the reader has checked them). They must outlive the vocabulary. */
+ * the reader has checked that they lie in the file). Nothing of it is needed once the vocabulary is made.
+ *
+ * A merge that names a token which the vocabulary lacks cannot happen: it is ignored, with one warning in the log. */
 typedef struct qmi_vocab_source {
     int64_t token_count;
     const uint8_t *tokens;     /* token_count strings: GPT-2's visible bytes for normal tokens, plain text for added ones */
-    const int32_t *types;      /* token_count QMI_TOKEN_*, unaligned memory; NULL: all normal */
+    int64_t type_count;        /* as the file has it; checked here to be token_count */
+    const int32_t *types;      /* QMI_TOKEN_*, unaligned memory; NULL: all normal, and type_count does not count */
     int64_t merge_count;
     const uint8_t *merges;     /* merge_count strings "left right" */
     const char *pre;           /* tokenizer.ggml.pre, zero-terminated: "qwen2", "qwen35" */
@@ -29,7 +39,10 @@ void qmi_vocab_free(qmi_vocab **vocab);
 int32_t qmi_vocab_size(const qmi_vocab *vocab);
 int32_t qmi_vocab_eos(const qmi_vocab *vocab); /* -1: none */
 int32_t qmi_vocab_pad(const qmi_vocab *vocab);
-int32_t qmi_vocab_kind(const qmi_vocab *vocab, int32_t token);
+int32_t qmi_vocab_kind(const qmi_vocab *vocab, int32_t token); /* QMI_TOKEN_*; UNUSED for an id out of range */
+/* Whether "skip special" leaves the token out: control tokens, but not the marks of fill-in-the-middle and repositories
+ * (<|fim_prefix|>, <|repo_name|> ...), which files mark as control and the reference tokenizer treats as text. */
+bool qmi_vocab_hidden(const qmi_vocab *vocab, int32_t token);
 /* Bytes of a token (what detokenizing gives for it); unused ids give length 0. Borrowed. */
 const char *qmi_vocab_bytes(const qmi_vocab *vocab, int32_t token, int64_t *length);
 /* The token whose bytes are exactly these, added tokens first; -1: none. */
@@ -40,6 +53,7 @@ typedef struct qmi_ids {
     int32_t *data;
     size_t count, capacity;
 } qmi_ids;
-int32_t qmi_tokenize(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special, const qmi_alloc *alloc, qmi_ids *out);
+int32_t qmi_tokenize(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special, const qmi_alloc *alloc,
+                     qmi_ids *out);
 
 #endif
