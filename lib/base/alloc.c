@@ -48,7 +48,7 @@ void *qmi_new(const qmi_alloc *alloc, size_t count, size_t size, const char *wha
         qmi_fail(QM_ERROR_MEMORY, "out of memory: %zu x %zu bytes for %s is more than this machine can address", count, size, what);
         return NULL;
     }
-    size_t bytes = count * size ? count * size : 1;
+    const size_t bytes = count && size ? count * size : 1;
     void *pointer = alloc->allocate ? alloc->allocate((int64_t)bytes, QMI_ALIGNMENT, alloc->user) : own_new(bytes);
     if (!pointer) {
         qmi_fail(QM_ERROR_MEMORY, "out of memory: %zu bytes for %s", bytes, what);
