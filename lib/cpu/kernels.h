@@ -54,7 +54,7 @@ typedef struct qmi_cpu_tile {
     int64_t row_bytes;      /* from one row to the next */
     int64_t columns;        /* a multiple of the type's block */
     const void *inputs;     /* rows in the type's format */
-    int64_t input_bytes;    /* from one to the next, a multiple of 64 */
+    int64_t input_bytes;    /* from one to the next; Q8: a multiple of 64 */
     const int32_t *order;   /* [tokens]: input t is row order[t]; NULL: row t */
     float *out;
     int64_t out_stride;     /* floats */
@@ -127,8 +127,8 @@ typedef struct qmi_cpu_delta {
 typedef struct qmi_cpu_kernels {
     const char *isa;                       /* the highest instruction set in it: "avx512" */
 
-    qmi_cpu_dot dot[QMI_TYPE_COUNT];       /* by weight type. NULL: unpack a row to floats, then dot[QMI_TYPE_F32] */
-    uint8_t format[QMI_TYPE_COUNT];        /* qmi_cpu_format of that dot's inputs */
+    qmi_cpu_dot dot[QMI_TYPE_COUNT];       /* by weight type. NULL: a row is unpacked to floats, then dot[QMI_TYPE_F32] */
+    uint8_t format[QMI_TYPE_COUNT];        /* qmi_cpu_format of that dot's inputs; QMI_FORMAT_F32 where it is NULL */
     /* Fills columns [first, first + count) of a Q8 row of `columns`, both multiples of 32, from x[0 .. count). */
     void (*quantize)(const float *x, void *row, int64_t columns, int64_t first, int64_t count);
 

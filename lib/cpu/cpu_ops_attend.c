@@ -1,0 +1,307 @@
+/* ATTEND: normalise, rotate and append; then attention over the pages.
+ *
+ * The softmax is taken span by span: the tokens at positions [256 s, 256 (s + 1)) give a maximum, a sum of exponentials and a
+ * weighted sum of values, and these are merged in ascending order of s. That order depends on nothing but positions, so the bits
+ * are the same whether one worker does all spans of a row or many share them, and however a prompt was cut into batches. */
+#include <math.h>
+#include <string.h>
+
+#include "cpu/cpu_ops.h"
+
+#define SPAN 256         /* tokens; keys of 256 halves make 128 KB, which stay in the second-level cache for a block of rows */
+#define BLOCK_ROWS 8     /* rows of a sequence that pass over a span together */
+#define PARTIALS_MAX 128 /* spans computed between two barriers when workers share a row's spans */
+
+/* The softmax so far of a key-value head's query heads. */
+typedef struct partial {
+    float *largest, *sum, *out; /* [group], [group], [group][head_size] */
+} partial;
+
+typedef struct attend_room {
+    float *scores;       /* own [group][SPAN] */
+    float *span;         /* own partial */
+    float *running;      /* own [BLOCK_ROWS] partials */
+    float *rows;         /* shared [fewest rows * kv_heads] partials: a row's result so far */
+    float *spans;        /* shared [PARTIALS_MAX] partials */
+} attend_room;
+
+static int64_t partial_size(const qmi_op_attend *op)
+{
+    return (int64_t)(op->heads / op->kv_heads) * (op->head_size + 2);
+}
+
+static partial partial_at(const qmi_op_attend *op, float *from, int64_t index)
+{
+    int32_t group = op->heads / op->kv_heads;
+    float *at = from + index * partial_size(op);
+    return (partial){ at, at + group, at + 2 * group };
+}
+
+/* With so few (row, key-value head) pairs the workers share the spans of each. */
+static bool shares_spans(const qmi_op_attend *op, int32_t rows, int32_t threads)
+{
+    return (int64_t)rows * op->kv_heads < 2 * (int64_t)threads;
+}
+
+static attend_room attend_lay_out(const qmi_op_attend *op, int32_t rows, int32_t threads, qmi_cpu_room *shared, qmi_cpu_room *own)
+{
+    int64_t size = partial_size(op), pairs = qmi_cpu_least((int64_t)rows * op->kv_heads, 2 * (int64_t)threads);
+    attend_room room = { 0 };
+    room.scores = qmi_cpu_take(own, (int64_t)(op->heads / op->kv_heads) * SPAN, sizeof(float));
+    room.span = qmi_cpu_take(own, size, sizeof(float));
+    room.running = qmi_cpu_take(own, BLOCK_ROWS * size, sizeof(float));
+    room.rows = qmi_cpu_take(shared, pairs * size, sizeof(float));
+    room.spans = qmi_cpu_take(shared, PARTIALS_MAX * size, sizeof(float));
+    return room;
+}
+
+static void lay_out_attend(const qmi_op *op, int32_t rows, int32_t threads, qmi_cpu_room *shared, qmi_cpu_room *own)
+{
+    attend_lay_out(&op->attend, rows, threads, shared, own);
+}
+
+/* ---- Phase 1: queries into the slot `out`, keys and values into their page ---- */
+
+static void turn(qmi_cpu_worker *w, const qmi_op_attend *op, float *head, int64_t position)
+{
+    qmi_cpu_rotation *rotation = &w->rotation;
+    if (op->rotary == 0)
+        return;
+    if (rotation->position != position || rotation->frequency != op->inverse_frequency.data) {
+        const float *frequency = qmi_cpu_floats(&op->inverse_frequency);
+        for (int32_t i = 0; i < op->rotary / 2; i++) {
+            float angle = (float)position * frequency[i];
+            rotation->cosine[i] = cosf(angle);
+            rotation->sine[i] = sinf(angle);
+        }
+        rotation->position = position;
+        rotation->frequency = op->inverse_frequency.data;
+    }
+    w->kernels->rotate(head, rotation->cosine, rotation->sine, op->rotary / 2);
+}
+
+static void prepare_head(qmi_cpu_worker *w, const qmi_op_attend *op, const float *from, const qmi_norm *norm, int64_t position,
+                         float *to)
+{
+    if (norm->weight.data)
+        w->kernels->rms(from, qmi_cpu_floats(&norm->weight), norm->epsilon, to, op->head_size);
+    else
+        memcpy(to, from, (size_t)op->head_size * sizeof *to);
+    turn(w, op, to, position);
+}
+
+/* Stored heads of a key-value head from `position` on, within its page. */
+static char *stored(const qmi_op_attend *op, const qmi_sequence *sequence, int64_t offset, int32_t kv_head, int64_t position)
+{
+    char *page = (char *)(uintptr_t)sequence->pages[position / op->page_tokens];
+    int64_t head = (int64_t)kv_head * op->page_tokens + position % op->page_tokens;
+    return page + offset + head * qmi_quant_row_bytes(op->kv_type, op->head_size);
+}
+
+static const qmi_sequence *sequence_of(const qmi_batch *batch, int64_t row)
+{
+    const qmi_sequence *sequence = batch->sequences;
+    while (row >= sequence->first + sequence->count)
+        sequence++;
+    return sequence;
+}
+
+static void append(qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
+{
+    const qmi_cpu_kv_kernels *kv = &w->kernels->kv[op->kv_type];
+    const qmi_sequence *sequence = sequence_of(w->batch, row);
+    int64_t position = sequence->start + row - sequence->first;
+    int32_t group = op->heads / op->kv_heads, size = op->head_size;
+    int64_t step = op->gated ? 2 * size : size;
+    float key[QMI_HEAD_SIZE_MAX];
+    for (int32_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+        prepare_head(w, op, qmi_cpu_row(w, op->query, row) + h * step, &op->query_norm, position,
+                     qmi_cpu_row(w, op->out, row) + (int64_t)h * size);
+    prepare_head(w, op, qmi_cpu_row(w, op->key, row) + (int64_t)kv_head * size, &op->key_norm, position, key);
+    kv->store(key, stored(op, sequence, op->key_offset, kv_head, position), size);
+    kv->store(qmi_cpu_row(w, op->value, row) + (int64_t)kv_head * size,
+              stored(op, sequence, op->value_offset, kv_head, position), size);
+}
+
+/* ---- Phase 2 ---- */
+
+/* One row's query heads with the tokens [first, first + count) of a span; they may lie in several pages. */
+static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_sequence *sequence, const float *query,
+                        int32_t kv_head, int64_t first, int32_t count, float *scores, partial to)
+{
+    const qmi_cpu_kv_kernels *kv = &w->kernels->kv[op->kv_type];
+    int32_t group = op->heads / op->kv_heads, size = op->head_size;
+    for (int32_t done = 0, run; done < count; done += run) {
+        run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
+        kv->scores(&(qmi_cpu_scores){ .query = query, .keys = stored(op, sequence, op->key_offset, kv_head, first + done),
+                                      .score = scores + done, .query_stride = size, .score_stride = SPAN, .heads = group,
+                                      .head_size = size, .count = run, .scale = 1 / sqrtf((float)size) });
+    }
+    for (int32_t h = 0; h < group; h++) {
+        to.largest[h] = w->kernels->maximum(scores + h * SPAN, count);
+        to.sum[h] = w->kernels->exp_sum(scores + h * SPAN, count, to.largest[h]);
+    }
+    memset(to.out, 0, (size_t)group * (size_t)size * sizeof *to.out);
+    for (int32_t done = 0, run; done < count; done += run) {
+        run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
+        kv->mix(&(qmi_cpu_mix){ .weight = scores + done, .values = stored(op, sequence, op->value_offset, kv_head, first + done),
+                                .out = to.out, .weight_stride = SPAN, .out_stride = size, .heads = group, .head_size = size,
+                                .count = run });
+    }
+}
+
+/* Adds a span to what its predecessors gave; the first one is taken as it is. */
+static void merge(const qmi_cpu_worker *w, const qmi_op_attend *op, partial to, partial span, bool first)
+{
+    int32_t group = op->heads / op->kv_heads, size = op->head_size;
+    if (first) {
+        memcpy(to.largest, span.largest, (size_t)partial_size(op) * sizeof(float)); /* the three parts lie together */
+        return;
+    }
+    for (int32_t h = 0; h < group; h++) {
+        float largest = to.largest[h] > span.largest[h] ? to.largest[h] : span.largest[h];
+        float before = expf(to.largest[h] - largest), now = expf(span.largest[h] - largest);
+        to.largest[h] = largest;
+        to.sum[h] = to.sum[h] * before + span.sum[h] * now;
+        w->kernels->blend(to.out + (int64_t)h * size, before, span.out + (int64_t)h * size, now, size);
+    }
+}
+
+/* The row's result: divided by the sum, gated. Overwrites the queries in the slot. */
+static void finish(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head, partial from)
+{
+    int32_t group = op->heads / op->kv_heads, size = op->head_size;
+    for (int32_t h = 0; h < group; h++) {
+        int64_t head = (int64_t)kv_head * group + h;
+        float *out = qmi_cpu_row(w, op->out, row) + head * size;
+        float factor = 1 / from.sum[h];
+        for (int32_t d = 0; d < size; d++)
+            out[d] = from.out[(int64_t)h * size + d] * factor;
+        if (op->gated)
+            w->kernels->sigmoid_mul(qmi_cpu_row(w, op->query, row) + head * 2 * size + size, out, size);
+    }
+}
+
+static float *queries(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
+{
+    return qmi_cpu_row(w, op->out, row) + (int64_t)kv_head * (op->heads / op->kv_heads) * op->head_size;
+}
+
+/* Some rows of one sequence, all their spans. */
+static void attend_rows(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, const qmi_sequence *sequence,
+                        int32_t first, int32_t rows, int32_t kv_head)
+{
+    int64_t position = sequence->start + first - sequence->first; /* of the first row */
+    partial span = partial_at(op, room->span, 0);
+    for (int64_t at = 0; at < position + rows; at += SPAN)
+        for (int32_t r = 0; r < rows; r++) {
+            int64_t count = qmi_cpu_least(position + r + 1 - at, SPAN);
+            if (count <= 0)
+                continue;
+            attend_span(w, op, sequence, queries(w, op, first + r, kv_head), kv_head, at, (int32_t)count, room->scores, span);
+            merge(w, op, partial_at(op, room->running, r), span, at == 0);
+        }
+    for (int32_t r = 0; r < rows; r++)
+        finish(w, op, first + r, kv_head, partial_at(op, room->running, r));
+}
+
+/* Many rows: an item is a block of a sequence's rows and a key-value head, the last blocks, which have most to do, first. */
+static void attend_blocks(qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room)
+{
+    const qmi_batch *batch = w->batch;
+    int64_t blocks = 0;
+    for (int32_t s = 0; s < batch->sequence_count; s++)
+        blocks += qmi_cpu_ceil(batch->sequences[s].count, BLOCK_ROWS);
+    for (int64_t item; qmi_cpu_next(w, blocks * op->kv_heads, &item);) {
+        int64_t block = blocks - 1 - item / op->kv_heads;
+        const qmi_sequence *sequence = batch->sequences;
+        for (; block >= qmi_cpu_ceil(sequence->count, BLOCK_ROWS); sequence++)
+            block -= qmi_cpu_ceil(sequence->count, BLOCK_ROWS);
+        int32_t first = (int32_t)block * BLOCK_ROWS;
+        attend_rows(w, op, room, sequence, sequence->first + first,
+                    (int32_t)qmi_cpu_least(BLOCK_ROWS, sequence->count - first), (int32_t)(item % op->kv_heads));
+    }
+}
+
+/* The spans of all (row, key-value head) pairs are one list: pair by pair, each pair's ascending. */
+typedef struct pair_spans {
+    const qmi_sequence *sequence;
+    int64_t row, tokens;    /* that the row sees */
+    int32_t kv_head;
+    int64_t begin, end;     /* in the list */
+} pair_spans;
+
+static int64_t tokens_of_row(const qmi_batch *batch, int64_t row)
+{
+    const qmi_sequence *sequence = sequence_of(batch, row);
+    return sequence->start + row - sequence->first + 1;
+}
+
+static pair_spans spans_of_pair(const qmi_batch *batch, const qmi_op_attend *op, int64_t pair)
+{
+    pair_spans p = { .row = pair / op->kv_heads, .kv_head = (int32_t)(pair % op->kv_heads) };
+    for (int64_t row = 0; row < p.row; row++)
+        p.begin += op->kv_heads * qmi_cpu_ceil(tokens_of_row(batch, row), SPAN);
+    p.sequence = sequence_of(batch, p.row);
+    p.tokens = tokens_of_row(batch, p.row);
+    p.begin += p.kv_head * qmi_cpu_ceil(p.tokens, SPAN);
+    p.end = p.begin + qmi_cpu_ceil(p.tokens, SPAN);
+    return p;
+}
+
+static void share_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, int64_t index, partial to)
+{
+    int64_t pair = 0;
+    pair_spans p = spans_of_pair(w->batch, op, pair);
+    while (index >= p.end)
+        p = spans_of_pair(w->batch, op, ++pair);
+    int64_t first = (index - p.begin) * SPAN;
+    attend_span(w, op, p.sequence, queries(w, op, p.row, p.kv_head), p.kv_head, first,
+                (int32_t)qmi_cpu_least(p.tokens - first, SPAN), room->scores, to);
+}
+
+/* Merges those spans of the list's [from, to) that are this pair's, in order. */
+static void merge_pair(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, int64_t pair, int64_t from,
+                       int64_t to)
+{
+    pair_spans p = spans_of_pair(w->batch, op, pair);
+    partial running = partial_at(op, room->rows, pair);
+    if (p.begin >= to || p.end <= from)
+        return;
+    for (int64_t i = p.begin > from ? p.begin : from; i < qmi_cpu_least(p.end, to); i++)
+        merge(w, op, running, partial_at(op, room->spans, i - from), i == p.begin);
+    if (p.end <= to)
+        finish(w, op, p.row, p.kv_head, running);
+}
+
+/* Few rows: the workers share their spans, some at a time, and then merge them. */
+static void attend_shared(qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room)
+{
+    int64_t pairs = (int64_t)w->batch->count * op->kv_heads, spans = spans_of_pair(w->batch, op, pairs - 1).end;
+    for (int64_t from = 0; from < spans; from += PARTIALS_MAX) {
+        int64_t to = qmi_cpu_least(from + PARTIALS_MAX, spans);
+        if (from > 0)
+            qmi_cpu_barrier(w); /* the former ones are merged */
+        for (int64_t item; qmi_cpu_next(w, to - from, &item);)
+            share_span(w, op, room, from + item, partial_at(op, room->spans, item));
+        qmi_cpu_barrier(w);
+        for (int64_t pair; qmi_cpu_next(w, pairs, &pair);)
+            merge_pair(w, op, room, pair, from, to);
+    }
+}
+
+static void run_attend(qmi_cpu_worker *w, const qmi_op *operation)
+{
+    const qmi_op_attend *op = &operation->attend;
+    qmi_cpu_room shared = { w->shared, 0 }, own = { w->own, 0 };
+    attend_room room = attend_lay_out(op, w->batch->count, w->threads, &shared, &own);
+    for (int64_t item; qmi_cpu_next(w, (int64_t)w->batch->count * op->kv_heads, &item);)
+        append(w, op, item / op->kv_heads, (int32_t)(item % op->kv_heads));
+    qmi_cpu_barrier(w);
+    if (shares_spans(op, w->batch->count, w->threads))
+        attend_shared(w, op, &room);
+    else
+        attend_blocks(w, op, &room);
+}
+
+const qmi_cpu_op qmi_cpu_op_attend = { lay_out_attend, run_attend };
