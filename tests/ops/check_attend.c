@@ -1,0 +1,293 @@
+/* The op check of kernels over stored keys and values, and of the recurrent layers. */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "opcheck.h"
+
+#define EPS 1.1920929e-7 /* 2^-23 */
+
+/* Compares `count` outputs within bound, looks at the fences, frees both. */
+static void compare(check_context *c, float *got, float *want, int64_t count, double bound)
+{
+    for (int64_t i = 0; i < count; i++)
+        if (!check_near(c, got[i], want[i], bound, i))
+            break;
+    check_unharmed(c, got, (size_t)count * sizeof *got);
+    check_watched_free(got);
+    check_watched_free(want);
+}
+
+static float *outputs(int64_t count, float start)
+{
+    float *x = check_watched((size_t)count * sizeof *x);
+    for (int64_t i = 0; i < count; i++)
+        x[i] = start;
+    return x;
+}
+
+static float *inputs(check_context *c, int64_t count)
+{
+    float *x = check_fenced((size_t)count * sizeof *x);
+    check_fill(c, x, count);
+    return x;
+}
+
+static void inputs_end(float *x, int64_t count)
+{
+    check_fenced_free(x, (size_t)count * sizeof *x);
+}
+
+/* ---- attention ---- */
+
+typedef struct cache {
+    void *stored;          /* [count][head_size] of the type, fenced */
+    size_t bytes;
+    int32_t head_size, count, heads;
+} cache;
+
+static cache make_cache(check_context *c, uint32_t type, int round)
+{
+    const int32_t sizes[] = { 64, 128, 256, 2, 34, 80 };
+    cache k = { .head_size = sizes[round % 6], .count = (int32_t)check_between(c, 1, 70), .heads = (int32_t)check_between(c, 1, 9) };
+    int64_t values = (int64_t)k.head_size * k.count;
+    k.bytes = (size_t)(values * (type == QMI_TYPE_F16 ? 2 : 4));
+    k.stored = check_fenced(k.bytes);
+    for (int64_t i = 0; i < values; i++) {
+        float x = check_float(c);
+        if (type == QMI_TYPE_F16)
+            ((uint16_t *)k.stored)[i] = qmi_float_to_half(x);
+        else
+            ((float *)k.stored)[i] = x;
+    }
+    return k;
+}
+
+static void check_scores(check_context *c, uint32_t type)
+{
+    for (int round = 0; round < 60; round++) {
+        cache k = make_cache(c, type, round);
+        int64_t queries = (int64_t)k.heads * (k.head_size + 5), scores = (int64_t)k.heads * (k.count + 2);
+        qmi_cpu_scores work = { .query = inputs(c, queries), .keys = k.stored, .score = outputs(scores, 7), .query_stride = k.head_size + 5,
+                                .score_stride = k.count + 2, .heads = k.heads, .head_size = k.head_size, .count = k.count, .scale = 0.125f };
+        float *got = work.score;
+        c->tested->kv[type].scores(&work);
+        /* one head and key at a time: the same bits */
+        qmi_cpu_scores one = work;
+        float single, whole = got[(k.heads - 1) * work.score_stride + k.count - 1];
+        one.query += (k.heads - 1) * work.query_stride;
+        one.keys = (const char *)k.stored + (size_t)(k.count - 1) * k.bytes / (size_t)k.count;
+        one.score = &single;
+        one.heads = one.count = 1;
+        c->tested->kv[type].scores(&one);
+        check_same_bits(c, &single, &whole, 1, "when alone");
+        work.score = outputs(scores, 7);
+        c->scalar->kv[type].scores(&work);
+        compare(c, got, work.score, scores, 4 * EPS * k.head_size * 0.125);
+        inputs_end((float *)work.query, queries);
+        check_fenced_free(k.stored, k.bytes);
+    }
+}
+
+static void check_mix(check_context *c, uint32_t type)
+{
+    for (int round = 0; round < 60; round++) {
+        cache k = make_cache(c, type, round);
+        int64_t weights = (int64_t)k.heads * (k.count + 3), out = (int64_t)k.heads * (k.head_size + 2);
+        qmi_cpu_mix work = { .weight = inputs(c, weights), .values = k.stored, .out = outputs(out, 1), .weight_stride = k.count + 3,
+                             .out_stride = k.head_size + 2, .heads = k.heads, .head_size = k.head_size, .count = k.count };
+        float *got = work.out;
+        c->tested->kv[type].mix(&work);
+        /* in two runs: the same bits */
+        int32_t first = k.count / 2;
+        work.out = outputs(out, 1);
+        work.count = first;
+        if (first)
+            c->tested->kv[type].mix(&work);
+        qmi_cpu_mix rest = work;
+        rest.weight += first;
+        rest.values = (const char *)k.stored + (size_t)first * k.bytes / (size_t)k.count;
+        rest.count = k.count - first;
+        c->tested->kv[type].mix(&rest);
+        check_same_bits(c, got, work.out, out, "when cut in two");
+        check_watched_free(work.out);
+
+        work.out = outputs(out, 1);
+        work.count = k.count;
+        c->scalar->kv[type].mix(&work);
+        compare(c, got, work.out, out, 16 * EPS * sqrt((double)k.count) * 4);
+        inputs_end((float *)work.weight, weights);
+        check_fenced_free(k.stored, k.bytes);
+    }
+}
+
+static void run_scores_f32(check_context *c) { check_scores(c, QMI_TYPE_F32); }
+static void run_scores_f16(check_context *c) { check_scores(c, QMI_TYPE_F16); }
+static void run_mix_f32(check_context *c) { check_mix(c, QMI_TYPE_F32); }
+static void run_mix_f16(check_context *c) { check_mix(c, QMI_TYPE_F16); }
+
+static void run_store_f16(check_context *c)
+{
+    const float special[] = { 0, -0.0f, 65504, 65519, 65520, INFINITY, -INFINITY, NAN, 6e-8f, 2.9e-8f, 1e-7f, 1.00048828125f, 1.00146484375f };
+    for (int64_t count = 1; count < 70; count++) {
+        float *x = inputs(c, count);
+        uint16_t *got = check_watched((size_t)count * 2), *want = check_watched((size_t)count * 2);
+        for (int64_t i = 0; i < count; i++)
+            if (check_between(c, 0, 2) == 0)
+                x[i] = special[check_between(c, 0, 12)];
+        c->tested->kv[QMI_TYPE_F16].store(x, got, count);
+        c->scalar->kv[QMI_TYPE_F16].store(x, want, count);
+        for (int64_t i = 0; i < count; i++)
+            if (got[i] != want[i] && !isnan(x[i]))
+                check_fail(c, "%.9g is stored as %04x, scalar %04x", x[i], got[i], want[i]);
+            else if (isnan(x[i]) && !isnan(qmi_half_to_float(got[i])))
+                check_fail(c, "a NaN is stored as %04x", got[i]);
+        check_unharmed(c, got, (size_t)count * 2);
+        inputs_end(x, count);
+        check_watched_free(got);
+        check_watched_free(want);
+    }
+}
+
+/* ---- the recurrent layers ---- */
+
+static void run_convolve(check_context *c)
+{
+    for (int round = 0; round < 40; round++) {
+        int32_t channels = (int32_t)check_between(c, 1, 100), taps = round % 2 ? 4 : (int32_t)check_between(c, 2, 8), tokens = (int32_t)check_between(c, 1, 6);
+        int32_t times = tokens + taps - 1;
+        float *weights = inputs(c, (int64_t)channels * taps), *data = inputs(c, (int64_t)times * channels);
+        const float *columns[16];
+        for (int32_t t = 0; t < times; t++)
+            columns[t] = data + (int64_t)(times - 1 - t) * channels; /* in any order in memory */
+        int64_t out = (int64_t)tokens * (channels + 1);
+        qmi_cpu_convolution work = { columns, weights, outputs(out, 3), channels + 1, channels, taps, tokens };
+        float *got = work.out;
+        c->tested->convolve(&work);
+        work.out = outputs(out, 3);
+        c->scalar->convolve(&work);
+        compare(c, got, work.out, out, 32 * EPS * taps);
+        inputs_end(weights, (int64_t)channels * taps);
+        inputs_end(data, (int64_t)times * channels);
+    }
+}
+
+typedef struct recurrence {
+    qmi_cpu_delta work;
+    int64_t state, keys, values, outs;
+    float *start;              /* the state before */
+} recurrence;
+
+static recurrence make_recurrence(check_context *c, int32_t key_size, int32_t columns, int32_t tokens)
+{
+    recurrence r = { .state = (int64_t)key_size * (columns + 4), .keys = (int64_t)tokens * key_size, .values = (int64_t)tokens * columns,
+                     .outs = (int64_t)tokens * (columns + 1) };
+    float *query = inputs(c, r.keys), *key = inputs(c, r.keys), *decay = inputs(c, tokens), *beta = inputs(c, tokens);
+    r.start = inputs(c, r.state);
+    for (int32_t t = 0; t < tokens; t++) {
+        decay[t] = 1 / (1 + expf(-decay[t]));
+        beta[t] = 1 / (1 + expf(-beta[t]));
+    }
+    for (int64_t i = 0; i < r.keys; i++)
+        key[i] /= sqrtf((float)key_size); /* of length about 1, as in the models: else the state grows */
+    r.work = (qmi_cpu_delta){ .state = r.start, .state_stride = columns + 4, .query = query, .key = key, .value = inputs(c, r.values), .decay = decay,
+                              .beta = beta, .key_stride = key_size, .value_stride = columns, .gate_stride = 1, .out_stride = columns + 1,
+                              .key_size = key_size, .columns = columns, .tokens = tokens };
+    return r;
+}
+
+static void end_recurrence(recurrence *r)
+{
+    inputs_end((float *)r->work.query, r->keys);
+    inputs_end((float *)r->work.key, r->keys);
+    inputs_end((float *)r->work.value, r->values);
+    inputs_end((float *)r->work.decay, r->work.tokens);
+    inputs_end((float *)r->work.beta, r->work.tokens);
+    inputs_end(r->start, r->state);
+}
+
+/* Token by token in place gives the bits of all tokens from one state to another. */
+static void check_in_place(check_context *c, const recurrence *r, const float *state, const float *out)
+{
+    qmi_cpu_delta step = r->work;
+    step.tokens = 1;
+    step.next_state = check_watched((size_t)r->state * sizeof(float));
+    memcpy(step.next_state, r->start, (size_t)r->state * sizeof(float));
+    step.state = step.next_state;
+    step.out = outputs(r->outs, 0);
+    float *outs = step.out;
+    for (int32_t t = 0; t < r->work.tokens; t++) {
+        c->tested->delta(&step);
+        step.query += step.key_stride;
+        step.key += step.key_stride;
+        step.value += step.value_stride;
+        step.decay++;
+        step.beta++;
+        step.out += step.out_stride;
+    }
+    check_same_bits(c, outs, out, r->outs, "in place");
+    for (int32_t i = 0; i < r->work.key_size; i++)
+        check_same_bits(c, step.next_state + i * r->work.state_stride, state + i * r->work.state_stride, r->work.columns, "in place");
+    check_watched_free(step.next_state);
+    check_watched_free(outs);
+}
+
+static void run_delta(check_context *c)
+{
+    const int32_t sizes[][2] = { { 128, 128 }, { 128, 64 }, { 64, 64 }, { 16, 1 }, { 5, 37 }, { 1, 16 }, { 33, 100 } };
+    for (int round = 0; round < 35; round++) {
+        recurrence r = make_recurrence(c, sizes[round % 7][0], sizes[round % 7][1], (int32_t)check_between(c, 1, 6));
+        r.work.next_state = outputs(r.state, 0);
+        r.work.out = outputs(r.outs, 0);
+        float *got_state = r.work.next_state, *got = r.work.out;
+        c->tested->delta(&r.work);
+        check_in_place(c, &r, got_state, got);
+        r.work.next_state = outputs(r.state, 0);
+        r.work.out = outputs(r.outs, 0);
+        c->scalar->delta(&r.work);
+        double bound = 64 * EPS * sqrt((double)r.work.key_size) * 4;
+        compare(c, got, r.work.out, r.outs, bound);
+        compare(c, got_state, r.work.next_state, r.state, bound);
+        end_recurrence(&r);
+    }
+}
+
+typedef struct timed {
+    check_context *c;
+    recurrence r;
+} timed;
+
+static void run_timed(void *argument)
+{
+    timed *t = argument;
+    t->c->tested->delta(&t->r.work);
+}
+
+static void bench_delta(check_context *c)
+{
+    timed t = { c, make_recurrence(c, 128, 128, 1) };
+    t.r.work.next_state = outputs(t.r.state, 0);
+    t.r.work.out = outputs(t.r.outs, 0);
+    check_bench(c, "128 x 128, 1 token", 2.0 * 128 * 128 * 4, run_timed, &t);
+    check_watched_free(t.r.work.next_state);
+    check_watched_free(t.r.work.out);
+    end_recurrence(&t.r);
+}
+
+#define DIFFERS(stem, entry) \
+    static bool differs_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) { return a->entry != b->entry; }
+
+DIFFERS(scores_f32, kv[QMI_TYPE_F32].scores)
+DIFFERS(scores_f16, kv[QMI_TYPE_F16].scores)
+DIFFERS(mix_f32, kv[QMI_TYPE_F32].mix)
+DIFFERS(mix_f16, kv[QMI_TYPE_F16].mix)
+DIFFERS(store_f16, kv[QMI_TYPE_F16].store)
+DIFFERS(convolve, convolve)
+DIFFERS(delta, delta)
+
+const check_part check_attend_parts[] = {
+    { "scores f32", run_scores_f32, NULL, differs_scores_f32 }, { "scores f16", run_scores_f16, NULL, differs_scores_f16 },
+    { "mix f32", run_mix_f32, NULL, differs_mix_f32 }, { "mix f16", run_mix_f16, NULL, differs_mix_f16 },
+    { "store f16", run_store_f16, NULL, differs_store_f16 }, { "convolve", run_convolve, NULL, differs_convolve },
+    { "delta", run_delta, bench_delta, differs_delta }, { 0 }
+};
