@@ -63,8 +63,8 @@ static int sequence_length(const unsigned char *text)
         if ((text[i] & 0xC0) != 0x80)
             return 0;
     }
-    bool outside = (text[0] == 0xE0 && text[1] < 0xA0) || (text[0] == 0xED && text[1] > 0x9F) || (text[0] == 0xF0 && text[1] < 0x90)
-                   || (text[0] == 0xF4 && text[1] > 0x8F);
+    bool outside = (text[0] == 0xE0 && text[1] < 0xA0) || (text[0] == 0xED && text[1] > 0x9F)
+                   || (text[0] == 0xF0 && text[1] < 0x90) || (text[0] == 0xF4 && text[1] > 0x8F);
     return outside ? 0 : length;
 }
 
@@ -138,9 +138,10 @@ int32_t qmi_option_find(const char *name)
             return id;
     }
     const char *nearest = nearest_name(name);
+    qmi_option_shown(name, shown);
     if (!nearest)
-        return qmi_fail(QM_ERROR_OPTION, "there is no option '%s'; qm_option_name gives all names", qmi_option_shown(name, shown));
-    return qmi_fail(QM_ERROR_OPTION, "there is no option '%s'; the nearest is '%s'", qmi_option_shown(name, shown), nearest);
+        return qmi_fail(QM_ERROR_OPTION, "there is no option '%s'; qm_option_name gives all names", shown);
+    return qmi_fail(QM_ERROR_OPTION, "there is no option '%s'; the nearest is '%s'", shown, nearest);
 }
 
 /* ---- a value's text ---- */
@@ -326,7 +327,7 @@ int64_t qmi_settings_get(const qmi_settings *settings, int32_t id, char *text, i
     if (!qmi_option_at(id))
         return qmi_fail(QM_ERROR_ARGUMENT, "there is no option with the number %d", (int)id);
     if (size < 0 || (size > 0 && !text))
-        return qmi_fail(QM_ERROR_ARGUMENT, "text of option '%s': no room at %p for %lld bytes", table[id].name, (void *)text, (long long)size);
+        return qmi_fail(QM_ERROR_ARGUMENT, "value of option '%s': no room for %lld bytes", table[id].name, (long long)size);
     if (table[id].type == QMI_OPTION_FLOAT)
         qmi_number_write_float(settings->values[id].number, number);
     else if (table[id].type == QMI_OPTION_INT || table[id].type == QMI_OPTION_BOOL)

@@ -9,7 +9,9 @@
 #include "base/alloc.h"
 #include "base/log.h"
 
-typedef enum qmi_option_type { QMI_OPTION_INT, QMI_OPTION_FLOAT, QMI_OPTION_BOOL, QMI_OPTION_CHOICE, QMI_OPTION_TEXT } qmi_option_type;
+typedef enum qmi_option_type {
+    QMI_OPTION_INT, QMI_OPTION_FLOAT, QMI_OPTION_BOOL, QMI_OPTION_CHOICE, QMI_OPTION_TEXT
+} qmi_option_type;
 typedef enum qmi_option_scope { QMI_SCOPE_MODEL, QMI_SCOPE_SESSION, QMI_SCOPE_SAMPLING } qmi_option_scope;
 
 /* identifier, name, scope, type, default, lowest, highest, choices, help */
@@ -33,7 +35,8 @@ typedef struct qmi_option {
 const qmi_option *qmi_option_at(int32_t id); /* NULL out of range */
 int32_t qmi_option_find(const char *name);   /* id, or QM_ERROR_OPTION with a message that offers the nearest name */
 #define QMI_SHOWN_SIZE 72
-const char *qmi_option_shown(const char *text, char out[QMI_SHOWN_SIZE]); /* foreign text for a message: cut, controls and bad UTF-8 as '?' */
+/* Foreign text for a message: cut, and with '?' for controls and what is not UTF-8. */
+const char *qmi_option_shown(const char *text, char out[QMI_SHOWN_SIZE]);
 const char *qmi_option_type_name(qmi_option_type type);
 const char *qmi_option_scope_name(qmi_option_scope scope);
 const char *qmi_option_range_text(int32_t id); /* "0..1024", "f32|f16", "" for bool and text; static */
@@ -55,7 +58,7 @@ typedef struct qmi_settings {
 void qmi_settings_start(qmi_settings *settings, const qmi_alloc *alloc); /* all defaults; alloc NULL: the process's own */
 int32_t qmi_settings_copy(const qmi_settings *from, qmi_settings *to);   /* `to` is not started; hooks too */
 void qmi_settings_end(qmi_settings *settings);                           /* frees the texts */
-int32_t qmi_settings_use_alloc(qmi_settings *settings, const qmi_alloc *alloc); /* from now on; moves the texts. Unchanged on failure */
+int32_t qmi_settings_use_alloc(qmi_settings *settings, const qmi_alloc *alloc); /* moves the texts there. Unchanged on failure */
 int32_t qmi_settings_set(qmi_settings *settings, int32_t id, const char *value); /* NULL: default. Unchanged on failure */
 int64_t qmi_settings_get(const qmi_settings *settings, int32_t id, char *text, int64_t size); /* snprintf rules */
 

@@ -89,7 +89,8 @@ static void integers(void **state)
 {
     (void)state;
     qmi_settings settings = fresh();
-    static const char *const not_numbers[] = { "", " 1", "1 ", "1x", "x", "0x10", "1.0", "1e3", "-", "+", "--1", "1_000", "\xff" };
+    static const char *const not_numbers[] = { "", " 1", "1 ", "1x", "x", "0x10", "1.0", "1e3", "-", "+", "--1", "1_000",
+        "\xff" };
     static const char *const outside[] = { "-1", "1025", "9223372036854775807", "9223372036854775808", "18446744073709551617",
                                            "99999999999999999999999999999999999999" };
     set_good(&settings, "threads", "1024");
@@ -114,7 +115,8 @@ static void floats(void **state)
 {
     (void)state;
     qmi_settings settings = fresh();
-    static const char *const not_numbers[] = { "", ".", "-", "e5", "1e", "1e+", "1,5", "0x1p3", "nan", "inf", "-inf", "1.5.", "1 ", "1f" };
+    static const char *const not_numbers[] = { "", ".", "-", "e5", "1e", "1e+", "1,5", "0x1p3", "nan", "inf", "-inf", "1.5.",
+        "1 ", "1f" };
     static const char *const outside[] = { "-0.1", "100.00001", "1e400", "1e999999999999999999999" };
     static const char *const pairs[][2] = { { "0.7", "0.7" },   { "1.", "1" },        { ".25", "0.25" },   { "1e-3", "0.001" },
                                             { "1E+1", "10" },   { "-0", "0" },        { "0e999", "0" },    { "1e-999", "0" },
@@ -134,10 +136,11 @@ static void floats(void **state)
 static void floats_like_the_c_library(void **state)
 {
     (void)state;
-    static const char *const exact[] = { "0", "1", "0.1", "0.3", "123456.789", "9007199254740993e0", "1e22", "1e-22", "5e-5", "-2.5",
-                                         "000123.4500", "1000000000000000000000000000000e-30", "0.000000000000000000000000000001e30" };
-    static const char *const close[] = { "3.14159265358979323846", "1.7976931348623157e308", "2.2250738585072014e-308", "1e100", "7e-300",
-                                         "123456789012345678901234567890" };
+    static const char *const exact[] = { "0", "1", "0.1", "0.3", "123456.789", "9007199254740993e0", "1e22", "1e-22", "5e-5",
+                                         "-2.5", "000123.4500", "1000000000000000000000000000000e-30",
+                                         "0.000000000000000000000000000001e30" };
+    static const char *const close[] = { "3.14159265358979323846", "1.7976931348623157e308", "2.2250738585072014e-308",
+                                         "1e100", "7e-300", "123456789012345678901234567890" };
     double value;
     for (size_t i = 0; i < sizeof exact / sizeof *exact; i++) {
         assert_int_equal(qmi_number_read_float(exact[i], strlen(exact[i]), &value), QMI_NUMBER_OK);
@@ -164,7 +167,8 @@ static void floats_like_the_c_library(void **state)
 static void locale_does_not_matter(void **state)
 {
     (void)state;
-    static const char *const names[] = { "de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8", "ru_RU.UTF-8", "nl_NL.UTF-8", "de_DE" };
+    static const char *const names[] = { "de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "fr_FR.utf8", "ru_RU.UTF-8",
+        "nl_NL.UTF-8", "de_DE" };
     qmi_settings settings = fresh();
     const char *found = NULL;
     for (size_t i = 0; i < sizeof names / sizeof *names && !found; i++)
@@ -213,7 +217,8 @@ static void bools_and_choices(void **state)
 static void presets(void **state)
 {
     (void)state;
-    static const char *const rows[][3] = { { "coding", "32768", "8192" }, { "chat", "8192", "2048" }, { "quick", "2048", "512" } };
+    static const char *const rows[][3] = { { "coding", "32768", "8192" }, { "chat", "8192", "2048" },
+                                           { "quick", "2048", "512" } };
     for (int i = 0; i < 3; i++) {
         qmi_settings settings = fresh();
         holds(&settings, "preset", "none");
@@ -235,8 +240,9 @@ static void presets(void **state)
 static void unknown_names(void **state)
 {
     (void)state;
-    static const char *const pairs[][2] = { { "tempreture", "'temperature'" }, { "top_k", "'top-k'" }, { "topp", "'top-p'" }, { "temp", "'temperature'" },
-                                            { "kvtype", "'kv-type'" }, { "CONTEXT ", "'" }, { "contxt", "'context'" }, { "thread", "'threads'" } };
+    static const char *const pairs[][2] = { { "tempreture", "'temperature'" }, { "top_k", "'top-k'" }, { "topp", "'top-p'" },
+                                            { "temp", "'temperature'" }, { "kvtype", "'kv-type'" }, { "CONTEXT ", "'" },
+                                            { "contxt", "'context'" }, { "thread", "'threads'" } };
     for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) {
         assert_int_equal(qmi_option_find(pairs[i][0]), QM_ERROR_OPTION);
         if (!strstr(qmi_error_text(), pairs[i][0]) || !strstr(qmi_error_text(), pairs[i][1]))

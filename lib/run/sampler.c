@@ -1,0 +1,402 @@
+/* Choosing the next token: see sampler.h for the order and the formulas.
+ *
+ * A vocabulary has a quarter of a million entries, so nothing is sorted whole: a heap finds a small top-k in one scan, and a
+ * quickselect by weight finds the nucleus among the few tokens that can belong to it (candidates.h). */
+#include "run/sampler.h"
+
+#include <math.h>
+#include <string.h>
+#include "base/error.h"
+#include "base/number.h"
+#include "base/os.h"
+#include "run/candidates.h"
+#include "run/random.h"
+
+#define HEAP_MOST 1024  /* a top-k up to here uses the heap; its cost rises with k, that of selecting does not */
+#define WEIGH_BLOCK 512 /* weights summed apart, so that a draw skips most of them */
+
+typedef struct bias {
+    int32_t id;
+    float value;
+} bias;
+
+/* What the options say, and memory for just that. */
+typedef struct sampler_plan {
+    float temperature, repetition, presence, frequency;
+    double top_p, min_p;
+    int64_t top_k, window;
+    bias *biases;
+    size_t bias_count, bias_capacity;
+    float *adjusted;       /* [vocabulary] with biases or penalties, else NULL */
+    int32_t *seen;         /* [vocabulary] with penalties: how often in the window; all zero between calls */
+    qmi_candidate *candidates; /* [heap size] or [vocabulary] */
+    float *weights;        /* [vocabulary] without top-k ... */
+    double *block_sums;    /* ... and their sums by WEIGH_BLOCK */
+} sampler_plan;
+
+struct qmi_sampler {
+    qmi_alloc alloc;
+    int32_t vocabulary;
+    qmi_random random;
+    sampler_plan plan;
+};
+
+/* ---- options ---- */
+
+static int32_t refuse_bias(const char *pair, size_t length, const char *why)
+{
+    char text[QMI_SHOWN_SIZE], shown[QMI_SHOWN_SIZE];
+    if (length > sizeof text - 1)
+        length = sizeof text - 1;
+    memcpy(text, pair, length);
+    text[length] = 0;
+    return qmi_fail(QM_ERROR_OPTION, "option 'logit-bias': '%s' %s", qmi_option_shown(text, shown), why);
+}
+
+static int32_t read_bias(const char *pair, size_t length, int32_t vocabulary, bias *out)
+{
+    const char *colon = memchr(pair, ':', length);
+    int64_t id = 0;
+    double value = 0;
+    if (!colon || qmi_number_read_int(pair, (size_t)(colon - pair), &id) != QMI_NUMBER_OK)
+        return refuse_bias(pair, length, "is not a pair of token id and number such as 198:-2.5 or 198:-inf");
+    if (id < 0 || id >= vocabulary) {
+        return qmi_fail(QM_ERROR_OPTION, "option 'logit-bias': token %lld is not one of this model's 0..%d", (long long)id,
+                        (int)vocabulary - 1);
+    }
+    size_t rest = length - (size_t)(colon + 1 - pair);
+    if (rest == 4 && memcmp(colon + 1, "-inf", 4) == 0)
+        value = -HUGE_VAL;
+    else if (qmi_number_read_float(colon + 1, rest, &value) != QMI_NUMBER_OK || fabs(value) > 1e30)
+        return refuse_bias(pair, length, "has no number after the colon that is -inf or in the range -1e30..1e30");
+    *out = (bias){ (int32_t)id, (float)value };
+    return QM_OK;
+}
+
+static int32_t reserve_biases(sampler_plan *plan, size_t count, const qmi_alloc *alloc)
+{
+    return qmi_reserve(alloc, (void **)&plan->biases, &plan->bias_capacity, count, sizeof *plan->biases, "logit-bias");
+}
+
+/* "id:value,id:value"; spaces around a pair do no harm. */
+static int32_t read_biases(const char *text, int32_t vocabulary, const qmi_alloc *alloc, sampler_plan *plan)
+{
+    if (!text[strspn(text, " ")])
+        return QM_OK;
+    for (;;) {
+        text += strspn(text, " ");
+        size_t whole = strcspn(text, ","), length = whole;
+        while (length > 0 && text[length - 1] == ' ')
+            length--;
+        int32_t status = reserve_biases(plan, plan->bias_count + 1, alloc);
+        if (status == QM_OK)
+            status = read_bias(text, length, vocabulary, &plan->biases[plan->bias_count]);
+        if (status < 0)
+            return status;
+        plan->bias_count++;
+        if (!text[whole])
+            return QM_OK;
+        text += whole + 1;
+    }
+}
+
+static void plan_end(sampler_plan *plan, const qmi_alloc *alloc)
+{
+    qmi_delete(alloc, plan->biases);
+    qmi_delete(alloc, plan->adjusted);
+    qmi_delete(alloc, plan->seen);
+    qmi_delete(alloc, plan->candidates);
+    qmi_delete(alloc, plan->weights);
+    qmi_delete(alloc, plan->block_sums);
+    memset(plan, 0, sizeof *plan);
+}
+
+static bool has_penalties(const sampler_plan *plan)
+{
+    return plan->window > 0 && (plan->repetition != 1 || plan->presence != 0 || plan->frequency != 0);
+}
+
+static bool wants_memory(const void *pointer, bool needed)
+{
+    return needed && !pointer;
+}
+
+/* Memory for what the options ask; plan_end frees it also after a failure. */
+static int32_t plan_memory(sampler_plan *plan, int32_t vocabulary, const qmi_alloc *alloc)
+{
+    size_t count = (size_t)vocabulary;
+    bool draws = plan->temperature > 0, all = draws && plan->top_k == 0;
+    bool penalties = has_penalties(plan);
+    if (penalties)
+        plan->seen = qmi_new(alloc, count, sizeof *plan->seen, "counts of tokens for penalties");
+    if (penalties || plan->bias_count)
+        plan->adjusted = qmi_new(alloc, count, sizeof *plan->adjusted, "adjusted logits");
+    if (draws) {
+        size_t room = all || plan->top_k > HEAP_MOST ? count : (size_t)plan->top_k;
+        plan->candidates = qmi_new(alloc, room, sizeof *plan->candidates, "candidates");
+    }
+    if (all) {
+        plan->weights = qmi_new(alloc, count, sizeof *plan->weights, "weights of tokens");
+        plan->block_sums = qmi_new(alloc, count / WEIGH_BLOCK + 1, sizeof *plan->block_sums, "sums of weights");
+    }
+    if (wants_memory(plan->seen, penalties) || wants_memory(plan->adjusted, penalties || plan->bias_count > 0)
+        || wants_memory(plan->candidates, draws) || wants_memory(plan->weights, all) || wants_memory(plan->block_sums, all))
+        return QM_ERROR_MEMORY;
+    return QM_OK;
+}
+
+static int32_t plan_start(sampler_plan *plan, const qmi_settings *settings, int32_t vocabulary, const qmi_alloc *alloc)
+{
+    memset(plan, 0, sizeof *plan);
+    plan->temperature = (float)qmi_settings_float(settings, QMI_OPT_TEMPERATURE);
+    plan->top_p = qmi_settings_float(settings, QMI_OPT_TOP_P);
+    plan->min_p = qmi_settings_float(settings, QMI_OPT_MIN_P);
+    plan->repetition = (float)qmi_settings_float(settings, QMI_OPT_REPETITION_PENALTY);
+    plan->presence = (float)qmi_settings_float(settings, QMI_OPT_PRESENCE_PENALTY);
+    plan->frequency = (float)qmi_settings_float(settings, QMI_OPT_FREQUENCY_PENALTY);
+    plan->window = qmi_settings_int(settings, QMI_OPT_PENALTY_WINDOW);
+    plan->top_k = qmi_settings_int(settings, QMI_OPT_TOP_K);
+    if (plan->top_k >= vocabulary)
+        plan->top_k = 0;
+    int32_t status = read_biases(qmi_settings_text(settings, QMI_OPT_LOGIT_BIAS), vocabulary, alloc, plan);
+    if (status == QM_OK)
+        status = plan_memory(plan, vocabulary, alloc);
+    if (status < 0)
+        plan_end(plan, alloc);
+    return status;
+}
+
+static void seed_from(qmi_sampler *sampler, const qmi_settings *settings)
+{
+    int64_t seed = qmi_settings_int(settings, QMI_OPT_SEED);
+    qmi_random_start(&sampler->random, seed < 0 ? qmi_os_random() : (uint64_t)seed);
+}
+
+int32_t qmi_sampler_new(const qmi_settings *settings, int32_t vocabulary, qmi_sampler **out)
+{
+    *out = NULL;
+    qmi_sampler *sampler = qmi_new(&settings->alloc, 1, sizeof *sampler, "sampler");
+    if (!sampler)
+        return QM_ERROR_MEMORY;
+    sampler->alloc = settings->alloc;
+    sampler->vocabulary = vocabulary;
+    int32_t status = plan_start(&sampler->plan, settings, vocabulary, &sampler->alloc);
+    if (status < 0) {
+        qmi_sampler_free(&sampler);
+        return status;
+    }
+    seed_from(sampler, settings);
+    *out = sampler;
+    return QM_OK;
+}
+
+int32_t qmi_sampler_configure(qmi_sampler *sampler, const qmi_settings *settings, bool reseed)
+{
+    sampler_plan plan;
+    int32_t status = plan_start(&plan, settings, sampler->vocabulary, &sampler->alloc);
+    if (status < 0)
+        return status;
+    plan_end(&sampler->plan, &sampler->alloc);
+    sampler->plan = plan;
+    if (reseed)
+        seed_from(sampler, settings);
+    return QM_OK;
+}
+
+int32_t qmi_sampler_copy(const qmi_sampler *from, qmi_sampler **out)
+{
+    const sampler_plan *plan = &from->plan;
+    *out = NULL;
+    qmi_sampler *copy = qmi_new(&from->alloc, 1, sizeof *copy, "sampler");
+    if (!copy)
+        return QM_ERROR_MEMORY;
+    *copy = *from;
+    copy->plan.adjusted = NULL;
+    copy->plan.seen = NULL;
+    copy->plan.candidates = NULL;
+    copy->plan.weights = NULL;
+    copy->plan.block_sums = NULL;
+    copy->plan.biases = NULL;
+    copy->plan.bias_capacity = 0;
+    int32_t status = reserve_biases(&copy->plan, plan->bias_count, &copy->alloc);
+    if (status == QM_OK && plan->bias_count)
+        memcpy(copy->plan.biases, plan->biases, plan->bias_count * sizeof(bias));
+    if (status == QM_OK)
+        status = plan_memory(&copy->plan, copy->vocabulary, &copy->alloc);
+    if (status < 0) {
+        qmi_sampler_free(&copy);
+        return status;
+    }
+    *out = copy;
+    return QM_OK;
+}
+
+void qmi_sampler_free(qmi_sampler **sampler)
+{
+    if (!*sampler)
+        return;
+    const qmi_alloc alloc = (*sampler)->alloc;
+    plan_end(&(*sampler)->plan, &alloc);
+    qmi_delete(&alloc, *sampler);
+    *sampler = NULL;
+}
+
+/* ---- biases and penalties ---- */
+
+static float penalise(const sampler_plan *plan, float logit, int32_t times)
+{
+    logit = logit > 0 ? logit / plan->repetition : logit * plan->repetition;
+    return logit - (plan->presence + plan->frequency * (float)times);
+}
+
+/* Counts the window's tokens, then walks it again to penalise each once and to leave the counts at zero. */
+static void penalise_window(qmi_sampler *sampler, const int32_t *history, int64_t count)
+{
+    sampler_plan *plan = &sampler->plan;
+    if (count > plan->window) {
+        history += count - plan->window;
+        count = plan->window;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        if (history[i] >= 0 && history[i] < sampler->vocabulary)
+            plan->seen[history[i]]++;
+    }
+    for (int64_t i = 0; i < count; i++) {
+        int32_t id = history[i];
+        if (id < 0 || id >= sampler->vocabulary || plan->seen[id] == 0)
+            continue;
+        plan->adjusted[id] = penalise(plan, plan->adjusted[id], plan->seen[id]);
+        plan->seen[id] = 0;
+    }
+}
+
+static const float *adjust(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count)
+{
+    sampler_plan *plan = &sampler->plan;
+    if (!plan->adjusted)
+        return logits;
+    memcpy(plan->adjusted, logits, (size_t)sampler->vocabulary * sizeof *logits);
+    for (size_t i = 0; i < plan->bias_count; i++)
+        plan->adjusted[plan->biases[i].id] += plan->biases[i].value;
+    if (plan->seen)
+        penalise_window(sampler, history, history_count);
+    return plan->adjusted;
+}
+
+/* ---- filters and draw ---- */
+
+/* 1 / T, finite so that the highest logit's 0 stays 0. */
+static float inverse_temperature(const sampler_plan *plan)
+{
+    return plan->temperature > 1e-30f ? 1 / plan->temperature : 1e30f;
+}
+
+/* Weights of the whole vocabulary, their sums by block, and their sum. */
+static double weigh_all(sampler_plan *plan, const float *x, int32_t count, float highest, float inverse)
+{
+    double total = 0;
+    for (int32_t start = 0; start < count; start += WEIGH_BLOCK) {
+        int32_t size = count - start < WEIGH_BLOCK ? count - start : WEIGH_BLOCK;
+        const float *weights = plan->weights + start;
+        double sums[4] = { 0 }; /* apart, so that additions overlap */
+        qmi_candidates_weigh(x + start, size, highest, inverse, plan->weights + start);
+        for (int32_t i = 0; i < size; i++)
+            sums[i % 4] += weights[i];
+        double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+        plan->block_sums[start / WEIGH_BLOCK] = sum;
+        total += sum;
+    }
+    return total;
+}
+
+static int64_t drop_unlikely(qmi_candidate *candidates, int64_t count, double least)
+{
+    int64_t kept = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (candidates[i].weight >= least)
+            candidates[kept++] = candidates[i];
+    }
+    return kept;
+}
+
+static int32_t draw_candidate(qmi_sampler *sampler, int64_t count)
+{
+    const qmi_candidate *candidates = sampler->plan.candidates;
+    double rest = qmi_random_unit(&sampler->random) * qmi_candidates_sum(candidates, count);
+    int64_t chosen = 0;
+    for (int64_t i = 0; i < count; i++) {
+        if (candidates[i].weight <= 0)
+            continue;
+        chosen = i; /* the last possible one when rounding leaves a rest */
+        if (rest < candidates[i].weight)
+            break;
+        rest -= candidates[i].weight;
+    }
+    return candidates[chosen].id;
+}
+
+static int32_t draw_any(qmi_sampler *sampler, double total, int32_t fallback)
+{
+    const sampler_plan *plan = &sampler->plan;
+    double rest = qmi_random_unit(&sampler->random) * total;
+    int32_t start = 0;
+    for (; start + WEIGH_BLOCK < sampler->vocabulary && rest >= plan->block_sums[start / WEIGH_BLOCK]; start += WEIGH_BLOCK)
+        rest -= plan->block_sums[start / WEIGH_BLOCK];
+    for (int32_t i = start; i < sampler->vocabulary; i++) {
+        if (rest < plan->weights[i])
+            return i;
+        rest -= plan->weights[i];
+    }
+    return fallback; /* rounding left a rest at the end */
+}
+
+static int32_t choose_among_few(qmi_sampler *sampler, const float *x, float highest)
+{
+    sampler_plan *plan = &sampler->plan;
+    int64_t count = 0;
+    if (plan->top_k <= HEAP_MOST) {
+        count = qmi_candidates_first(x, sampler->vocabulary, plan->top_k, plan->candidates);
+    } else {
+        for (int32_t i = 0; i < sampler->vocabulary; i++) {
+            if (x[i] > -HUGE_VALF)
+                plan->candidates[count++] = (qmi_candidate){ x[i], 1, i };
+        }
+        count = qmi_candidates_prefix(plan->candidates, count, (double)plan->top_k);
+    }
+    double total = qmi_candidates_reweigh(plan->candidates, count, highest, inverse_temperature(plan));
+    if (plan->top_p < 1)
+        count = qmi_candidates_prefix(plan->candidates, count, plan->top_p * total);
+    if (plan->min_p > 0)
+        count = drop_unlikely(plan->candidates, count, plan->min_p);
+    return draw_candidate(sampler, count);
+}
+
+/* Without top-k. Tokens with less than (1 - top-p) / vocabulary of the sum can only together make up what top-p leaves out, so
+ * those above are enough to look at. */
+static int32_t choose_among_all(qmi_sampler *sampler, const float *x, int32_t best)
+{
+    sampler_plan *plan = &sampler->plan;
+    double total = weigh_all(plan, x, sampler->vocabulary, x[best], inverse_temperature(plan));
+    if (plan->top_p >= 1 && plan->min_p <= 0)
+        return draw_any(sampler, total, best);
+    double least = (1 - plan->top_p) * total / sampler->vocabulary * 0.999; /* a margin for rounding */
+    if (least < plan->min_p)
+        least = plan->min_p;
+    int64_t count = 0;
+    for (int32_t i = 0; i < sampler->vocabulary; i++) {
+        if (plan->weights[i] >= least && plan->weights[i] > 0)
+            plan->candidates[count++] = (qmi_candidate){ x[i], plan->weights[i], i };
+    }
+    if (plan->top_p < 1)
+        count = qmi_candidates_prefix(plan->candidates, count, plan->top_p * total);
+    return draw_candidate(sampler, count);
+}
+
+int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count)
+{
+    const float *x = adjust(sampler, logits, history, history_count);
+    int32_t best = qmi_candidates_highest(x, sampler->vocabulary);
+    if (sampler->plan.temperature <= 0 || !isfinite(x[best]))
+        return best;
+    return sampler->plan.top_k > 0 ? choose_among_few(sampler, x, x[best]) : choose_among_all(sampler, x, best);
+}
