@@ -1,0 +1,106 @@
+/* Tokens and the chat format. */
+#include "api/handles.h"
+#include "run/engine.h"
+#include "text/answer.h"
+#include "text/detokenize.h"
+
+static int32_t check_special(int32_t special)
+{
+    if (special < QM_SPECIAL_NONE || special > QM_SPECIAL_ALL)
+        return qmi_fail(QM_ERROR_ARGUMENT, "special is %d; QM_SPECIAL_NONE, _USER and _ALL are 0, 1 and 2", special);
+    return QM_OK;
+}
+
+int64_t qm_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, int32_t *tokens, int64_t capacity)
+{
+    qmi_ids ids = { 0 };
+    if (!model)
+        return qmi_handles_null("model");
+    int32_t code = qmi_handles_text(text, &length, "text");
+    if (code >= 0)
+        code = check_special(special);
+    if (code >= 0)
+        code = qmi_handles_buffer(tokens, capacity, "tokens");
+    if (code >= 0)
+        code = qmi_tokenize(model->vocab, length ? text : "", length, special, &model->settings.alloc, &ids);
+    int64_t fits = code < 0 ? 0 : (int64_t)ids.count < capacity ? (int64_t)ids.count : capacity;
+    if (fits > 0)
+        memcpy(tokens, ids.data, (size_t)fits * sizeof *tokens);
+    qmi_delete(&model->settings.alloc, ids.data);
+    return code < 0 ? code : (int64_t)ids.count;
+}
+
+int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t count, int32_t skip_special, char *text, int64_t size)
+{
+    if (!model)
+        return qmi_handles_null("model");
+    int32_t code = qmi_handles_buffer(tokens, count, "tokens");
+    if (code >= 0)
+        code = qmi_handles_buffer(text, size, "text");
+    return code < 0 ? code : qmi_detokenize(model->vocab, tokens, count, skip_special != 0, text, size);
+}
+
+int32_t qm_token_find(const qm_model *model, const char *text, int64_t length)
+{
+    if (!model)
+        return qmi_handles_null("model");
+    int32_t code = qmi_handles_text(text, &length, "text");
+    if (code < 0)
+        return code;
+    int32_t token = qmi_vocab_find(model->vocab, length ? text : "", length);
+    if (token < 0)
+        return qmi_fail(QM_ERROR_ARGUMENT, "no token has the text \"%.*s\"", (int)(length < 100 ? length : 100),
+                        length ? text : "");
+    return token;
+}
+
+static int64_t give_string(const qm_model *model, int32_t code, qmi_string *string, char *text, int64_t size)
+{
+    int64_t length = code < 0 ? code : qmi_handles_give(string->data, (int64_t)string->length, text, size);
+    qmi_delete(&model->settings.alloc, string->data);
+    return length;
+}
+
+int64_t qm_chat_format(const qm_model *model, const char *messages, int64_t messages_length, const char *tools,
+                       int64_t tools_length, int32_t thinking, int32_t opening, char *text, int64_t size)
+{
+    qmi_string string = { 0 };
+    if (!model)
+        return qmi_handles_null("model");
+    if (!tools)
+        tools_length = 0;
+    int32_t code = qmi_handles_text(messages, &messages_length, "messages");
+    if (code >= 0)
+        code = qmi_handles_text(tools, &tools_length, "tools");
+    if (code >= 0)
+        code = qmi_handles_buffer(text, size, "text");
+    if (code >= 0 && (thinking < -1 || thinking > 1))
+        code = qmi_fail(QM_ERROR_ARGUMENT, "thinking is %d; 1 and 0 answer the template's switch, -1 leaves it", thinking);
+    if (code < 0)
+        return code;
+    const qmi_chat_request request = { .messages = messages_length ? messages : "", .messages_length = messages_length,
+                                       .tools = tools, .tools_length = tools_length, .thinking = thinking,
+                                       .preserve_thinking = -1, .opening = opening != 0 };
+    code = qmi_chat_render(model->chat, &request, &model->settings.alloc, &string);
+    return give_string(model, code, &string, text, size);
+}
+
+int64_t qm_chat_parse(const qm_model *model, const char *answer, int64_t answer_length, const char *tools, int64_t tools_length,
+                      int32_t thinking, char *json, int64_t size)
+{
+    qmi_string string = { 0 };
+    if (!model)
+        return qmi_handles_null("model");
+    if (!tools)
+        tools_length = 0;
+    int32_t code = qmi_handles_text(answer, &answer_length, "answer");
+    if (code >= 0)
+        code = qmi_handles_text(tools, &tools_length, "tools");
+    if (code >= 0)
+        code = qmi_handles_buffer(json, size, "json");
+    if (code < 0)
+        return code;
+    code = qmi_answer_parse(answer_length ? answer : "", answer_length, tools, tools_length, thinking == 1,
+                            &model->settings.alloc, &string);
+    return give_string(model, code, &string, json, size);
+}

@@ -1,0 +1,107 @@
+/* A generate job between two steps: see generate.h. */
+#include "run/generate.h"
+
+/* Does the text that the session holds, with the prompt behind it, end inside thoughts? The last mark decides. */
+static bool inside_thoughts(const qm_session *session, const int32_t *prompt, int64_t count)
+{
+    const qm_model *model = session->model;
+    int32_t eos = qmi_vocab_eos(model->vocab);
+    if (model->think_open < 0)
+        return false;
+    for (int64_t i = session->count + count; i-- > 0;) {
+        int32_t token = i < session->count ? session->tokens[i] : prompt[i - session->count];
+        if (token == model->think_open)
+            return true;
+        if (token == model->think_close || token == model->turn_start || token == eos)
+            return false;
+    }
+    return false;
+}
+
+int32_t qmi_generate_prepare(qm_job *job, const int32_t *prompt, int64_t count)
+{
+    const qm_session *session = job->sessions[0];
+    int64_t room = session->context - session->count - count;
+    int64_t most = qmi_settings_int(&session->settings, QMI_OPT_ANSWER_TOKENS);
+    if (most > 0 && most < room)
+        room = most;
+    int32_t code = qmi_budget_new(&session->settings, session->model->vocab, inside_thoughts(session, prompt, count), &job->alloc,
+                                  &job->budget);
+    if (code >= 0)
+        code = qmi_reserve(&job->alloc, (void **)&job->ids.data, &job->ids.capacity, (size_t)room, sizeof(int32_t),
+                           "generated tokens");
+    return code;
+}
+
+static void show_piece(qmi_answer_part part, const char *text, int64_t length, void *user)
+{
+    qmi_job_show(user, part, text, length);
+}
+
+/* Keeps the token and its text; job->mutex is held. */
+static int32_t keep_token(qm_job *job, int32_t token)
+{
+    int32_t code = qmi_reserve(&job->alloc, (void **)&job->ids.data, &job->ids.capacity, job->ids.count + 1, sizeof(int32_t),
+                               "generated tokens");
+    if (code < 0)
+        return code;
+    job->ids.data[job->ids.count++] = token;
+    code = qmi_budget_push(job->budget, token, show_piece, job);
+    if (job->queue_failed)
+        code = qmi_fail(QM_ERROR_MEMORY, "out of memory for generated text");
+    if (code < 0)
+        return code;
+    job->finish = (qmi_finish)code;
+    job->thought = qmi_budget_thought_tokens(job->budget);
+    if (job->first_ns == 0)
+        job->first_ns = qmi_os_time_ns();
+    return QM_OK;
+}
+
+/* The token that has to come next whatever the logits say, or -1; the finish tells when there is room for none. */
+static int32_t forced_token(qm_job *job)
+{
+    const qm_session *session = job->sessions[0];
+    int32_t token = -1;
+    qmi_os_mutex_lock(job->mutex);
+    if (session->count >= session->context)
+        job->finish = QMI_FINISH_CONTEXT;
+    if (__atomic_exchange_n(&job->end_thinking, 0, __ATOMIC_ACQ_REL))
+        qmi_budget_end_thinking(job->budget);
+    if (job->finish == QMI_FINISH_NONE)
+        token = qmi_budget_forced(job->budget);
+    qmi_os_mutex_unlock(job->mutex);
+    return token;
+}
+
+int32_t qmi_generate_next(qm_job *job, int32_t *token)
+{
+    qm_session *session = job->sessions[0];
+    *token = forced_token(job);
+    if (job->finish != QMI_FINISH_NONE)
+        return 0;
+    if (*token < 0)
+        *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
+    qmi_os_mutex_lock(job->mutex);
+    int32_t code = keep_token(job, *token);
+    qmi_os_mutex_unlock(job->mutex);
+    return code < 0 ? code : 1;
+}
+
+int32_t qmi_generate_end(qm_job *job, int32_t code)
+{
+    char message[QMI_ERROR_SIZE];
+    qmi_error_copy(message); /* of `code` */
+    qmi_os_mutex_lock(job->mutex);
+    int32_t flushed = qmi_budget_end(job->budget, show_piece, job);
+    if (job->queue_failed)
+        flushed = qmi_fail(QM_ERROR_MEMORY, "out of memory for generated text");
+    if (code < 0)
+        qmi_error_restore(message);
+    else if (flushed < 0)
+        code = flushed;
+    if (code < 0)
+        job->finish = code == QM_ERROR_CANCELLED ? QMI_FINISH_CANCELLED : QMI_FINISH_ERROR;
+    qmi_os_mutex_unlock(job->mutex);
+    return code;
+}

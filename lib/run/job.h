@@ -1,0 +1,98 @@
+/* A job: work under way, what it has to show so far, and how it ended. */
+#ifndef QMI_RUN_JOB_H
+#define QMI_RUN_JOB_H
+
+#include "run/budget.h"
+#include "run/session.h"
+
+typedef enum qmi_job_kind {
+    QMI_JOB_LOAD, QMI_JOB_TOKENIZE, /* in a thread of their own */
+    QMI_JOB_PREFILL,                /* also rewind and sync: a cut before it */
+    QMI_JOB_GENERATE, QMI_JOB_DECODE, QMI_JOB_DRAFT
+} qmi_job_kind;
+
+typedef struct qmi_run_of_text { /* text of one kind in the queue */
+    int32_t kind;                /* QM_PIECE_* */
+    size_t length;
+} qmi_run_of_text;
+
+typedef struct qmi_queue {       /* generated text that was not read yet */
+    char *text;
+    size_t start, end, capacity; /* unread: [start, end) */
+    qmi_run_of_text *runs;
+    size_t run_start, run_end, run_capacity;
+} qmi_queue;
+
+struct qm_job {
+    qmi_job_kind kind;
+    qmi_alloc alloc;
+    qm_model *model;             /* a reference; of a load job: what it made, until it is taken */
+
+    /* wishes of any thread, atomic */
+    int32_t cancel, end_thinking;
+
+    /* guarded by `mutex` */
+    qmi_os_mutex *mutex;
+    qmi_os_condition *changed;   /* something to read, or ended */
+    qmi_os_event event;          /* readable exactly when `showing`; none in blocking calls */
+    bool showing;
+    int32_t state;               /* QM_JOB_RUNNING, QM_JOB_DONE or a code */
+    char message[QMI_ERROR_SIZE];
+    qmi_queue queue;
+    qmi_budget *budget;          /* of a generate job */
+    qmi_ids ids;                 /* tokens generated, or the tokens of a text */
+    qmi_finish finish;
+    int64_t prefilled, reused, thought;
+    int64_t submitted_ns, prefill_ns, decode_ns, first_ns, end_ns; /* when it began to; 0: not yet */
+
+    /* the engine's */
+    qm_job *next;
+    int32_t priority;
+    bool decoding;               /* takes part in decode batches; else prefills */
+    qm_session **sessions;
+    int32_t session_count, session_done;
+    int64_t keep;                /* tokens to cut the session to before anything else; -1: no cut */
+    int32_t *tokens;             /* to append, one by one session for a decode job */
+    int64_t token_count, token_done;
+    bool queue_failed;           /* out of memory for a piece */
+    /* rows wanted of a prefill: indices into tokens, ascending; logits are the caller's */
+    const int64_t *rows;
+    int64_t row_count, row_done;
+    float *logits;
+    int32_t draft_token;         /* the token after the last, of a draft job */
+
+    /* of load and tokenize */
+    qmi_os_thread *thread;
+    qmi_settings settings;
+    bool has_settings;
+    char *text;                  /* path or text */
+    int64_t text_length;
+    int32_t special;
+};
+
+/* watched: with a descriptor, for a handle of the host. */
+int32_t qmi_job_new(qmi_job_kind kind, const qmi_alloc *alloc, bool watched, qm_job **out);
+void qmi_job_abandon(qm_job *job);           /* frees one that has ended, or never began */
+void qmi_job_free(qm_job *job);              /* cancels it, waits for its end, frees */
+int32_t qmi_job_finish_blocking(qm_job *job); /* waits, frees; its code, with its message set */
+/* Ends it: `code` QM_JOB_DONE or negative, then with this thread's message. Not to be touched by the caller after that. */
+void qmi_job_end(qm_job *job, int32_t code);
+void qmi_job_show(qm_job *job, qmi_answer_part part, const char *text, int64_t length); /* queues a piece; mutex held */
+
+int32_t qmi_job_poll(const qm_job *job);
+int32_t qmi_job_wait(qm_job *job, int64_t timeout_ms);
+void qmi_job_cancel(qm_job *job);
+void qmi_job_end_thinking(qm_job *job);
+int64_t qmi_job_read(qm_job *job, char *text, int64_t size, int32_t *kind);
+int64_t qmi_job_text(const qm_job *job, char *text, int64_t size);
+int64_t qmi_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacity);
+const char *qmi_job_finish_name(const qm_job *job);
+int32_t qmi_job_number(const qm_job *job, const char *name, double *value);
+int32_t qmi_job_take_model(qm_job *job, qm_model **out);
+
+static inline bool qmi_job_cancelled(const qm_job *job)
+{
+    return __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE) != 0;
+}
+
+#endif

@@ -1,0 +1,313 @@
+/* Loading, in stages that each leave a model that can be freed: see load.h. */
+#include "run/load.h"
+
+#include <string.h>
+#include "backend/registry.h"
+#include "run/job.h"
+
+/* ---- file, vocabulary, chat format ---- */
+
+static const qmi_gguf_value *find_array(const qmi_gguf *gguf, const char *key, uint32_t type, uint32_t other_type)
+{
+    const qmi_gguf_value *array = qmi_gguf_find(gguf, key);
+    if (!array) {
+        qmi_fail(QM_ERROR_FORMAT, "%s is missing; the file has no tokenizer of this kind", key);
+        return NULL;
+    }
+    if (array->type != QMI_GGUF_ARRAY || (array->element_type != type && array->element_type != other_type)) {
+        qmi_fail(QM_ERROR_FORMAT, "%s: has type %u[%u], and should be an array of type %u", key, array->type,
+                 array->element_type, type);
+        return NULL;
+    }
+    return array;
+}
+
+/* A short text of the header as a zero-terminated copy. */
+static int32_t read_name(const qmi_gguf *gguf, const char *key, char *out, size_t size)
+{
+    qmi_text text = { 0 };
+    int32_t code = qmi_gguf_text(gguf, key, &text);
+    if (code < 0)
+        return code;
+    if (code == 0 || text.length >= (int64_t)size)
+        return qmi_fail(QM_ERROR_FORMAT, "%s is %s", key, code == 0 ? "missing" : "too long to be a known name");
+    memcpy(out, text.data, (size_t)text.length);
+    out[text.length] = 0;
+    return QM_OK;
+}
+
+static int32_t read_vocabulary(qm_model *model)
+{
+    const qmi_gguf *gguf = &model->parts.gguf;
+    char kind[32], pre[64];
+    qmi_vocab_source source = { .pre = pre, .eos = -1, .pad = -1 };
+    int32_t code = read_name(gguf, "tokenizer.ggml.model", kind, sizeof kind);
+    if (code >= 0 && strcmp(kind, "gpt2") != 0)
+        code = qmi_fail(QM_ERROR_UNSUPPORTED, "tokenizer.ggml.model is \"%s\"; this library reads \"gpt2\"", kind);
+    if (code >= 0)
+        code = read_name(gguf, "tokenizer.ggml.pre", pre, sizeof pre);
+    if (code < 0)
+        return code;
+    const qmi_gguf_value *tokens = find_array(gguf, "tokenizer.ggml.tokens", QMI_GGUF_STRING, QMI_GGUF_STRING);
+    const qmi_gguf_value *merges = tokens ? find_array(gguf, "tokenizer.ggml.merges", QMI_GGUF_STRING, QMI_GGUF_STRING) : NULL;
+    if (!merges)
+        return QM_ERROR_FORMAT;
+    source.token_count = tokens->count;
+    source.tokens = tokens->data;
+    source.merge_count = merges->count;
+    source.merges = merges->data;
+    if (qmi_gguf_find(gguf, "tokenizer.ggml.token_type")) {
+        const qmi_gguf_value *types = find_array(gguf, "tokenizer.ggml.token_type", QMI_GGUF_I32, QMI_GGUF_U32);
+        if (!types)
+            return QM_ERROR_FORMAT;
+        if (types->count != tokens->count)
+            return qmi_fail(QM_ERROR_FORMAT, "tokenizer.ggml.token_type has %lld entries, tokenizer.ggml.tokens %lld",
+                            (long long)types->count, (long long)tokens->count);
+        source.types = (const int32_t *)(const void *)types->data;
+    }
+    code = qmi_gguf_int(gguf, "tokenizer.ggml.eos_token_id", &source.eos);
+    if (code >= 0)
+        code = qmi_gguf_int(gguf, "tokenizer.ggml.padding_token_id", &source.pad);
+    if (code < 0)
+        return code;
+    return qmi_vocab_new(&source, &model->settings.alloc, &model->settings.log, &model->vocab);
+}
+
+static int32_t find_mark(const qm_model *model, const char *text)
+{
+    return qmi_vocab_find(model->vocab, text, (int64_t)strlen(text));
+}
+
+static int32_t read_chat_format(qm_model *model)
+{
+    qmi_text jinja = { 0 };
+    const char *wanted = qmi_settings_text(&model->settings, QMI_OPT_CHAT_FORMAT);
+    int32_t code = qmi_gguf_text(&model->parts.gguf, "tokenizer.chat_template", &jinja);
+    if (code < 0)
+        return code;
+    model->think_open = find_mark(model, "<think>");
+    model->think_close = find_mark(model, "</think>");
+    model->turn_start = find_mark(model, "<|im_start|>");
+    for (int32_t id = 0; id < QMI_CHAT_COUNT; id++)
+        if (strcmp(wanted, qmi_chat_name((qmi_chat_format_id)id)) == 0) {
+            model->chat = (qmi_chat_format_id)id;
+            return QM_OK;
+        }
+    model->chat = qmi_chat_recognise(code ? jinja.data : NULL, jinja.length, &model->settings.log);
+    return QM_OK;
+}
+
+static int32_t read_text(qm_model *model)
+{
+    int32_t code = read_vocabulary(model);
+    if (code >= 0)
+        code = read_chat_format(model);
+    return code;
+}
+
+/* A model with its file open, and nothing else. */
+static int32_t open_file(const char *path, const qmi_settings *settings, qm_model **out)
+{
+    *out = NULL;
+    qm_model *model = qmi_new(&settings->alloc, 1, sizeof *model, "model");
+    if (!model)
+        return QM_ERROR_MEMORY;
+    model->references = 1;
+    int32_t code = qmi_settings_copy(settings, &model->settings);
+    if (code < 0) {
+        qmi_delete(&settings->alloc, model);
+        return code;
+    }
+    model->path = qmi_new_text(&settings->alloc, path, strlen(path));
+    code = model->path ? qmi_parts_open(path, &settings->alloc, &model->parts) : QM_ERROR_MEMORY;
+    if (code < 0) {
+        qmi_load_release(model);
+        return code;
+    }
+    *out = model;
+    return QM_OK;
+}
+
+/* ---- device, plan, weights, programs ---- */
+
+static int32_t open_device(qm_model *model)
+{
+    const qmi_settings *settings = &model->settings;
+    const qmi_device_settings device = {
+        .threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS),
+        .pin = qmi_settings_bool(settings, QMI_OPT_PIN),
+        .isa = qmi_settings_text(settings, QMI_OPT_ISA),
+        .memory_limit = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT),
+        .alloc = settings->alloc,
+        .log = settings->log,
+    };
+    int32_t code = qmi_registry_open(qmi_settings_text(settings, QMI_OPT_DEVICE), &device, &model->backend, &model->device);
+    if (code >= 0)
+        model->backend->info(model->device, &model->info);
+    return code;
+}
+
+static int32_t make_plan(qm_model *model)
+{
+    int64_t memory = model->info.memory_free > 0 ? model->info.memory_free : -1;
+    int64_t limit = qmi_settings_int(&model->settings, QMI_OPT_MEMORY_LIMIT);
+    if (limit > 0 && (memory < 0 || limit < memory))
+        memory = limit;
+    int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, model->backend->scratch_bytes, model->info.threads, memory,
+                                 model->info.shares_host, &model->settings.alloc, &model->plan);
+    return code < 0 ? qmi_fail_within(code, model->path) : code;
+}
+
+static int32_t build_programs(qm_model *model)
+{
+    const qmi_plan *plan = &model->plan;
+    const qmi_alloc *alloc = &model->settings.alloc;
+    int32_t code = qmi_weights_load(&model->parts.gguf, &plan->hparams, model->backend, model->device, alloc, &model->weights);
+    if (code >= 0)
+        code = qmi_forward_build(&plan->hparams, &model->weights, &plan->kv, alloc, &model->program);
+    if (code >= 0)
+        code = qmi_program_validate(&model->program);
+    if (code >= 0 && plan->mtp)
+        code = qmi_forward_build_mtp(&plan->hparams, &model->weights, &plan->kv, alloc, &model->mtp_program);
+    if (code >= 0 && plan->mtp)
+        code = qmi_program_validate(&model->mtp_program);
+    return code < 0 ? qmi_fail_within(code, model->path) : code;
+}
+
+static int32_t allocate_workspace(qm_model *model, const qmi_program *program, qmi_workspace *workspace)
+{
+    *workspace = (qmi_workspace){ .rows = qmi_step_rows(&model->plan), .outputs = model->plan.outputs };
+    for (int32_t i = 0; i < program->slot_count; i++) {
+        const qmi_slot_shape *slot = &program->slots[i];
+        int64_t bytes = slot->width * (slot->outputs ? workspace->outputs : workspace->rows) * (int64_t)sizeof(float);
+        int32_t code = model->backend->allocate(model->device, bytes, slot->name, &workspace->slots[i]);
+        if (code < 0)
+            return code;
+    }
+    return model->backend->prepare(model->device, program, workspace->rows);
+}
+
+static void free_workspace(qm_model *model, qmi_workspace *workspace)
+{
+    for (int32_t i = 0; i < QMI_SLOTS_MAX; i++)
+        if (workspace->slots[i])
+            model->backend->release(model->device, workspace->slots[i]);
+    *workspace = (qmi_workspace){ 0 };
+}
+
+static bool cancelled(const qmi_load_watch *watch)
+{
+    if (!watch->cancel || !__atomic_load_n(watch->cancel, __ATOMIC_ACQUIRE))
+        return false;
+    qmi_fail(QM_ERROR_CANCELLED, "loading was cancelled");
+    return true;
+}
+
+static int32_t bring_file_in(qm_model *model, const qmi_load_watch *watch)
+{
+    int32_t code = QM_OK;
+    if (qmi_settings_bool(&model->settings, QMI_OPT_READ_AHEAD))
+        code = qmi_parts_read_ahead(&model->parts, watch->progress, watch->user);
+    if (code >= 0 && qmi_settings_bool(&model->settings, QMI_OPT_LOCK))
+        code = qmi_parts_lock(&model->parts);
+    return code;
+}
+
+/* Everything that computing needs, once the file and its text parts are there. */
+static int32_t make_ready(qm_model *model, const qmi_load_watch *watch)
+{
+    int32_t code = open_device(model);
+    if (code >= 0)
+        code = make_plan(model);
+    if (code < 0)
+        return code;
+    if (qmi_vocab_size(model->vocab) > model->plan.hparams.vocabulary)
+        return qmi_fail(QM_ERROR_FORMAT, "%s: tokenizer.ggml.tokens has %d entries, but token_embd.weight only %d rows",
+                        model->path, qmi_vocab_size(model->vocab), model->plan.hparams.vocabulary);
+    if (!model->plan.fits)
+        return qmi_fail(QM_ERROR_FIT, "%s does not fit: %s", model->path, model->plan.reason);
+    code = bring_file_in(model, watch);
+    if (code >= 0 && cancelled(watch))
+        code = QM_ERROR_CANCELLED;
+    if (code >= 0)
+        code = build_programs(model);
+    if (code >= 0)
+        code = allocate_workspace(model, &model->program, &model->workspace);
+    if (code >= 0 && model->plan.mtp)
+        code = allocate_workspace(model, &model->mtp_program, &model->mtp_workspace);
+    if (code >= 0)
+        code = qmi_engine_start(model);
+    model->computes = code >= 0;
+    return code;
+}
+
+int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi_load_watch *watch, qm_model **out)
+{
+    qm_model *model;
+    *out = NULL;
+    int64_t start_ns = qmi_os_time_ns();
+    int32_t code = open_file(path, settings, &model);
+    if (code < 0)
+        return code;
+    code = read_text(model);
+    if (code < 0)
+        qmi_fail_within(code, path);
+    if (code >= 0 && cancelled(watch))
+        code = QM_ERROR_CANCELLED;
+    if (code >= 0 && !qmi_settings_bool(settings, QMI_OPT_VOCABULARY_ONLY))
+        code = make_ready(model, watch);
+    if (code < 0) {
+        qmi_load_release(model);
+        return code;
+    }
+    qmi_log_line(&settings->log, QM_LOG_INFO, "%s loaded in %.3f s", path, (double)(qmi_os_time_ns() - start_ns) * 1e-9);
+    *out = model;
+    return QM_OK;
+}
+
+int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json, char *text, int64_t size)
+{
+    qm_model *model;
+    int64_t code = open_file(path, settings, &model);
+    if (code < 0)
+        return code;
+    code = open_device(model);
+    if (code >= 0)
+        code = make_plan(model);
+    if (code >= 0)
+        code = json ? qmi_plan_json(&model->plan, text, size) : qmi_plan_table(&model->plan, text, size);
+    qmi_load_release(model);
+    return code;
+}
+
+/* ---- references ---- */
+
+void qmi_load_retain(qm_model *model)
+{
+    __atomic_add_fetch(&model->references, 1, __ATOMIC_RELAXED);
+}
+
+static void destroy(qm_model *model)
+{
+    const qmi_alloc alloc = model->settings.alloc;
+    if (model->device) {
+        qmi_engine_stop(model);
+        free_workspace(model, &model->workspace);
+        free_workspace(model, &model->mtp_workspace);
+        qmi_program_free(&model->program, &alloc);
+        qmi_program_free(&model->mtp_program, &alloc);
+        qmi_weights_free(&model->weights, model->backend, model->device, &alloc);
+        model->backend->close(&model->device);
+    }
+    qmi_vocab_free(&model->vocab);
+    qmi_parts_close(&model->parts, &alloc);
+    qmi_delete(&alloc, model->path);
+    qmi_settings_end(&model->settings);
+    qmi_delete(&alloc, model);
+}
+
+void qmi_load_release(qm_model *model)
+{
+    if (__atomic_sub_fetch(&model->references, 1, __ATOMIC_ACQ_REL) == 0)
+        destroy(model);
+}

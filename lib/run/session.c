@@ -1,0 +1,296 @@
+/* Sessions: see session.h. */
+#include "run/session.h"
+
+#include <string.h>
+#include "run/budget.h"
+#include "run/job.h"
+#include "run/load.h"
+
+/* ---- life ---- */
+
+/* Memory on the device, in the engine's thread: QM_ERROR_FIT when there is plainly less than the context needs. */
+static int32_t allocate_on_device(void *argument)
+{
+    qm_session *session = argument;
+    qm_model *model = session->model;
+    const qmi_backend *backend = model->backend;
+    const qmi_plan *plan = &model->plan;
+    qmi_device_info info;
+    int64_t kv_bytes = qmi_kv_pages_for(&plan->kv, session->context) * plan->kv.page_bytes;
+    int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
+    int64_t needed = kv_bytes + state_bytes + (plan->mtp ? plan->hparams.hidden * (int64_t)sizeof(float) : 0);
+    backend->info(model->device, &info);
+    if (info.memory_free > 0 && needed > info.memory_free)
+        return qmi_fail(QM_ERROR_FIT, "a session of %lld tokens needs %lld bytes (%lld keys and values, %lld recurrent state), "
+                        "and %lld are free; set option context lower, or free other sessions",
+                        (long long)session->context, (long long)needed, (long long)kv_bytes, (long long)state_bytes,
+                        (long long)info.memory_free);
+    int32_t code = qmi_kv_pages_new(&plan->kv, session->context, backend, model->device, &model->settings.alloc, &session->pages);
+    if (code >= 0 && state_bytes > 0)
+        code = backend->allocate(model->device, state_bytes, "the recurrent state of a session", &session->state);
+    if (code >= 0 && plan->mtp)
+        code = backend->allocate(model->device, plan->hparams.hidden * (int64_t)sizeof(float), "the hidden state of a session",
+                                 &session->hidden);
+    return code;
+}
+
+static int32_t release_on_device(void *argument)
+{
+    qm_session *session = argument;
+    qm_model *model = session->model;
+    if (session->state)
+        model->backend->release(model->device, session->state);
+    if (session->hidden)
+        model->backend->release(model->device, session->hidden);
+    qmi_kv_pages_free(&session->pages, model->backend, model->device, &model->settings.alloc);
+    return QM_OK;
+}
+
+/* Of a session that no job uses, or whose making failed. */
+static void destroy(qm_session *session)
+{
+    qm_model *model = session->model;
+    const qmi_alloc alloc = model->settings.alloc;
+    qmi_engine_call(model, release_on_device, session);
+    qmi_sampler_free(&session->sampler);
+    qmi_settings_end(&session->settings);
+    qmi_delete(&alloc, session->tokens);
+    qmi_delete(&alloc, session->logits);
+    qmi_delete(&alloc, session);
+    qmi_load_release(model);
+}
+
+/* Copies settings so that their memory and log are the model's, whichever options they came from. */
+static int32_t copy_settings(const qm_model *model, const qmi_settings *from, qmi_settings *to)
+{
+    qmi_settings view = *from;
+    view.alloc = model->settings.alloc;
+    view.log = model->settings.log;
+    return qmi_settings_copy(&view, to);
+}
+
+/* What only shows when an answer starts: are the stop strings and the budgets possible? */
+static int32_t check_settings(const qm_model *model, const qmi_settings *settings)
+{
+    int64_t context;
+    qmi_budget *budget = NULL;
+    int32_t code = qmi_plan_context(&model->plan.hparams, settings, &context);
+    if (code >= 0)
+        code = qmi_budget_new(settings, model->vocab, false, &model->settings.alloc, &budget);
+    qmi_budget_free(&budget);
+    return code;
+}
+
+static int32_t allocate_on_host(qm_session *session, const qmi_settings *settings)
+{
+    const qm_model *model = session->model;
+    const qmi_alloc *alloc = &model->settings.alloc;
+    int32_t code = copy_settings(model, settings, &session->settings);
+    if (code < 0) {
+        qmi_settings_start(&session->settings, alloc); /* so that it can be ended */
+        return code;
+    }
+    code = check_settings(model, &session->settings);
+    if (code >= 0)
+        code = qmi_plan_context(&model->plan.hparams, &session->settings, &session->context);
+    if (code < 0)
+        return code;
+    session->priority = (int32_t)qmi_settings_int(&session->settings, QMI_OPT_PRIORITY);
+    session->tokens = qmi_new(alloc, (size_t)session->context, sizeof *session->tokens, "the tokens of a session");
+    session->logits = qmi_new(alloc, (size_t)model->plan.hparams.vocabulary, sizeof *session->logits, "the logits of a session");
+    return session->tokens && session->logits ? QM_OK : QM_ERROR_MEMORY;
+}
+
+/* All but the sampler. */
+static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_session **out)
+{
+    *out = NULL;
+    if (!model->computes)
+        return qmi_fail(QM_ERROR_STATE, "%s was loaded with option vocabulary-only and cannot compute; load it without",
+                        model->path);
+    qm_session *session = qmi_new(&model->settings.alloc, 1, sizeof *session, "session");
+    if (!session)
+        return QM_ERROR_MEMORY;
+    session->model = model;
+    qmi_load_retain(model);
+    int32_t code = allocate_on_host(session, settings);
+    if (code >= 0)
+        code = qmi_engine_call(model, allocate_on_device, session);
+    if (code < 0) {
+        destroy(session);
+        return code;
+    }
+    *out = session;
+    return QM_OK;
+}
+
+int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_session **out)
+{
+    int32_t code = make_session(model, settings ? settings : &model->settings, out);
+    if (code < 0)
+        return code;
+    code = qmi_sampler_new(&(*out)->settings, model->plan.hparams.vocabulary, &(*out)->sampler);
+    if (code < 0) {
+        destroy(*out);
+        *out = NULL;
+    }
+    return code;
+}
+
+typedef struct fork_pair {
+    const qm_session *from;
+    qm_session *to;
+} fork_pair;
+
+static int32_t copy_on_device(void *argument)
+{
+    const fork_pair *pair = argument;
+    const qm_session *from = pair->from;
+    qm_session *to = pair->to;
+    qm_model *model = to->model;
+    const qmi_plan *plan = &model->plan;
+    int32_t code = qmi_kv_pages_copy(&plan->kv, &from->pages, &to->pages, from->count, model->backend, model->device);
+    if (code >= 0 && from->state)
+        code = model->backend->copy(model->device, to->state, from->state, qmi_hparams_state_bytes(&plan->hparams));
+    if (code >= 0 && from->has_hidden)
+        code = model->backend->copy(model->device, to->hidden, from->hidden, plan->hparams.hidden * (int64_t)sizeof(float));
+    return code;
+}
+
+int32_t qmi_session_fork(qm_session *session, qm_session **out)
+{
+    qm_model *model = session->model;
+    *out = NULL;
+    int32_t code = qmi_engine_claim(model, &session, 1, NULL);
+    if (code < 0)
+        return code;
+    if (session->failure)
+        code = qmi_fail(session->failure, "%s", session->failure_text);
+    if (code >= 0)
+        code = make_session(model, &session->settings, out);
+    if (code >= 0)
+        code = qmi_sampler_copy(session->sampler, &(*out)->sampler);
+    if (code >= 0)
+        code = qmi_engine_call(model, copy_on_device, &(fork_pair){ session, *out });
+    if (code >= 0) {
+        memcpy((*out)->tokens, session->tokens, (size_t)session->count * sizeof *session->tokens);
+        memcpy((*out)->logits, session->logits, (size_t)model->plan.hparams.vocabulary * sizeof *session->logits);
+        (*out)->has_logits = session->has_logits;
+        (*out)->has_hidden = session->has_hidden;
+        qmi_session_set_length(*out, session->count);
+    } else if (*out) {
+        destroy(*out);
+        *out = NULL;
+    }
+    qmi_engine_unclaim(model, &session, 1);
+    return code;
+}
+
+void qmi_session_free(qm_session *session)
+{
+    qmi_engine *engine = &session->model->engine;
+    qmi_os_mutex_lock(engine->mutex);
+    while (session->busy) {
+        if (session->job)
+            __atomic_store_n(&session->job->cancel, 1, __ATOMIC_RELEASE);
+        qmi_os_condition_signal_all(engine->wake);
+        qmi_os_condition_wait(engine->answered, engine->mutex, -1);
+    }
+    qmi_os_mutex_unlock(engine->mutex);
+    destroy(session);
+}
+
+/* ---- use ---- */
+
+int32_t qmi_session_check(const qm_session *session)
+{
+    const qmi_engine *engine = &session->model->engine;
+    qmi_os_mutex_lock(engine->mutex);
+    bool busy = session->busy;
+    qmi_os_mutex_unlock(engine->mutex);
+    if (busy)
+        return qmi_fail(QM_ERROR_BUSY, "the session has a job under way; wait for it, or cancel it first");
+    return session->failure ? qmi_fail(session->failure, "%s", session->failure_text) : QM_OK;
+}
+
+int32_t qmi_session_set(qm_session *session, const char *name, const char *value)
+{
+    qmi_settings changed;
+    int32_t code = qmi_session_check(session);
+    if (code < 0)
+        return code;
+    int32_t id = qmi_option_find(name);
+    if (id < 0)
+        return id;
+    qmi_option_scope scope = qmi_option_at(id)->scope;
+    if (scope != QMI_SCOPE_SAMPLING)
+        return qmi_fail(QM_ERROR_OPTION, "option %s cannot change in a session; give it to %s", name,
+                        scope == QMI_SCOPE_MODEL ? "qm_model_load" : "qm_session_new");
+    code = qmi_settings_copy(&session->settings, &changed);
+    if (code < 0)
+        return code;
+    code = qmi_settings_set(&changed, id, value);
+    if (code >= 0)
+        code = check_settings(session->model, &changed);
+    if (code >= 0)
+        code = qmi_sampler_configure(session->sampler, &changed, id == QMI_OPT_SEED);
+    if (code < 0) {
+        qmi_settings_end(&changed);
+        return code;
+    }
+    qmi_settings_end(&session->settings);
+    session->settings = changed;
+    return QM_OK;
+}
+
+int32_t qmi_session_sample(qm_session *session, int32_t *token)
+{
+    int32_t code = qmi_session_check(session);
+    if (code < 0)
+        return code;
+    if (!session->has_logits)
+        return qmi_fail(QM_ERROR_STATE, "the session has no logits to sample from; append a token first");
+    *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
+    return QM_OK;
+}
+
+const float *qmi_session_logits(const qm_session *session)
+{
+    if (qmi_session_check(session) < 0)
+        return NULL;
+    if (!session->has_logits)
+        qmi_fail(QM_ERROR_STATE, "the session has no logits; append a token first");
+    return session->has_logits ? session->logits : NULL;
+}
+
+int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity)
+{
+    int32_t code = qmi_session_check(session);
+    if (code < 0)
+        return code;
+    int64_t fits = session->count < capacity ? session->count : capacity;
+    if (fits > 0)
+        memcpy(tokens, session->tokens, (size_t)fits * sizeof *tokens);
+    return session->count;
+}
+
+/* ---- for the engine's thread ---- */
+
+void qmi_session_break(qm_session *session, int32_t code)
+{
+    session->failure = code;
+    qmi_error_copy(session->failure_text);
+}
+
+int32_t qmi_session_cut(qm_session *session, int64_t keep)
+{
+    qm_model *model = session->model;
+    int32_t code = QM_OK;
+    session->has_logits = session->has_hidden = false;
+    qmi_session_set_length(session, keep);
+    if (session->state)
+        code = model->backend->clear(model->device, session->state, qmi_hparams_state_bytes(&model->plan.hparams));
+    if (code < 0)
+        qmi_session_break(session, code);
+    return code;
+}

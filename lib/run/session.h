@@ -1,0 +1,58 @@
+/* A conversation: its tokens, keys and values, recurrent state, last logits and sampler. */
+#ifndef QMI_RUN_SESSION_H
+#define QMI_RUN_SESSION_H
+
+#include "memory/kv_pages.h"
+#include "run/engine.h"
+#include "run/sampler.h"
+
+struct qm_session {
+    qm_model *model;         /* a reference */
+    qmi_settings settings;
+    qmi_sampler *sampler;
+    int64_t context;
+    int32_t priority;
+    /* guarded by the engine's mutex */
+    bool busy;
+    qm_job *job;             /* that it is busy with */
+    /* The engine's while busy, else of the thread that calls. `count` is stored atomically, since the length may be asked for
+     * at any time. */
+    int32_t *tokens;         /* [context] */
+    int64_t count;
+    float *logits;           /* [vocabulary], of the last token if has_logits */
+    bool has_logits;
+    bool has_hidden;         /* of the last token, with multi-token prediction */
+    qmi_kv_pages pages;
+    qmi_address state;       /* recurrent state after `count` tokens; 0: the model has none */
+    qmi_address hidden;      /* [hidden] floats: the last token's, after the final norm; 0: no multi-token prediction */
+    int32_t failure;         /* not 0: failed for good, with this code and text */
+    char failure_text[QMI_ERROR_SIZE];
+};
+
+int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_session **out);
+int32_t qmi_session_fork(qm_session *session, qm_session **out);
+void qmi_session_free(qm_session *session); /* cancels its job and waits for it */
+
+/* QM_ERROR_BUSY, or what it failed with for good. */
+int32_t qmi_session_check(const qm_session *session);
+int32_t qmi_session_set(qm_session *session, const char *name, const char *value);
+int32_t qmi_session_sample(qm_session *session, int32_t *token);
+const float *qmi_session_logits(const qm_session *session);
+int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity);
+
+/* ---- for the engine's thread ---- */
+void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
+/* Forgets all tokens after the first `keep`. A recurrent state can only be emptied: keep is 0 then. */
+int32_t qmi_session_cut(qm_session *session, int64_t keep);
+
+static inline int64_t qmi_session_length(const qm_session *session)
+{
+    return __atomic_load_n(&session->count, __ATOMIC_RELAXED);
+}
+
+static inline void qmi_session_set_length(qm_session *session, int64_t count)
+{
+    __atomic_store_n(&session->count, count, __ATOMIC_RELAXED);
+}
+
+#endif

@@ -1,0 +1,254 @@
+/* One batch through the forward pass: see step.h. */
+#include "run/step.h"
+
+#include <string.h>
+#include "run/session.h"
+
+int32_t qmi_step_rows(const qmi_plan *plan)
+{
+    int32_t rows = plan->chunk > plan->sequences ? plan->chunk : plan->sequences;
+    return rows < 2 ? 2 : rows;
+}
+
+int32_t qmi_step_new(qm_model *model)
+{
+    const qmi_alloc *alloc = &model->settings.alloc;
+    const qmi_plan *plan = &model->plan;
+    qmi_step *step = &model->engine.step;
+    int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
+    *step = (qmi_step){ .row_limit = qmi_step_rows(plan), .output_limit = plan->outputs };
+    step->part_limit = plan->sequences < plan->outputs ? plan->sequences : plan->outputs;
+    size_t parts = (size_t)step->part_limit, rows = (size_t)step->row_limit, outputs = (size_t)plan->outputs;
+    step->parts = qmi_new(alloc, parts, sizeof *step->parts, "sessions of a step");
+    step->sequences = qmi_new(alloc, parts, sizeof *step->sequences, "sequences of a step");
+    step->tokens = qmi_new(alloc, rows, sizeof *step->tokens, "tokens of a step");
+    step->draft_tokens = qmi_new(alloc, rows, sizeof *step->draft_tokens, "tokens of a step");
+    step->outputs = qmi_new(alloc, outputs, sizeof *step->outputs, "outputs of a step");
+    step->targets = qmi_new(alloc, outputs, sizeof *step->targets, "outputs of a step");
+    if (!step->parts || !step->sequences || !step->tokens || !step->draft_tokens || !step->outputs || !step->targets)
+        return QM_ERROR_MEMORY;
+    step->hidden = qmi_forward_slot(&model->program, "hidden");
+    step->logits = qmi_forward_slot(&model->program, "logits");
+    if (plan->mtp) {
+        step->draft_in = qmi_forward_slot(&model->mtp_program, "draft_in");
+        step->draft_logits = qmi_forward_slot(&model->mtp_program, "logits");
+    }
+    if (state_bytes == 0)
+        return QM_OK;
+    return model->backend->allocate(model->device, state_bytes, "the recurrent state of a prompt under way", &step->spare);
+}
+
+void qmi_step_free(qm_model *model)
+{
+    const qmi_alloc *alloc = &model->settings.alloc;
+    qmi_step *step = &model->engine.step;
+    qmi_delete(alloc, step->parts);
+    qmi_delete(alloc, step->sequences);
+    qmi_delete(alloc, step->tokens);
+    qmi_delete(alloc, step->draft_tokens);
+    qmi_delete(alloc, step->outputs);
+    qmi_delete(alloc, step->targets);
+    if (step->spare)
+        model->backend->release(model->device, step->spare);
+    *step = (qmi_step){ 0 };
+}
+
+bool qmi_step_goes_back(const qm_session *session, bool want_logits)
+{
+    return session->count > 0 && ((want_logits && !session->has_logits) || (session->hidden && !session->has_hidden));
+}
+
+void qmi_step_start(qmi_step *step)
+{
+    step->part_count = step->row_count = step->output_count = 0;
+}
+
+/* The last part's last row is an output in any case, for its session. */
+static void close_part(qmi_step *step)
+{
+    if (step->part_count == 0)
+        return;
+    qmi_part *part = &step->parts[step->part_count - 1];
+    int32_t last = part->first + part->count - 1;
+    if (step->output_count == 0 || step->outputs[step->output_count - 1] != last) {
+        step->outputs[step->output_count] = last;
+        step->targets[step->output_count++] = NULL;
+    }
+    part->output = step->output_count - 1;
+}
+
+bool qmi_step_add(qmi_step *step, qm_job *job, qm_session *session, const int32_t *tokens, int32_t count)
+{
+    int32_t back = qmi_step_goes_back(session, count == 0);
+    close_part(step);
+    if (step->part_count == step->part_limit || step->output_count == step->output_limit ||
+        step->row_limit - step->row_count < count + back)
+        return false;
+    qmi_part *part = &step->parts[step->part_count++];
+    *part = (qmi_part){ .session = session, .job = job, .first = step->row_count, .count = count + back,
+                         .start = session->count - back };
+    if (back)
+        step->tokens[step->row_count++] = session->tokens[part->start];
+    if (count > 0)
+        memcpy(step->tokens + step->row_count, tokens, (size_t)count * sizeof *tokens);
+    step->row_count += count;
+    return true;
+}
+
+void qmi_step_want(qmi_step *step, int32_t token, float *target)
+{
+    const qmi_part *part = &step->parts[step->part_count - 1];
+    int32_t back = part->start < part->session->count;
+    step->outputs[step->output_count] = part->first + back + token;
+    step->targets[step->output_count++] = target;
+}
+
+static qmi_address row_address(const qmi_workspace *workspace, qmi_slot slot, int64_t width, int64_t row)
+{
+    return workspace->slots[slot] + (qmi_address)(row * width) * sizeof(float);
+}
+
+static int32_t run_forward(qm_model *model, qmi_step *step, const int32_t *cancel)
+{
+    for (int32_t i = 0; i < step->part_count; i++) {
+        const qmi_part *part = &step->parts[i];
+        const qm_session *session = part->session;
+        step->sequences[i] = (qmi_sequence){ .first = part->first, .count = part->count, .start = part->start,
+                                             .pages = session->pages.table, .state = session->state,
+                                             .next_state = cancel ? step->spare : session->state };
+    }
+    const qmi_batch batch = { .count = step->row_count, .tokens = step->tokens, .sequence_count = step->part_count,
+                              .sequences = step->sequences, .output_count = step->output_count, .outputs = step->outputs,
+                              .cancel = cancel };
+    return model->backend->run(model->device, &model->program, &model->workspace, &batch);
+}
+
+/* Lays out a part's rows for the multi-token-prediction block. Its row of position p takes the hidden state of p and the token
+ * of p + 1, so the rows are those of the forward pass moved back by one: first the position before them, whose hidden state
+ * the session kept (where the step went back that row is there already), and not the last, whose successor is not known. */
+static int32_t add_draft(qm_model *model, qmi_step *step, qmi_part *part, int32_t first)
+{
+    const qmi_backend *backend = model->backend;
+    qm_session *session = part->session;
+    int64_t width = model->plan.hparams.hidden;
+    int64_t row_bytes = width * (int64_t)sizeof(float);
+    bool with_kept = part->start > 0 && part->start == session->count;
+    int32_t skipped = with_kept ? 0 : 1, code = QM_OK;
+    part->draft_first = first;
+    part->draft_count = part->count - skipped;
+    if (part->draft_count == 0)
+        return QM_OK;
+    memcpy(step->draft_tokens + first, step->tokens + part->first + skipped, (size_t)part->draft_count * sizeof(int32_t));
+    if (with_kept)
+        code = backend->copy(model->device, row_address(&model->mtp_workspace, step->draft_in, width, first), session->hidden,
+                             row_bytes);
+    int32_t rest = part->count - 1;
+    if (code >= 0 && rest > 0)
+        code = backend->copy(model->device,
+                             row_address(&model->mtp_workspace, step->draft_in, width, first + part->draft_count - rest),
+                             row_address(&model->workspace, step->hidden, width, part->first), rest * row_bytes);
+    return code;
+}
+
+static int32_t run_draft(qm_model *model, qmi_step *step)
+{
+    int32_t rows = 0, sequences = 0;
+    for (int32_t i = 0; i < step->part_count; i++) {
+        qmi_part *part = &step->parts[i];
+        int32_t code = add_draft(model, step, part, rows);
+        if (code < 0)
+            return code;
+        if (part->draft_count == 0)
+            continue;
+        step->sequences[sequences++] =
+            (qmi_sequence){ .first = part->draft_first, .count = part->draft_count, .pages = part->session->pages.table,
+                            .start = part->draft_count == part->count ? part->start - 1 : part->start };
+        rows += part->draft_count;
+    }
+    if (rows == 0)
+        return QM_OK;
+    const qmi_batch batch = { .count = rows, .tokens = step->draft_tokens, .sequence_count = sequences,
+                              .sequences = step->sequences };
+    return model->backend->run(model->device, &model->mtp_program, &model->mtp_workspace, &batch);
+}
+
+/* Brings the logits to the host, and keeps the hidden state of each part's last row. */
+static int32_t fetch(qm_model *model, qmi_step *step)
+{
+    int64_t vocabulary = model->plan.hparams.vocabulary, width = model->plan.hparams.hidden;
+    int64_t bytes = vocabulary * (int64_t)sizeof(float);
+    int32_t code = QM_OK;
+    for (int32_t i = 0; i < step->output_count && code >= 0; i++)
+        if (step->targets[i])
+            code = model->backend->read(model->device, step->targets[i],
+                                        row_address(&model->workspace, step->logits, vocabulary, i), bytes);
+    for (int32_t i = 0; i < step->part_count && code >= 0; i++) {
+        const qmi_part *part = &step->parts[i];
+        code = model->backend->read(model->device, part->session->logits,
+                                    row_address(&model->workspace, step->logits, vocabulary, part->output), bytes);
+        if (code >= 0 && model->plan.mtp)
+            code = model->backend->copy(model->device, part->session->hidden,
+                                        row_address(&model->workspace, step->hidden, width, part->first + part->count - 1),
+                                        width * (int64_t)sizeof(float));
+    }
+    return code;
+}
+
+static void commit(qm_model *model, qmi_step *step, bool apart)
+{
+    for (int32_t i = 0; i < step->part_count; i++) {
+        const qmi_part *part = &step->parts[i];
+        qm_session *session = part->session;
+        if (apart && session->state) {
+            qmi_address state = session->state;
+            session->state = step->spare;
+            step->spare = state;
+        }
+        memcpy(session->tokens + part->start, step->tokens + part->first, (size_t)part->count * sizeof(int32_t));
+        session->has_logits = true;
+        session->has_hidden = model->plan.mtp;
+        qmi_session_set_length(session, part->start + part->count);
+    }
+}
+
+int32_t qmi_step_run(qm_model *model, qmi_step *step, const int32_t *cancel)
+{
+    bool undefined = !cancel; /* would a failure leave the sessions without a defined state? */
+    int32_t code = qmi_parts_check(&model->parts); /* a file that was cut since must not be touched */
+    if (code < 0)
+        return code;
+    close_part(step);
+    code = run_forward(model, step, cancel);
+    if (code >= 0 && model->plan.mtp)
+        code = run_draft(model, step);
+    if (code >= 0) {
+        code = fetch(model, step);
+        undefined = true; /* logits and hidden state were being overwritten */
+    }
+    if (code >= 0)
+        commit(model, step, cancel != NULL);
+    else if (undefined)
+        for (int32_t i = 0; i < step->part_count; i++)
+            qmi_session_break(step->parts[i].session, code);
+    return code;
+}
+
+int32_t qmi_step_draft(qm_model *model, qm_session *session, int32_t next, float *logits)
+{
+    const qmi_backend *backend = model->backend;
+    const qmi_step *step = &model->engine.step;
+    const int32_t row = 0;
+    const qmi_sequence sequence = { .first = 0, .count = 1, .start = session->count - 1, .pages = session->pages.table };
+    const qmi_batch batch = { .count = 1, .tokens = &next, .sequence_count = 1, .sequences = &sequence, .output_count = 1,
+                              .outputs = &row };
+    int32_t code = qmi_parts_check(&model->parts);
+    if (code >= 0)
+        code = backend->copy(model->device, model->mtp_workspace.slots[step->draft_in], session->hidden,
+                             model->plan.hparams.hidden * (int64_t)sizeof(float));
+    if (code >= 0)
+        code = backend->run(model->device, &model->mtp_program, &model->mtp_workspace, &batch);
+    if (code >= 0)
+        code = backend->read(model->device, logits, model->mtp_workspace.slots[step->draft_logits],
+                             model->plan.hparams.vocabulary * (int64_t)sizeof(float));
+    return code;
+}
