@@ -206,13 +206,14 @@ static void load_layer(loader *l, qmi_weights *weights)
         load_mtp(l, layer, weights);
 }
 
-/* base^(-2i / n), of pair i of n rotated values (Su et al. 2021, arXiv 2104.09864, section 3.2.2) */
+/* base^(-2i / n), of pair i of n rotated values (Su et al. 2021, arXiv 2104.09864, section 3.2.2); in float32 as the reference does,
+ * whose rounding grows with the position */
 static void make_frequencies(loader *l, qmi_vector *out)
 {
     int32_t pairs = l->h->rotary / 2;
     float *to = l->code < 0 ? NULL : vector_room(l, pairs, out);
     for (int32_t i = 0; to && i < pairs; i++)
-        to[i] = (float)(1.0 / pow(l->h->rope_base, 2.0 * i / l->h->rotary));
+        to[i] = 1.0f / powf(l->h->rope_base, (float)(2 * i) / (float)l->h->rotary);
 }
 
 int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *h, const qmi_backend *backend, qmi_device *device, const qmi_alloc *alloc,
