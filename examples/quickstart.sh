@@ -22,10 +22,13 @@ else
     ninja -C build >"$log" 2>&1 || { cat "$log"; exit 1; }
 fi
 
+bold='' plain=''
+if [ -t 1 ] && [ -z "${NO_COLOR:-}" ]; then
+    bold=$(printf '\033[1m') plain=$(printf '\033[0m')
+fi
 show() {
-    printf '\n\033[1m$ %s\033[0m\n' "$1"
+    printf '\n%s$ %s%s\n' "$bold" "$1" "$plain"
 }
-[ -t 1 ] && [ -z "${NO_COLOR:-}" ] || show() { printf '\n$ %s\n' "$1"; }
 
 show "qwenmoe run 'def read_lines(path):'"
 $program run --echo --seed 7 --answer-tokens 96 'def read_lines(path):
