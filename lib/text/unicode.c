@@ -7,6 +7,9 @@
 #include "text/unicode_versions.h"
 
 #define CODE_POINTS 0x110000u
+#define EMPTY_PLANES_FROM 0x40000u /* planes 4 to 13 have never had a character ... */
+#define EMPTY_PLANES_TO 0xe0000u
+#define PRIVATE_PLANES_FROM 0xf0000u /* ... and those from 15 on are for private use: all OTHER, and nothing for NFC */
 #define DECOMPOSITION_MAX 18 /* longest of any code point, compatibility ones included (U+FDFA) */
 #define MARKS_BY_INSERTION 24 /* longer runs of marks are counted: insertion is quadratic */
 
@@ -148,13 +151,16 @@ static int32_t combining_class(uint32_t code_point)
 /* Full canonical decomposition; returns its length, 1 with the code point itself if it has none. */
 static int32_t decompose(uint32_t code_point, int32_t parts[DECOMPOSITION_MAX])
 {
+    bool hangul = code_point >= 0xac00 && code_point <= 0xd7a3;
+    parts[0] = (int32_t)code_point;
+    if (!hangul && utf8proc_get_property((utf8proc_int32_t)code_point)->decomp_seqindex == UINT16_MAX)
+        return 1;
+    if (is_inert(code_point))
+        return 1;
     int boundary = 0;
     utf8proc_ssize_t count = utf8proc_decompose_char((utf8proc_int32_t)code_point, parts, DECOMPOSITION_MAX,
                                                      UTF8PROC_DECOMPOSE | UTF8PROC_STABLE, &boundary);
-    if (count >= 1 && count <= DECOMPOSITION_MAX && !is_inert(code_point))
-        return (int32_t)count;
-    parts[0] = (int32_t)code_point;
-    return 1;
+    return count >= 1 && count <= DECOMPOSITION_MAX ? (int32_t)count : 1;
 }
 
 /* A page equal to `page`, made if there is none. */
@@ -190,10 +196,7 @@ static bool is_second(const second_set *set, uint32_t code_point)
 static void find_seconds(second_set *set)
 {
     int32_t parts[DECOMPOSITION_MAX];
-    for (uint32_t c = 0xc0; c < CODE_POINTS; c++) {
-        bool hangul = c >= 0xac00 && c <= 0xd7a3;
-        if (!hangul && utf8proc_get_property((utf8proc_int32_t)c)->decomp_seqindex == UINT16_MAX)
-            continue;
+    for (uint32_t c = 0xc0; c < EMPTY_PLANES_FROM; c++) { /* plane 14 has no decompositions */
         int32_t count = decompose(c, parts);
         for (int32_t i = 1; i < count; i++)
             set->bits[parts[i] / 8] |= (uint8_t)(1 << parts[i] % 8);
@@ -221,6 +224,10 @@ static int32_t fill(qmi_unicode *unicode, const qmi_alloc *alloc, const second_s
     uint8_t page[256];
     const version_range *change = class_changes, *end = change + sizeof class_changes / sizeof *class_changes;
     for (uint32_t first = 0; first < CODE_POINTS; first += 256) {
+        if ((first > EMPTY_PLANES_FROM && first < EMPTY_PLANES_TO) || first > PRIVATE_PLANES_FROM) {
+            unicode->page_of[first >> 8] = unicode->page_of[(first - 256) >> 8];
+            continue;
+        }
         for (uint32_t c = first; c < first + 256; c++) {
             while (change < end && change->last < c)
                 change++;
