@@ -90,7 +90,7 @@ static int32_t split_count(const qmi_gguf *header, const char *path, int32_t *ou
 static int32_t check_part(const qmi_gguf *header, const char *path, int32_t index, int32_t count)
 {
     int64_t number = -1;
-    int32_t own_count;
+    int32_t own_count = count;
     int32_t status = split_count(header, path, &own_count);
     if (status < 0)
         return status;

@@ -39,7 +39,7 @@ static void holds(const qmi_settings *settings, const char *name, const char *ex
 static void set_good(qmi_settings *settings, const char *name, const char *value)
 {
     if (qmi_settings_set(settings, find(name), value) != QM_OK)
-        fail_msg("%s = %s: %s", name, value, qmi_error_text());
+        fail_msg("%s = %s: %s", name, value ? value : "(default)", qmi_error_text());
 }
 
 /* The value is refused with a message that has all of these parts, and nothing changes. */

@@ -7,23 +7,24 @@
 #include <cmocka.h>
 
 #include "base/error.h"
-#include "gguf_build.h"
+#include "geometry.h"
 #include "memory/plan.h"
 
 static const qmi_alloc heap;
-static gguf_build build;
 
 typedef struct fixture {
+    geometry file;
     qmi_gguf gguf;
     qmi_settings settings;
 } fixture;
 
 static void start(fixture *f, bool experts)
 {
-    build_start(&build);
-    build_geometry(&build, experts);
-    int64_t size = build_end(&build);
-    assert_int_equal(qmi_gguf_read(build.bytes, size, &heap, &f->gguf), QM_OK);
+    *f = (fixture){ 0 };
+    geometry_start(&f->file);
+    geometry_real(&f->file, experts, NULL, NULL, 0);
+    int64_t size = geometry_end(&f->file); /* the reader looks at nothing behind the header */
+    assert_int_equal(qmi_gguf_read(f->file.w.bytes, size, &heap, &f->gguf), QM_OK);
     qmi_settings_start(&f->settings, &heap);
 }
 
@@ -31,6 +32,7 @@ static void end(fixture *f)
 {
     qmi_settings_end(&f->settings);
     qmi_gguf_free(&f->gguf, &heap);
+    writer_free(&f->file.w);
 }
 
 static void set(fixture *f, const char *name, const char *value)
