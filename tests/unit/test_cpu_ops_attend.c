@@ -1,0 +1,223 @@
+/* ATTEND on the CPU against its formula in double; sequences together and apart. */
+#include "cpu_scene.h"
+
+typedef struct shape {
+    int32_t tokens, heads, kv_heads, head_size, rotary, page_tokens;
+    uint32_t kv_type;
+    bool gated, normed;
+} shape;
+
+static scene make_scene(const shape *p, qmi_op_attend *op)
+{
+    scene s = { .tokens = p->tokens, .page_tokens = p->page_tokens };
+    int64_t element = p->kv_type == QMI_TYPE_F16 ? 2 : 4;
+    int64_t layer = element * p->kv_heads * p->page_tokens * p->head_size;
+    *op = (qmi_op_attend){
+        .query = make_input(&s, "query", (int64_t)p->heads * p->head_size * (p->gated ? 2 : 1)),
+        .key = make_input(&s, "key", (int64_t)p->kv_heads * p->head_size),
+        .value = make_input(&s, "value", (int64_t)p->kv_heads * p->head_size),
+        .out = make_slot(&s, "out", (int64_t)p->heads * p->head_size),
+        .heads = p->heads, .kv_heads = p->kv_heads, .head_size = p->head_size, .rotary = p->rotary, .gated = p->gated,
+        .query_norm.epsilon = 1e-6f, .key_norm.epsilon = 1e-5f, .kv_type = p->kv_type, .page_tokens = p->page_tokens,
+        .key_offset = layer + 64, .value_offset = 0 };
+    if (p->normed) {
+        op->query_norm.weight = make_vector(&s, p->head_size);
+        op->key_norm.weight = make_vector(&s, p->head_size);
+    }
+    if (p->rotary)
+        op->inverse_frequency = make_vector(&s, p->rotary / 2);
+    s.page_bytes = 2 * layer + 64;
+    s.pages = (p->tokens + p->page_tokens - 1) / p->page_tokens;
+    assert_true(s.pages <= 256);
+    s.out = op->out;
+    append(&s, (qmi_op){ .kind = QMI_OP_ATTEND, .layer = 3, .attend = *op });
+    return s;
+}
+
+static void ref_turn(double *x, const qmi_op_attend *op, int64_t position)
+{
+    for (int32_t i = 0; i < op->rotary / 2; i++) {
+        double angle = (float)position * vector_of(&op->inverse_frequency)[i]; /* in float32, as the models were trained */
+        double a = x[i], b = x[i + op->rotary / 2];
+        x[i] = a * cos(angle) - b * sin(angle);
+        x[i + op->rotary / 2] = b * cos(angle) + a * sin(angle);
+    }
+}
+
+/* What is stored is rounded to the storage's format. */
+static void ref_keys(const scene *s, const qmi_op_attend *op, double *keys, double *values)
+{
+    int64_t width = (int64_t)op->kv_heads * op->head_size;
+    for (int32_t t = 0; t < s->tokens; t++)
+        for (int32_t h = 0; h < op->kv_heads; h++) {
+            double *key = keys + t * width + h * op->head_size;
+            ref_rms(key, &op->key_norm, key, op->head_size);
+            ref_turn(key, op, t);
+        }
+    for (int64_t i = 0; i < s->tokens * width && op->kv_type == QMI_TYPE_F16; i++) {
+        keys[i] = qmi_half_to_float(qmi_float_to_half((float)keys[i]));
+        values[i] = qmi_half_to_float(qmi_float_to_half((float)values[i]));
+    }
+}
+
+static double *ref_attend(const scene *s, const qmi_op_attend *op)
+{
+    int64_t size = op->head_size, width = op->kv_heads * size, step = op->gated ? 2 * size : size;
+    double *q = to_double(s->in[op->query], s->tokens * op->heads * step), *k = to_double(s->in[op->key], s->tokens * width);
+    double *v = to_double(s->in[op->value], s->tokens * width), *scores = calloc((size_t)s->tokens, sizeof *scores);
+    double *out = calloc((size_t)(s->tokens * op->heads * size), sizeof *out);
+    assert_non_null(scores);
+    assert_non_null(out);
+    ref_keys(s, op, k, v);
+    for (int32_t t = 0; t < s->tokens; t++)
+        for (int32_t h = 0; h < op->heads; h++) {
+            double *query = q + (t * op->heads + h) * step, *to = out + (t * op->heads + h) * size, largest = -INFINITY, sum = 0;
+            int64_t at = h / (op->heads / op->kv_heads) * size;
+            ref_rms(query, &op->query_norm, query, size);
+            ref_turn(query, op, t);
+            for (int32_t j = 0; j <= t; j++) {
+                scores[j] = 0;
+                for (int64_t d = 0; d < size; d++)
+                    scores[j] += query[d] * k[j * width + at + d] / sqrt((double)size);
+                largest = fmax(largest, scores[j]);
+            }
+            for (int32_t j = 0; j <= t; j++)
+                sum += scores[j] = exp(scores[j] - largest);
+            for (int32_t j = 0; j <= t; j++)
+                for (int64_t d = 0; d < size; d++)
+                    to[d] += scores[j] / sum * v[j * width + at + d];
+            for (int64_t d = 0; d < size && op->gated; d++)
+                to[d] *= sigmoid(query[size + d]);
+        }
+    free(q);
+    free(k);
+    free(v);
+    free(scores);
+    return out;
+}
+
+static void check_shape_of(const shape *p, double tolerance)
+{
+    qmi_op_attend op;
+    scene s = make_scene(p, &op);
+    double *expected = ref_attend(&s, &op);
+    check_scene(&s, expected, tolerance);
+    free(expected);
+    end_scene(&s);
+}
+
+static void test_formula(void **state)
+{
+    (void)state;
+    /* Rounding of keys to halves may go the other way for a float result than for a double one, hence the wider bound. */
+    check_shape_of(&(shape){ 20, 4, 2, 16, 8, 8, QMI_TYPE_F32, true, true }, 3e-6);
+    check_shape_of(&(shape){ 20, 6, 1, 64, 64, 16, QMI_TYPE_F16, false, true }, 1e-4);
+    check_shape_of(&(shape){ 9, 2, 2, 128, 32, 1, QMI_TYPE_F32, true, false }, 3e-6);
+    check_shape_of(&(shape){ 9, 3, 3, 22, 0, 5, QMI_TYPE_F16, true, true }, 1e-4);
+    check_shape_of(&(shape){ 5, 2, 1, 256, 64, 64, QMI_TYPE_F32, true, true }, 3e-6);
+}
+
+/* Several spans of the softmax, pages that do not divide them, workers that share them. */
+static void test_long(void **state)
+{
+    (void)state;
+    check_shape_of(&(shape){ 600, 4, 2, 16, 8, 100, QMI_TYPE_F32, true, true }, 3e-6);
+    check_shape_of(&(shape){ 530, 2, 1, 8, 4, 7, QMI_TYPE_F16, false, true }, 1e-4);
+}
+
+/* More spans than are computed between two barriers: 1 key-value head, 129 * 256 tokens. */
+static void test_many_spans(void **state)
+{
+    (void)state;
+    enum { TOKENS = 129 * 256 + 3, SIZE = 2, PAGE = 512 };
+    qmi_op_attend op;
+    shape p = { 1, 1, 1, SIZE, 0, PAGE, QMI_TYPE_F32, false, false };
+    scene s = make_scene(&p, &op);
+    s.pages = (TOKENS + PAGE - 1) / PAGE;
+    float first[SIZE];
+    double expected[SIZE] = { 0 }, sum = 0;
+    for (int32_t threads = 1; threads <= 3; threads++) {
+        rig r = open_rig(&s, "auto", threads, 1);
+        random_state = 99;
+        for (int64_t j = 0; j < TOKENS; j++)
+            for (int i = 0; i < SIZE; i++) {
+                float *page = (float *)(uintptr_t)r.pages[j / PAGE];
+                page[(op.key_offset / 4) + j % PAGE * SIZE + i] = random_float();
+                page[(op.value_offset / 4) + j % PAGE * SIZE + i] = random_float();
+            }
+        memcpy((void *)(uintptr_t)r.workspace.slots[op.query], s.in[op.query], SIZE * 4);
+        memcpy((void *)(uintptr_t)r.workspace.slots[op.key], s.in[op.key], SIZE * 4);
+        memcpy((void *)(uintptr_t)r.workspace.slots[op.value], s.in[op.value], SIZE * 4);
+        const int32_t token = 0;
+        qmi_sequence sequence = { .count = 1, .start = TOKENS - 1, .pages = r.pages };
+        qmi_batch batch = { .count = 1, .tokens = &token, .sequence_count = 1, .sequences = &sequence };
+        assert_int_equal(qmi_cpu_backend.run(r.device, &s.program, &r.workspace, &batch), QM_OK);
+        const float *out = (const float *)(uintptr_t)r.workspace.slots[op.out];
+        for (int64_t j = 0; j < TOKENS && threads == 1; j++) { /* the run has appended the last one */
+            const float *page = (const float *)(uintptr_t)r.pages[j / PAGE];
+            const float *key = page + op.key_offset / 4 + j % PAGE * SIZE, *value = page + op.value_offset / 4 + j % PAGE * SIZE;
+            double weight = exp((key[0] * (double)s.in[op.query][0] + key[1] * (double)s.in[op.query][1]) / sqrt(2.0));
+            sum += weight;
+            expected[0] += weight * value[0];
+            expected[1] += weight * value[1];
+        }
+        if (threads == 1) {
+            memcpy(first, out, sizeof first);
+            expected[0] /= sum;
+            expected[1] /= sum;
+        }
+        /* The values average out to about 0.005, so errors of their sum weigh more. */
+        assert_true(relative_error(out, expected, SIZE) < 1e-3);
+        assert_memory_equal(out, first, sizeof first);
+        close_rig(&s, &r);
+    }
+    end_scene(&s);
+}
+
+/* Two sequences in one batch give what each gives alone, whatever their lengths. */
+static void test_together(void **state)
+{
+    (void)state;
+    enum { ROWS = 7 };
+    qmi_op_attend op;
+    shape p = { 40, 4, 2, 16, 8, 8, QMI_TYPE_F16, true, true };
+    scene s = make_scene(&p, &op);
+    int64_t width = s.program.slots[s.out].width;
+    float alone[40 * 64];
+    play(&s, "auto", 1, 40, alone);
+    for (int32_t threads = 1; threads <= 3; threads++) {
+        /* Both sequences get the same 40 tokens: the first in threes, the second in fours. */
+        rig r = open_rig(&s, "auto", threads, ROWS), other = open_rig(&s, "auto", 1, 1);
+        const int32_t tokens[ROWS] = { 0 };
+        for (int32_t step = 0; step < 10; step++) {
+            qmi_sequence sequences[2] = { { .first = 0, .count = 3, .start = 3 * step, .pages = r.pages },
+                                          { .first = 3, .count = 4, .start = 4 * step, .pages = other.pages } };
+            qmi_batch batch = { .count = ROWS, .tokens = tokens, .sequence_count = 2, .sequences = sequences };
+            for (int32_t row = 0; row < ROWS; row++)
+                for (int32_t i = 0; i < s.program.slot_count; i++) {
+                    int64_t token = row < 3 ? 3 * step + row : 4 * step + row - 3, slot_width = s.program.slots[i].width;
+                    if (s.in[i])
+                        memcpy((float *)(uintptr_t)r.workspace.slots[i] + row * slot_width, s.in[i] + token * slot_width,
+                               (size_t)slot_width * 4);
+                }
+            assert_int_equal(qmi_cpu_backend.run(r.device, &s.program, &r.workspace, &batch), QM_OK);
+            const float *out = (const float *)(uintptr_t)r.workspace.slots[s.out];
+            assert_memory_equal(out, alone + 3 * step * width, (size_t)width * 3 * 4);
+            assert_memory_equal(out + 3 * width, alone + 4 * step * width, (size_t)width * 4 * 4);
+        }
+        close_rig(&s, &other);
+        close_rig(&s, &r);
+    }
+    end_scene(&s);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_formula),
+        cmocka_unit_test(test_long),
+        cmocka_unit_test(test_many_spans),
+        cmocka_unit_test(test_together),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
