@@ -32,7 +32,8 @@ static const struct {
                           "preserve_thinking is true" } },
     { QMI_CHAT_QWEN3_5, { "<|im_start|>", "enable_thinking", "reasoning_content", "tool | tojson", "<function=", "<parameter=",
                           "!preserve_thinking" } },
-    { QMI_CHAT_QWEN3, { "<|im_start|>", "enable_thinking", "reasoning_content", "tool | tojson", "{\"name\": \"", "!<function=" } },
+    { QMI_CHAT_QWEN3, { "<|im_start|>", "enable_thinking", "reasoning_content", "tool | tojson", "{\"name\": \"",
+        "!<function=" } },
 };
 
 static uint64_t fnv1a(qmi_view text)
@@ -78,7 +79,8 @@ qmi_chat_format_id qmi_chat_recognise(const char *jinja, int64_t length, const q
         line++;
     while (line && line < template.length && ((unsigned char)template.data[line] & 0xC0) == 0x80) /* never half a code point */
         line--;
-    qmi_log_line(log, QM_LOG_WARNING, "unknown chat template (%zu bytes, hash %016" PRIx64 ", starts \"%.*s\"): messages are formatted as "
+    qmi_log_line(log, QM_LOG_WARNING,
+        "unknown chat template (%zu bytes, hash %016" PRIx64 ", starts \"%.*s\"): messages are formatted as "
         "plain ChatML", template.length, hash, (int)line, template.data);
     return QMI_CHAT_CHATML;
 }
@@ -178,25 +180,13 @@ void qmi_chat_write_tool_result(qmi_chat_render_state *state, bool opens, qmi_vi
 
 /* ---- render ---- */
 
-static int32_t parse_array(const char *text, int64_t length, const char *what, json_t **out)
-{
-    *out = NULL;
-    qmi_view view = { text, length < 0 ? strlen(text) : (size_t)length };
-    int32_t code = qmi_json_parse(view, what, out);
-    if (code < 0 || json_is_array(*out))
-        return code;
-    json_decref(*out);
-    *out = NULL;
-    return qmi_fail(QM_ERROR_TEXT, "%s must be a JSON array", what);
-}
-
 int32_t qmi_chat_render(qmi_chat_format_id id, const qmi_chat_request *request, const qmi_alloc *alloc, qmi_string *out)
 {
     json_t *messages = NULL, *tools = NULL;
     out->length = 0;
-    int32_t code = parse_array(request->messages, request->messages_length, "messages", &messages);
+    int32_t code = qmi_json_parse_array(request->messages, request->messages_length, "messages", &messages);
     if (code == QM_OK && request->tools)
-        code = parse_array(request->tools, request->tools_length, "tools", &tools);
+        code = qmi_json_parse_array(request->tools, request->tools_length, "tools", &tools);
     qmi_chat_render_state state = { id, request, messages, json_array_size(tools) ? tools : NULL, json_array_size(messages),
         { out, alloc, false }, { 0 } };
     if (code == QM_OK && state.count == 0)

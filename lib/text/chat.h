@@ -6,7 +6,9 @@
 #include "base/alloc.h"
 #include "base/log.h"
 
-typedef enum qmi_chat_format_id { QMI_CHAT_CHATML, QMI_CHAT_QWEN3, QMI_CHAT_QWEN3_5, QMI_CHAT_QWEN3_6, QMI_CHAT_COUNT } qmi_chat_format_id;
+typedef enum qmi_chat_format_id {
+    QMI_CHAT_CHATML, QMI_CHAT_QWEN3, QMI_CHAT_QWEN3_5, QMI_CHAT_QWEN3_6, QMI_CHAT_COUNT
+} qmi_chat_format_id;
 
 /* By a hash of known templates, then by characteristic parts (which the log tells at level info, since a changed template may
  * print other text). Unknown (or NULL): CHATML, and a warning in the log that names what was found (its first line and hash). */

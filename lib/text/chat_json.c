@@ -66,7 +66,8 @@ static void quote_long_integers(qmi_view text, qmi_writer *writer)
     }
 }
 
-/* Undoes that: "\0digits" to LONG_INTEGER digits, which nothing can look like that comes from JSON. NULL if they are no integer. */
+/* Undoes that: "\0digits" to LONG_INTEGER digits, which nothing that comes from JSON can look like.
+ * NULL if they are no integer. */
 static json_t *unquote(const json_t *string)
 {
     qmi_view text = qmi_json_text(string);
@@ -144,6 +145,17 @@ int32_t qmi_json_parse(qmi_view text, const char *what, json_t **out)
     return parse_failed(&error, what);
 }
 
+int32_t qmi_json_parse_array(const char *text, int64_t length, const char *what, json_t **out)
+{
+    qmi_view view = { text, length < 0 ? strlen(text) : (size_t)length };
+    int32_t code = qmi_json_parse(view, what, out);
+    if (code < 0 || json_is_array(*out))
+        return code;
+    json_decref(*out);
+    *out = NULL;
+    return qmi_fail(QM_ERROR_TEXT, "%s must be a JSON array", what);
+}
+
 /* ---- questions ---- */
 
 static bool is_long_integer(const json_t *value)
@@ -168,7 +180,8 @@ qmi_view qmi_json_text(const json_t *string)
 
 bool qmi_json_equals(const json_t *value, const char *text)
 {
-    return json_is_string(value) && json_string_length(value) == strlen(text) && memcmp(json_string_value(value), text, strlen(text)) == 0;
+    size_t length = strlen(text);
+    return json_is_string(value) && json_string_length(value) == length && memcmp(json_string_value(value), text, length) == 0;
 }
 
 json_t *qmi_json_get(const json_t *object, const char *key)
@@ -239,7 +252,8 @@ void qmi_json_write_float(qmi_writer *writer, double value)
     int count = snprintf(digits, sizeof digits, "%lld", (long long)number);
     int point = number ? count + exponent : 1; /* digits before the decimal point */
     if (point > 16 || point < -3)
-        snprintf(text, sizeof text, "%c%s%se%c%02d", digits[0], count > 1 ? "." : "", digits + 1, point > 0 ? '+' : '-', abs(point - 1));
+        snprintf(text, sizeof text, "%c%s%se%c%02d", digits[0], count > 1 ? "." : "", digits + 1,
+            point > 0 ? '+' : '-', abs(point - 1));
     else if (point <= 0)
         snprintf(text, sizeof text, "0.%.*s%s", -point, "000", digits);
     else if (point >= count)

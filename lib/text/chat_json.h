@@ -11,6 +11,8 @@
 /* A whole JSON array or object. Integers of any size are kept (see qmi_json_is_integer). QM_ERROR_TEXT names `what`, line and
  * column; that goes for numbers beyond a double's range, lone surrogates, zeros in keys and nesting over 2048 levels too. */
 int32_t qmi_json_parse(qmi_view text, const char *what, json_t **out);
+/* The same, and it must be an array. length -1: zero-terminated. */
+int32_t qmi_json_parse_array(const char *text, int64_t length, const char *what, json_t **out);
 
 /* An integer; those over 64 bits are kept as strings that start with a byte no UTF-8 has, so ask these and not jansson's. */
 bool qmi_json_is_integer(const json_t *value);

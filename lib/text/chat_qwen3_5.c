@@ -14,8 +14,8 @@ static const char tools_after[] =
     "<tool_call></tool_call> XML tags\n"
     "- Required parameters MUST be specified\n"
     "- You may provide optional reasoning for your function call in natural language BEFORE the function call, but NOT after\n"
-    "- If there is no function call available, answer the question like normal with your current knowledge and do not tell the user "
-    "about function calls\n</IMPORTANT>";
+    "- If there is no function call available, answer the question like normal with your current knowledge "
+    "and do not tell the user about function calls\n</IMPORTANT>";
 
 /* ---- contents ---- */
 

@@ -127,7 +127,8 @@ static void recognises_known_templates(void **state)
         assert_string_equal(name, files[i]);
         assert_string_equal(logged, "");
         template[length] = '\n'; /* takes the zero's place: as if the file ended with a newline */
-        assert_string_equal(qmi_chat_name(qmi_chat_recognise(template, (int64_t)length + 1, &log)), qmi_chat_name((qmi_chat_format_id)(i + 1)));
+        assert_string_equal(qmi_chat_name(qmi_chat_recognise(template, (int64_t)length + 1, &log)),
+            qmi_chat_name((qmi_chat_format_id)(i + 1)));
         assert_string_equal(logged, "");
         template[0] = ' '; /* changed somewhere: the parts decide, and the log says so */
         assert_int_equal(qmi_chat_recognise(template, (int64_t)length, &log), i + 1);
@@ -187,7 +188,8 @@ static void expect_refusal(qmi_chat_format_id id, const char *messages, const ch
 static void plain_chatml(void **state)
 {
     (void)state;
-    expect_text(QMI_CHAT_CHATML, "[{\"role\":\"system\",\"content\":\"s \"},{\"role\":\"user\",\"content\":[{\"text\":\"a\"},{\"text\":\"b\"}]},"
+    expect_text(QMI_CHAT_CHATML,
+        "[{\"role\":\"system\",\"content\":\"s \"},{\"role\":\"user\",\"content\":[{\"text\":\"a\"},{\"text\":\"b\"}]},"
         "{\"role\":\"developer\",\"content\":\"d\"},{\"role\":\"assistant\",\"content\":null,\"reasoning_content\":\"r\"}]", NULL,
         "<|im_start|>system\ns <|im_end|>\n<|im_start|>user\nab<|im_end|>\n<|im_start|>developer\nd<|im_end|>\n"
         "<|im_start|>assistant\n<|im_end|>\n");
@@ -200,7 +202,8 @@ static void plain_chatml(void **state)
 }
 
 #define CALL(arguments) \
-    "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"\",\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":" \
+    "[{\"role\":\"user\",\"content\":\"q\"},{\"role\":\"assistant\",\"content\":\"\"," \
+    "\"tool_calls\":[{\"function\":{\"name\":\"f\",\"arguments\":" \
     arguments "}}]}]"
 #define CALLED(parameters) \
     "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n<tool_call>\n<function=f>\n" parameters \
@@ -259,7 +262,8 @@ static void thoughts_of_prompts(void **state)
             const char *messages = "[{\"role\":\"user\",\"content\":\"q\"}]";
             const qmi_chat_request request = { messages, -1, NULL, 0, thinking, -1, 1 };
             assert_int_equal(qmi_chat_render((qmi_chat_format_id)id, &request, &process, &text), QM_OK);
-            assert_int_equal(qmi_chat_inside_thoughts(text.data, (int64_t)text.length), qmi_chat_opens_thoughts((qmi_chat_format_id)id, thinking));
+            assert_int_equal(qmi_chat_inside_thoughts(text.data, (int64_t)text.length),
+                qmi_chat_opens_thoughts((qmi_chat_format_id)id, thinking));
             qmi_string_free(&text, &process);
         }
         assert_string_equal(qmi_chat_end_of_thoughts((qmi_chat_format_id)id), "\n</think>\n\n");
@@ -273,7 +277,8 @@ static int64_t allocations_left;
 static void *scarce(int64_t size, int64_t alignment, void *user)
 {
     (void)user;
-    return allocations_left-- > 0 ? aligned_alloc((size_t)alignment, ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment) : NULL;
+    return allocations_left-- > 0 ? aligned_alloc((size_t)alignment,
+        ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment) : NULL;
 }
 
 static void scarce_release(void *pointer, void *user)
@@ -286,7 +291,8 @@ static void every_allocation_may_fail(void **state)
 {
     (void)state;
     const qmi_alloc alloc = { scarce, scarce_release, NULL };
-    const char *messages = "[{\"role\":\"user\",\"content\":[{\"text\":\"some text that is long enough\"},{\"text\":\"and more of it, to grow\"}]}]";
+    const char *messages = "[{\"role\":\"user\",\"content\":"
+                           "[{\"text\":\"some text that is long enough\"},{\"text\":\"and more of it, to grow\"}]}]";
     const qmi_chat_request request = { messages, -1, "[{\"name\":\"f\"}]", -1, -1, -1, 1 };
     int64_t granted = 0;
     for (;; granted++) {
