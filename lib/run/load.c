@@ -60,9 +60,7 @@ static int32_t read_vocabulary(qm_model *model)
         const qmi_gguf_value *types = find_array(gguf, "tokenizer.ggml.token_type", QMI_GGUF_I32, QMI_GGUF_U32);
         if (!types)
             return QM_ERROR_FORMAT;
-        if (types->count != tokens->count)
-            return qmi_fail(QM_ERROR_FORMAT, "tokenizer.ggml.token_type has %lld entries, tokenizer.ggml.tokens %lld",
-                            (long long)types->count, (long long)tokens->count);
+        source.type_count = types->count;
         source.types = (const int32_t *)(const void *)types->data;
     }
     code = qmi_gguf_int(gguf, "tokenizer.ggml.eos_token_id", &source.eos);
