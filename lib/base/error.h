@@ -15,7 +15,8 @@
 #define QMI_PRINTF(text, first)
 #endif
 
-/* Sets this thread's message and returns `code`, so that a fault is one statement: return qmi_fail(QM_ERROR_FILE, ...). */
+/* Sets this thread's message and returns `code`, so that a fault is one statement: return qmi_fail(QM_ERROR_FILE, ...).
+ * Control characters and what is not UTF-8 become '?': values from a file can be named without a thought. */
 int32_t qmi_fail(int32_t code, const char *format, ...) QMI_PRINTF(2, 3);
 
 /* Puts "prefix: " before this thread's message; returns `code` unchanged. For callers who know the file's name. */
