@@ -1,0 +1,138 @@
+#!/bin/sh
+# Sets up what the tests need and runs the whole suite. The last line is "N passed, N failed"; the exit code is 0 only if none failed.
+#     tests/run.sh                 everything, about ten minutes on two cores
+#     tests/run.sh gcc fuzz        only these tiers
+# Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
+#     gcc      release build without a warning, all tests, installation, README's commands, ABI
+#     clang    the same build by clang, all tests
+#     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests
+#     thread   ThreadSanitizer, the tests that use threads
+#     fuzz     libFuzzer: each target runs a fixed number of times from its seeds
+#     haswell  built for one machine instead of any
+set -u
+cd "$(dirname "$0")/.." || exit 1
+. examples/setup.sh
+
+tiers=${*:-gcc clang address thread fuzz haswell}
+builds=$PWD/build-tests
+results=$builds/results # one line a test: "ok NAME" or "failed NAME"
+
+setup_need_build
+setup_need 'pkg-config --exists cmocka' libcmocka-dev
+setup_need 'command -v clang' clang
+setup_need 'echo "int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }" | clang -fsanitize=fuzzer,address -x c - -o /dev/null' \
+    libclang-rt-dev
+setup_need 'command -v g++' g++
+setup_need 'command -v abidiff' abigail-tools
+setup_need 'command -v xz' xz-utils
+setup_need 'command -v python3' python3
+setup_need 'command -v man' man-db
+setup_need 'command -v groff' groff-base
+setup_install || { echo "0 passed, 1 failed"; exit 1; }
+
+mkdir -p "$builds"
+: > "$results"
+started=$(date +%s)
+say() { printf '==> %4d s  %s\n' "$(($(date +%s) - started))" "$*"; }
+
+# check NAME COMMAND...: one test, passed when the command succeeds; its output is shown when it does not.
+check() {
+    name=$1
+    shift
+    if "$@" > "$builds/check.log" 2>&1; then
+        echo "ok      $name"
+        echo "ok $name" >> "$results"
+    else
+        echo "FAILED  $name: $*"
+        tail -n 40 "$builds/check.log"
+        echo "failed $name" >> "$results"
+        return 1
+    fi
+}
+
+# build TIER COMPILER OPTION...: configures and builds build-tests/TIER. A failure counts as a failed test.
+build() {
+    tier=$1 compiler=$2
+    shift 2
+    say "$tier: building"
+    [ -f "$builds/$tier/build.ninja" ] || check "$tier: configure" env CC="$compiler" meson setup "$builds/$tier" -Dwerror=true "$@" || return 1
+    check "$tier: build" ninja -C "$builds/$tier" || return 1
+}
+
+# run_tests TIER ARGUMENT...: meson's tests, one program at a time since each uses all processors.
+run_tests() {
+    tier=$1
+    shift
+    say "$tier: tests"
+    rm -f "$builds/$tier/meson-logs/testlog.json"
+    meson test -C "$builds/$tier" --no-rebuild --num-processes 1 --print-errorlogs "$@" > "$builds/$tier.log" 2>&1
+    code=$?
+    [ $code = 0 ] || cat "$builds/$tier.log"
+    python3 - "$builds/$tier/meson-logs/testlog.json" "$tier" >> "$builds/last" << 'END' || check "$tier: tests" false
+import json, sys
+for line in open(sys.argv[1]):
+    test = json.loads(line)
+    word = {"OK": "ok", "SKIP": "skipped", "EXPECTEDFAIL": "ok"}.get(test["result"], "failed")
+    print(f'{word} {sys.argv[2]}: {test["name"].split(" / ")[-1].split(":")[-1]} ({test["duration"]:.1f} s)')
+END
+    sed 's/^ok /ok      /; s/^failed /FAILED  /; s/^skipped /skipped /' "$builds/last"
+    cat "$builds/last" >> "$results"
+    [ $code = 0 ] || grep -q '^failed' "$builds/last" || check "$tier: meson test" false
+    rm -f "$builds/last"
+}
+
+tier_gcc() {
+    # Debugging information costs no speed, and the ABI dump is made from it.
+    build gcc gcc --buildtype=release -Ddebug=true -Ddefault_library=both --prefix="$builds/prefix" || return
+    run_tests gcc
+    check "gcc: ABI" tests/abi/check_dump.sh "$builds/gcc/lib/libqwenmoe.so"
+    check "gcc: install" tests/project/check_install.sh "$builds/gcc" "$builds/prefix"
+    meson install -C "$builds/gcc" > "$builds/install.log" 2>&1
+    check "gcc: README" tests/project/check_readme.sh "$builds/prefix"
+}
+
+tier_clang() {
+    build clang clang --buildtype=release || return
+    run_tests clang
+}
+
+tier_address() {
+    build address gcc --buildtype=debugoptimized -Db_sanitize=address,undefined || return
+    run_tests address --timeout-multiplier 4
+}
+
+tier_thread() {
+    build thread gcc --buildtype=debugoptimized -Db_sanitize=thread || return
+    run_tests thread --timeout-multiplier 8 --suite threads
+}
+
+tier_fuzz() {
+    build fuzz clang --buildtype=debugoptimized -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+        -Dc_args=-fsanitize=fuzzer-no-link || return
+    say "fuzz: running"
+    for target in "$builds"/fuzz/tests/fuzz/fuzz_*; do
+        [ -x "$target" ] && [ ! -d "$target" ] || continue
+        stem=$(basename "$target")
+        mkdir -p "$builds/corpus/$stem"
+        check "fuzz: $stem" "$target" -runs=20000 -max_total_time=30 -rss_limit_mb=4096 -artifact_prefix="$builds/$stem-" \
+            "$builds/corpus/$stem" "tests/fuzz/corpus/${stem#fuzz_}"
+    done
+}
+
+tier_haswell() {
+    build haswell gcc --buildtype=release -Dmarch=haswell -Dtests=false
+}
+
+for tier in $tiers; do
+    case $tier in
+    gcc | clang | address | thread | fuzz | haswell) "tier_$tier" ;;
+    *) check "there is no tier $tier" false ;;
+    esac
+done
+
+say "done"
+grep '^failed' "$results" | sed 's/^failed/FAILED /'
+passed=$(grep -c '^ok' "$results")
+failed=$(grep -c '^failed' "$results")
+echo "$passed passed, $failed failed"
+[ "$failed" = 0 ] && [ "$passed" -gt 0 ]
