@@ -44,7 +44,8 @@ static qmi_slot slot(model *m, const char *name, int64_t width)
 static qmi_op_attend attend(model *m)
 {
     return (qmi_op_attend){ .query = slot(m, "query", 2 * 4 * 16), .key = slot(m, "key", 2 * 16),
-        .value = slot(m, "value", 2 * 16), .out = slot(m, "attended", 4 * 16), .heads = 4, .kv_heads = 2, .head_size = 16, .rotary = 8, .gated = true,
+        .value = slot(m, "value", 2 * 16), .out = slot(m, "attended", 4 * 16),
+        .heads = 4, .kv_heads = 2, .head_size = 16, .rotary = 8, .gated = true,
         .query_norm = norm(16), .key_norm = norm(16), .inverse_frequency = vector(4), .kv_type = QMI_TYPE_F16,
         .page_tokens = 32, .key_offset = 0, .value_offset = 2 * 32 * 16 * 2 };
 }
