@@ -12,7 +12,7 @@
 
 static const flag common_flags[] = {
     { "model", 'm', "FILE", "the model, a GGUF file (default: $QWENMOE_MODEL, else the one installed with the program)" },
-    { "quiet", 'q', NULL, "no progress and no speeds" },
+    { "quiet", 'q', NULL, "no progress, no speeds, no warnings" },
     { "verbose", 'v', NULL, "print what the library logs" },
     { "help", 'h', NULL, "print this help" },
     { NULL, 0, NULL, NULL },

@@ -12,8 +12,7 @@ static const flag flags[] = {
 };
 
 static const char *const text_facts[] = { "file", "name", "architecture", "tokenizer", "chat_format" };
-static const char *const number_facts[] = { "parameters", "file_bytes", "layers",  "attention_layers", "delta_layers", "hidden",
-                                            "vocabulary", "context",    "experts", "experts_used",     "mtp" };
+static const char *const number_facts[] = { "parameters", "file_bytes", "vocabulary" }; /* the plan has the others */
 #define COUNT(list) (sizeof(list) / sizeof *(list))
 
 /* The plan as a table or as JSON; freed by the caller. NULL after a message. */

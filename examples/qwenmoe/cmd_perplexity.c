@@ -84,7 +84,8 @@ static int score_row(measure *measure, float *row, int32_t next)
         float *other = measure->other_row;
         if (logits_read(&measure->against, other) != EXIT_OK)
             return EXIT_FAILED;
-        normalise(other, measure->vocabulary); /* what 16 bits rounded away */
+        if (measure->against.head.bits == 16)
+            normalise(other, measure->vocabulary); /* what was rounded away */
         add_score(&measure->other, -other[next]);
         double divergence = 0;
         for (int64_t i = 0; i < measure->vocabulary; i++)

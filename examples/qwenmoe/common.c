@@ -89,6 +89,7 @@ char *join_words(char **words, int count)
 int read_prompt(const arguments *arguments, char **out, int64_t *length)
 {
     const char *path = arguments_flag(arguments, "file");
+    *out = NULL;
     if (arguments->word_count) {
         if (path)
             return arguments_usage(arguments, "the text is given twice: as words and as --file");
@@ -155,8 +156,8 @@ int load_model(const arguments *arguments, qm_model **out)
     if (!path)
         return EXIT_FAILED;
     lowest_level = arguments_flag(arguments, "verbose") ? QM_LOG_DEBUG : QM_LOG_WARNING;
-    if (qm_options_set_log(arguments->options, print_log, &lowest_level) < 0 ||
-        (!arguments_quiet(arguments) &&
+    if (!arguments_quiet(arguments) &&
+        (qm_options_set_log(arguments->options, print_log, &lowest_level) < 0 ||
          qm_options_set_progress(arguments->options, terminal_progress, (void *)arguments->progress_stage) < 0))
         return complain_library();
     int32_t code = qm_model_load(path, arguments->options, out);

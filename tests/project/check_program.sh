@@ -162,7 +162,7 @@ check_info() {
     holds "$out" '^architecture +qwen'
     holds "$out" '^parameters +[0-9]'
     expect 0 info --json
-    json 'd["model"]["layers"] > 0 and d["model"]["file_bytes"] > 0 and isinstance(d["plan"], dict)'
+    json 'd["model"]["parameters"] > 0 and d["model"]["file_bytes"] > 0 and d["plan"]["layers"] > 0'
     expect 1 info -m "$work/none.gguf"
 }
 
@@ -204,7 +204,7 @@ check_perplexity() {
     json "abs(d['perplexity'] - $first) < 1e-9 * $first and d['against']['kl_max'] < 1e-6 and d['against']['top1_agreement'] > 0.99"
     expect 0 perplexity -w 24 -o 8 --save "$work/32" --bits 32
     expect 0 perplexity --against "$work/32" --json
-    json 'd["against"]["kl_max"] < 1e-9 and d["against"]["top1_agreement"] == 1 and abs(d["against"]["ratio"] - 1) < 1e-6'
+    json 'd["against"]["kl_max"] == 0 and d["against"]["top1_agreement"] == 1 and d["against"]["ratio"] == 1'
     # Another setting that changes no more than rounding is seen, but small.
     expect 0 perplexity --against "$work/32" --kv-type f32 --json
     json '0 <= d["against"]["kl_mean"] < 1e-2'
