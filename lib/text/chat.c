@@ -193,6 +193,7 @@ int32_t qmi_chat_render(qmi_chat_format_id id, const qmi_chat_request *request, 
         code = qmi_fail(QM_ERROR_TEXT, "chat format %s refuses the messages: No messages provided.", names[id]);
     else if (code == QM_OK)
         code = id == QMI_CHAT_QWEN3_5 || id == QMI_CHAT_QWEN3_6 ? qmi_chat_render_qwen3_5(&state) : qmi_chat_render_qwen3(&state);
+    qmi_write_text(&state.out, ""); /* even an empty text has its zero */
     if (code == QM_OK && state.out.failed)
         code = QM_ERROR_MEMORY;
     if (code < 0)

@@ -16,7 +16,7 @@ qmi_chat_format_id qmi_chat_recognise(const char *jinja, int64_t length, const q
 const char *qmi_chat_name(qmi_chat_format_id id); /* "chatml", "qwen3", "qwen3.5", "qwen3.6" */
 int32_t qmi_chat_find(const char *name);          /* the id with this name, or -1 */
 
-/* A growing text that belongs to the caller (alloc's); zero-terminated when not empty. */
+/* A growing text that belongs to the caller (alloc's); zero-terminated when something was written, be it empty. */
 typedef struct qmi_string {
     char *data;
     size_t length, capacity;

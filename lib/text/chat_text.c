@@ -136,7 +136,7 @@ size_t qmi_view_code_point(qmi_view view, size_t *bad)
 void qmi_write(qmi_writer *writer, qmi_view view)
 {
     qmi_string *out = writer->out;
-    if (writer->failed || !view.length)
+    if (writer->failed)
         return;
     void *data = out->data;
     size_t needed = out->length + view.length + 1;
@@ -145,7 +145,8 @@ void qmi_write(qmi_writer *writer, qmi_view view)
         return;
     }
     out->data = data;
-    memcpy(out->data + out->length, view.data, view.length);
+    if (view.length)
+        memcpy(out->data + out->length, view.data, view.length);
     out->length += view.length;
     out->data[out->length] = 0;
 }
