@@ -13,13 +13,12 @@
  *     int64_t count = qm_tokenize(model, "def fibonacci(n):", -1, QM_SPECIAL_NONE, prompt, 64);
  *     if (count < 0 || count > 64) goto failed;
  *     if (qm_submit_generate(session, prompt, count, &job) < 0) goto failed;
- *     for (;;) {
- *         char piece[256];  int32_t kind;
- *         int64_t length = qm_job_read(job, piece, sizeof piece, &kind);
- *         if (length > 0) fwrite(piece, 1, (size_t)length, stdout);
- *         else if (qm_job_poll(job) != QM_JOB_RUNNING) break;
- *         else qm_job_wait(job, -1);
- *     }
+ *     int32_t state;
+ *     do {
+ *         char piece[256];  int32_t kind;  int64_t length;
+ *         state = qm_job_wait(job, -1);
+ *         while ((length = qm_job_read(job, piece, sizeof piece, &kind)) > 0) fwrite(piece, 1, (size_t)length, stdout);
+ *     } while (state == QM_JOB_RUNNING);
  *     ...
  *     qm_job_free(&job);  qm_session_free(&session);  qm_model_free(&model);
  *
@@ -233,7 +232,8 @@ QM_API int32_t qm_sample(qm_session *session, int32_t *token);
 QM_API int32_t qm_mtp_logits(qm_session *session, int32_t next, float *logits);
 
 /* Makes the session hold its first `length` tokens; the logits are then those of the last of them. Exact. A recurrent state
- * cannot run backwards: models with delta layers compute the remaining tokens again. */
+ * cannot run backwards: models with delta layers compute the remaining tokens again. Cancelled, it holds as many of them as were
+ * computed; likewise qm_session_sync. */
 QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
 /* Makes the session hold exactly these tokens, computing only what differs from what it holds. Returns how many tokens did
  * not have to be computed. */
@@ -250,17 +250,19 @@ QM_API int32_t qm_submit_decode(qm_session **sessions, const int32_t *tokens, in
 QM_API int32_t qm_submit_rewind(qm_session *session, int64_t length, qm_job **out);
 QM_API int32_t qm_submit_sync(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out); /* "tokens_reused" */
 /* Appends tokens (none: count 0), then samples and appends tokens until the model ends its turn, a stop string appears, the
- * budgets "answer-tokens" or "context" are used up, or it is cancelled. Text comes in pieces from qm_job_read. */
+ * budgets "answer-tokens" or "context" are used up, or it is cancelled. Text comes in pieces from qm_job_read. The session then
+ * holds every token of qm_job_tokens, also the one that ended the answer. */
 QM_API int32_t qm_submit_generate(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 
 #define QM_JOB_DONE 0
 #define QM_JOB_RUNNING 1
 /* QM_JOB_RUNNING, QM_JOB_DONE, or the negative code it failed with (and this thread's message is then the job's). */
 QM_API int32_t qm_job_poll(const qm_job *job);
-/* Sleeps until there is something to read or the job has ended, at most timeout_ms (-1: for ever). Returns as qm_job_poll. */
+/* Sleeps until there is something to read or the job has ended, at most timeout_ms (-1: for ever). Returns as qm_job_poll. While
+ * text is unread it returns at once: read until nothing is left, then wait again; the last text is there when it has ended. */
 QM_API int32_t qm_job_wait(qm_job *job, int64_t timeout_ms);
-/* Becomes readable (poll, select, libuv) when there is something to read or the job has ended; never read from it yourself:
- * qm_job_read and qm_job_wait reset it. Belongs to the job. -1 is never returned for a valid job; negative code otherwise. */
+/* Readable (poll, select, libuv) as long as there is something to read or the job has ended; never read from it yourself.
+ * Belongs to the job; a negative code only for a null job. */
 QM_API int32_t qm_job_descriptor(const qm_job *job);
 /* Asks it to end soon; it then fails with QM_ERROR_CANCELLED. What was computed stays in the session. Safe from any thread. */
 QM_API int32_t qm_job_cancel(qm_job *job);
