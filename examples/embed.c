@@ -17,7 +17,9 @@ int main(int argc, char **argv)
     if (qm_model_load(argv[1], NULL, &model) < 0 || qm_session_new(model, NULL, &session) < 0)
         goto end;
     int64_t count = qm_tokenize(model, argv[2], -1, QM_SPECIAL_NONE, prompt, 2048);
-    if (count < 0 || count > 2048 || qm_submit_generate(session, prompt, count, &job) < 0)
+    if (count > 2048)
+        fprintf(stderr, "embed: only the first 2048 of %lld tokens are used\n", (long long)count);
+    if (count < 0 || qm_submit_generate(session, prompt, count < 2048 ? count : 2048, &job) < 0)
         goto end;
     do {
         state = qm_job_wait(job, -1);

@@ -2,7 +2,7 @@
 #ifndef QMI_BASE_LOG_H
 #define QMI_BASE_LOG_H
 
-#include "error.h"
+#include "base/error.h"
 
 typedef struct qmi_log {
     qm_log_callback callback; /* NULL: nothing is logged */

@@ -9,9 +9,9 @@ include=$here/../../include
 stored=$here/libqwenmoe.abi
 
 if [ "${2:-}" = --write ]; then
-    abidw --headers-dir "$include" --drop-private-types --no-corpus-path --no-comp-dir-path --no-show-locs --no-elf-needed \
-        --type-id-style hash --out-file "$stored" "$1"
+    abidw --exported-interfaces-only --headers-dir "$include" --drop-private-types --no-corpus-path \
+        --no-comp-dir-path --no-show-locs --no-elf-needed --type-id-style hash --out-file "$stored" "$1"
 else
-    abidiff --headers-dir2 "$include" --drop-private-types "$stored" "$1"
+    abidiff --exported-interfaces-only --headers-dir2 "$include" --drop-private-types "$stored" "$1"
     echo "same as stored"
 fi
