@@ -135,7 +135,7 @@ check_chat() {
     cp "$work/saved.json" "$out"
     json '[m["role"] for m in d] == ["user", "assistant", "user", "assistant"]'
     expect 2 chat some words
-    expect 1 chat --save /no/such/folder/file
+    expect 1 chat --answer-tokens 6 --save /no/such/folder/file
 }
 
 check_fill() {
