@@ -8,6 +8,7 @@
 #include <string.h>
 #include <utf8proc.h>
 #include "base/error.h"
+#include "base/os.h"
 #include "failing_alloc.h"
 #include "small_vocab.h"
 #include "text/detokenize.h"
@@ -140,6 +141,59 @@ static void test_memory_may_fail_anywhere(void **state)
     }
 }
 
+/* ---- threads ---- */
+
+#define THREADS 4
+
+typedef struct shared_work {
+    char text[500 * 17]; /* of the sample below */
+    qmi_ids expected;
+    int32_t faults[THREADS];
+} shared_work;
+
+typedef struct worker {
+    shared_work *shared;
+    int32_t index;
+} worker;
+
+/* No cmocka here: its assertions belong to the main thread. */
+static void tokenize_often(void *argument)
+{
+    worker *own = argument;
+    shared_work *shared = own->shared;
+    for (int32_t round = 0; round < 20; round++) {
+        qmi_ids ids = { 0 };
+        int32_t code = qmi_tokenize(vocab, shared->text, sizeof shared->text, QM_SPECIAL_ALL, &alloc, &ids);
+        if (code < 0 || ids.count != shared->expected.count ||
+            memcmp(ids.data, shared->expected.data, ids.count * sizeof *ids.data) != 0 ||
+            qmi_vocab_find(vocab, "<think>", 7) != think || qmi_vocab_find(vocab, "thee", 4) != -1)
+            shared->faults[own->index]++;
+        qmi_delete(&alloc, ids.data);
+    }
+}
+
+static void test_threads_share_a_vocabulary(void **state)
+{
+    (void)state;
+    static const char sample[] = "the <think>1 e\xcc\x81\n";
+    static shared_work shared;
+    qmi_os_thread *threads[THREADS] = { NULL };
+    worker workers[THREADS];
+    for (size_t i = 0; i < sizeof shared.text; i++)
+        shared.text[i] = sample[i % (sizeof sample - 1)];
+    assert_int_equal(sizeof shared.text % (sizeof sample - 1), 0); /* it ends with a whole character */
+    assert_int_equal(qmi_tokenize(vocab, shared.text, sizeof shared.text, QM_SPECIAL_ALL, &alloc, &shared.expected), QM_OK);
+    for (int32_t i = 0; i < THREADS; i++) {
+        workers[i] = (worker){ &shared, i };
+        assert_int_equal(qmi_os_thread_start(&threads[i], tokenize_often, &workers[i], "tokenize"), QM_OK);
+    }
+    for (int32_t i = 0; i < THREADS; i++)
+        qmi_os_thread_join(&threads[i]);
+    for (int32_t i = 0; i < THREADS; i++)
+        assert_int_equal(shared.faults[i], 0);
+    qmi_delete(&alloc, shared.expected.data);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -148,6 +202,7 @@ int main(void)
         cmocka_unit_test(test_appends_and_keeps_what_was_there),
         cmocka_unit_test(test_back_again_is_nfc),
         cmocka_unit_test(test_memory_may_fail_anywhere),
+        cmocka_unit_test(test_threads_share_a_vocabulary),
     };
     return cmocka_run_group_tests(tests, set_up, tear_down);
 }
