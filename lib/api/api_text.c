@@ -80,7 +80,8 @@ int64_t qm_chat_format(const qm_model *model, const char *messages, int64_t mess
         return code;
     const qmi_chat_request request = { .messages = messages_length ? messages : "", .messages_length = messages_length,
                                        .tools = tools, .tools_length = tools_length, .thinking = thinking,
-                                       .preserve_thinking = -1, .opening = opening != 0 };
+                                       .preserve_thinking = qmi_settings_bool(&model->settings, QMI_OPT_PRESERVE_THINKING),
+                                       .opening = opening != 0 };
     code = qmi_chat_render(model->chat, &request, &model->settings.alloc, &string);
     return give_string(model, code, &string, text, size);
 }

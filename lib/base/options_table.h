@@ -20,6 +20,8 @@ QMI_OPTION(VOCABULARY_ONLY, "vocabulary-only", MODEL, BOOL, "0", 0, 1, "",
            "load only tokenizer and chat format; also the only way to load a file without weights")
 QMI_OPTION(CHAT_FORMAT, "chat-format", MODEL, CHOICE, "auto", 0, 0, "auto|chatml|qwen3|qwen3.5|qwen3.6",
            "how chat messages become a prompt; auto recognises the file's own template")
+QMI_OPTION(PRESERVE_THINKING, "preserve-thinking", MODEL, BOOL, "0", 0, 1, "",
+           "keep the thoughts of earlier turns in the prompt, where the chat format has the switch (qwen3.6)")
 QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
            "run the multi-token-prediction block along, so that its logits can be asked for")
 QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16",

@@ -98,29 +98,6 @@ int32_t qmi_chat_find(const char *name)
     return -1;
 }
 
-/* ---- thoughts ---- */
-
-const char *qmi_chat_end_of_thoughts(qmi_chat_format_id id)
-{
-    (void)id; /* the same in all formats so far */
-    return "\n</think>\n\n";
-}
-
-bool qmi_chat_opens_thoughts(qmi_chat_format_id id, int32_t thinking)
-{
-    return (id == QMI_CHAT_QWEN3_5 || id == QMI_CHAT_QWEN3_6) && thinking != 0;
-}
-
-bool qmi_chat_inside_thoughts(const char *prompt, int64_t length)
-{
-    qmi_view text = { prompt, length < 0 ? strlen(prompt) : (size_t)length };
-    size_t turn = qmi_view_find_last(text, "<|im_start|>");
-    if (turn != QMI_NOT_FOUND)
-        text = qmi_view_from(text, turn);
-    size_t opened = qmi_view_find_last(text, "<think>");
-    return opened != QMI_NOT_FOUND && qmi_view_find(qmi_view_from(text, opened), "</think>") == QMI_NOT_FOUND;
-}
-
 /* ---- what the renderers share ---- */
 
 int32_t qmi_chat_refuse(const qmi_chat_render_state *state, size_t message, const char *words)

@@ -40,11 +40,4 @@ typedef struct qmi_chat_request {
  * `thinking` ignored. */
 int32_t qmi_chat_render(qmi_chat_format_id id, const qmi_chat_request *request, const qmi_alloc *alloc, qmi_string *out);
 
-/* What ends the thoughts when somebody else than the model does it: put after the text so far, the answer comes next. Static. */
-const char *qmi_chat_end_of_thoughts(qmi_chat_format_id id);
-/* Whether the opening that qmi_chat_render appends leaves the model inside its thoughts. */
-bool qmi_chat_opens_thoughts(qmi_chat_format_id id, int32_t thinking);
-/* The same, read from any prompt's text: a <think> without </think> after the last <|im_start|>. */
-bool qmi_chat_inside_thoughts(const char *prompt, int64_t length);
-
 #endif

@@ -23,7 +23,6 @@ static void check_recognition(const char *text, int64_t length)
     const qmi_log silent = { 0 };
     qmi_chat_format_id id = qmi_chat_recognise(text, length, &silent);
     require(id >= 0 && id < QMI_CHAT_COUNT && qmi_chat_find(qmi_chat_name(id)) == (int32_t)id);
-    qmi_chat_inside_thoughts(text, length);
 }
 
 static void check_render(const qmi_chat_request *request, const qmi_alloc *alloc, bool may_fail)

@@ -247,29 +247,6 @@ static void bad_json(void **state)
     free(deep);
 }
 
-static void thoughts_of_prompts(void **state)
-{
-    (void)state;
-    assert_true(qmi_chat_inside_thoughts("<|im_start|>assistant\n<think>\nso", -1));
-    assert_false(qmi_chat_inside_thoughts("<|im_start|>assistant\n<think>\n\n</think>\n\n", -1));
-    assert_false(qmi_chat_inside_thoughts("<|im_start|>user\n<think><|im_end|>\n<|im_start|>assistant\n", -1));
-    assert_true(qmi_chat_inside_thoughts("</think><think>", -1));
-    assert_false(qmi_chat_inside_thoughts("<think>", 6));
-    assert_false(qmi_chat_inside_thoughts("", 0));
-    for (int id = 0; id < QMI_CHAT_COUNT; id++) {
-        for (int32_t thinking = -1; thinking <= 1; thinking++) {
-            qmi_string text = { 0 };
-            const char *messages = "[{\"role\":\"user\",\"content\":\"q\"}]";
-            const qmi_chat_request request = { messages, -1, NULL, 0, thinking, -1, 1 };
-            assert_int_equal(qmi_chat_render((qmi_chat_format_id)id, &request, &process, &text), QM_OK);
-            assert_int_equal(qmi_chat_inside_thoughts(text.data, (int64_t)text.length),
-                qmi_chat_opens_thoughts((qmi_chat_format_id)id, thinking));
-            qmi_string_free(&text, &process);
-        }
-        assert_string_equal(qmi_chat_end_of_thoughts((qmi_chat_format_id)id), "\n</think>\n\n");
-    }
-}
-
 /* ---- memory ---- */
 
 static int64_t allocations_left;
@@ -319,7 +296,6 @@ int main(void)
         cmocka_unit_test(plain_chatml),
         cmocka_unit_test(arguments_as_json_text),
         cmocka_unit_test(bad_json),
-        cmocka_unit_test(thoughts_of_prompts),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
