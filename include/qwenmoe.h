@@ -171,7 +171,8 @@ QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text
  * Invalid UTF-8 is QM_ERROR_TEXT and the message gives the offset. No begin or end token is added. */
 QM_API int64_t qm_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, int32_t *tokens, int64_t capacity);
 /* Token ids to text, byte for byte (the bytes may not be whole code points when the tokens are not). skip_special leaves
- * control tokens out, but keeps the marks of fill-in-the-middle and of repositories, as the reference does. Ids without text give nothing; ids out of range are QM_ERROR_ARGUMENT. snprintf rules. */
+ * control tokens out, but keeps the marks of fill-in-the-middle and of repositories, as the reference does. Ids without text give
+ * nothing; ids out of range are QM_ERROR_ARGUMENT. snprintf rules. */
 QM_API int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t count, int32_t skip_special, char *text, int64_t size);
 /* The id of the token with exactly this text ("<|im_end|>"), or QM_ERROR_ARGUMENT. */
 QM_API int32_t qm_token_find(const qm_model *model, const char *text, int64_t length);
