@@ -1,0 +1,641 @@
+/* What sessions promise: the same bits however tokens are divided, in company and after forks, cuts and cancels. */
+#include "api.h"
+
+#define TOKENS 200
+
+/* Both kinds of model: with a recurrent state, which can only go forwards, and without. f32 and f16 pages. */
+static const char *const files[] = { "tiny/hybrid.gguf", "tiny/attention.gguf", "oracle/qwen35moe.gguf", "oracle/qwen3moe.gguf" };
+static const char *const settings[] = { "mtp=1 kv-type=f32", "mtp=1", "chunk=48", "" };
+enum { FILES = 4 };
+
+/* Runs a test body on each model. */
+static void with_models(void (*body)(qm_model *model, const int32_t *tokens))
+{
+    int32_t tokens[TOKENS];
+    fill_tokens(tokens, TOKENS, 7);
+    for (int32_t i = 0; i < FILES; i++) {
+        qm_model *model = load_model(files[i], settings[i]);
+        body(model, tokens);
+        qm_model_free(&model);
+    }
+}
+
+/* ---- against the reference ---- */
+
+static void test_reference(void **state)
+{
+    (void)state;
+    expect e;
+    int64_t count = 0, values = 0;
+    assert_true(expect_open(data_path("tiny/hybrid.expect.gguf"), &e));
+    int32_t *tokens = expect_ints(&e, "short.tokens", &count);
+    float *wanted = expect_floats(&e, "short.logits", &values);
+    qm_model *model = load_model("tiny/hybrid.gguf", "kv-type=f32");
+    qm_session *session = new_session(model, "");
+    int64_t vocabulary = vocabulary_of(model);
+    assert_int_equal(values, count * vocabulary);
+    expect_ok(qm_prefill(session, tokens, count));
+    const float *logits = qm_logits(session), *last = wanted + (count - 1) * vocabulary;
+    double difference = 0, norm = 0;
+    for (int64_t i = 0; i < vocabulary; i++) {
+        difference += (double)(logits[i] - last[i]) * (logits[i] - last[i]);
+        norm += (double)last[i] * last[i];
+    }
+    assert_true(difference <= 1e-10 * norm); /* 1e-5 of the norm */
+    qm_session_free(&session);
+    qm_model_free(&model);
+    free(tokens);
+    free(wanted);
+    expect_close(&e);
+}
+
+/* ---- chunks and rows ---- */
+
+static void chunks(qm_model *model, const int32_t *tokens)
+{
+    static const int64_t sizes[][4] = { { TOKENS, 0 }, { 1, TOKENS - 1, 0 }, { 63, 1, 1, TOKENS - 65 }, { 64, 64, 65, 7 } };
+    float *wanted = plain_logits(model, tokens, TOKENS);
+    for (int32_t way = 0; way < 4; way++) {
+        qm_session *session = new_session(model, "");
+        int64_t start = 0;
+        for (int32_t i = 0; i < 4 && start < TOKENS; start += sizes[way][i++])
+            expect_ok(qm_prefill(session, tokens + start, sizes[way][i]));
+        assert_int_equal(qm_session_length(session), TOKENS);
+        assert_logits(model, session, wanted);
+        qm_session_free(&session);
+    }
+    free(wanted);
+}
+
+static void test_chunks(void **state)
+{
+    (void)state;
+    with_models(chunks);
+}
+
+/* All rows at once are more than a batch can give; some of the last; only the last; none. */
+static void rows(qm_model *model, const int32_t *tokens)
+{
+    int64_t vocabulary = vocabulary_of(model), all[TOKENS];
+    size_t values = (size_t)(TOKENS * vocabulary);
+    float *wanted = malloc(values * sizeof *wanted), *got = malloc(values * sizeof *got);
+    assert_true(wanted && got);
+    qm_session *session = new_session(model, "");
+    for (int64_t i = 0; i < TOKENS; i++) {
+        all[i] = i;
+        expect_ok(qm_decode(&session, tokens + i, 1));
+        memcpy(wanted + i * vocabulary, qm_logits(session), (size_t)vocabulary * sizeof *wanted);
+    }
+    expect_ok(qm_session_rewind(session, 0));
+    expect_ok(qm_prefill_rows(session, tokens, TOKENS, all, TOKENS, got));
+    assert_memory_equal(got, wanted, values * sizeof *got);
+    assert_logits(model, session, wanted + (TOKENS - 1) * vocabulary);
+
+    expect_ok(qm_session_rewind(session, 0));
+    const int64_t few[] = { 0, 47, 48, TOKENS - 1 };
+    expect_ok(qm_prefill_rows(session, tokens, TOKENS, few, 4, got));
+    for (int32_t i = 0; i < 4; i++)
+        assert_memory_equal(got + i * vocabulary, wanted + few[i] * vocabulary, (size_t)vocabulary * sizeof *got);
+
+    expect_ok(qm_session_rewind(session, 0));
+    expect_ok(qm_prefill(session, tokens, 10));
+    const int64_t relative[] = { 3 }; /* of the tokens of the call */
+    expect_ok(qm_prefill_rows(session, tokens + 10, 20, relative, 1, got));
+    assert_memory_equal(got, wanted + 13 * vocabulary, (size_t)vocabulary * sizeof *got);
+    const int64_t descending[] = { 3, 2 };
+    expect_code(QM_ERROR_ARGUMENT, qm_prefill_rows(session, tokens, 5, descending, 2, got));
+    assert_int_equal(qm_session_length(session), 30);
+    expect_ok(qm_prefill(session, tokens, 0)); /* nothing to append */
+    assert_logits(model, session, wanted + 29 * vocabulary);
+    qm_session_free(&session);
+    free(wanted);
+    free(got);
+}
+
+static void test_rows(void **state)
+{
+    (void)state;
+    with_models(rows);
+}
+
+/* ---- several sessions ---- */
+
+enum { COMPANY = 11 }; /* more than are computed together, by the option's default */
+
+static void company(qm_model *model, const int32_t *tokens)
+{
+    qm_session *sessions[COMPANY];
+    int32_t step[COMPANY];
+    for (int32_t i = 0; i < COMPANY; i++) {
+        sessions[i] = new_session(model, "");
+        if (i > 0)
+            expect_ok(qm_prefill(sessions[i], tokens, 9 * i)); /* each at another position, one empty */
+    }
+    for (int32_t t = 0; t < 3; t++) {
+        for (int32_t i = 0; i < COMPANY; i++)
+            step[i] = tokens[9 * i + t];
+        expect_ok(qm_decode(sessions, step, COMPANY));
+    }
+    for (int32_t i = 0; i < COMPANY; i++)
+        assert_holds(model, sessions[i], tokens, 9 * i + 3);
+
+    /* a check that fails for one leaves all as they were */
+    step[3] = -1;
+    expect_code(QM_ERROR_ARGUMENT, qm_decode(sessions, step, COMPANY));
+    step[3] = 0;
+    qm_session *twice[] = { sessions[0], sessions[1], sessions[0] };
+    expect_code(QM_ERROR_ARGUMENT, qm_decode(twice, step, 3));
+    qm_session *small = new_session(model, "context=2 answer-tokens=1");
+    expect_ok(qm_prefill(small, tokens, 2));
+    qm_session *full[] = { sessions[0], small };
+    expect_code(QM_ERROR_CONTEXT, qm_decode(full, step, 2));
+    for (int32_t i = 0; i < COMPANY; i++) {
+        assert_int_equal(qm_session_length(sessions[i]), 9 * i + 3);
+        qm_session_free(&sessions[i]);
+    }
+    qm_session_free(&small);
+}
+
+static void test_company(void **state)
+{
+    (void)state;
+    with_models(company);
+}
+
+static void test_other_models(void **state)
+{
+    (void)state;
+    qm_model *one = load_model("tiny/hybrid.gguf", ""), *two = load_model("tiny/attention.gguf", "");
+    qm_session *sessions[] = { new_session(one, ""), new_session(two, "") };
+    int32_t tokens[20];
+    fill_tokens(tokens, 20, 3);
+    expect_code(QM_ERROR_ARGUMENT, qm_decode(sessions, tokens, 2));
+    for (int32_t i = 0; i < 20; i++) {
+        expect_ok(qm_decode(&sessions[0], tokens + i, 1));
+        expect_ok(qm_decode(&sessions[1], tokens + i, 1));
+    }
+    assert_holds(one, sessions[0], tokens, 20);
+    assert_holds(two, sessions[1], tokens, 20);
+    qm_model_free(&one); /* before its session */
+    qm_session_free(&sessions[1]);
+    expect_ok(qm_decode(&sessions[0], tokens, 1));
+    qm_session_free(&sessions[0]);
+    qm_model_free(&two);
+}
+
+typedef struct thread_work {
+    pthread_t thread;
+    qm_model *model;
+    int32_t tokens[TOKENS];
+    float *wanted;
+    bool same;
+} thread_work;
+
+/* Prefills half and decodes the rest, a few times. Assertions belong to the main thread. */
+static void *thread_main(void *argument)
+{
+    thread_work *work = argument;
+    work->same = true;
+    for (int32_t round = 0; round < 3; round++) {
+        qm_session *session = NULL;
+        work->same = work->same && qm_session_new(work->model, NULL, &session) == 0;
+        work->same = work->same && qm_prefill(session, work->tokens, TOKENS / 2) == 0;
+        for (int32_t i = TOKENS / 2; i < TOKENS && work->same; i++)
+            work->same = qm_decode(&session, work->tokens + i, 1) == 0;
+        work->same = work->same && memcmp(qm_logits(session), work->wanted, 320 * sizeof(float)) == 0;
+        qm_session_free(&session);
+    }
+    return NULL;
+}
+
+static void test_threads(void **state)
+{
+    (void)state;
+    thread_work work[4];
+    qm_model *model = load_model("tiny/hybrid.gguf", "mtp=1");
+    assert_int_equal(vocabulary_of(model), 320);
+    for (uint32_t i = 0; i < 4; i++) {
+        work[i].model = model;
+        fill_tokens(work[i].tokens, TOKENS, i);
+        work[i].wanted = plain_logits(model, work[i].tokens, TOKENS);
+    }
+    for (int32_t i = 0; i < 4; i++)
+        assert_int_equal(pthread_create(&work[i].thread, NULL, thread_main, &work[i]), 0);
+    for (int32_t i = 0; i < 4; i++) {
+        pthread_join(work[i].thread, NULL);
+        assert_true(work[i].same);
+        free(work[i].wanted);
+    }
+    qm_model_free(&model);
+}
+
+/* ---- forks, cuts ---- */
+
+static void forks(qm_model *model, const int32_t *tokens)
+{
+    qm_session *session = new_session(model, "temperature=1 top-k=0 top-p=1 seed=5"), *fork = NULL, *empty = NULL;
+    int32_t one, other, moved[TOKENS];
+    expect_ok(qm_session_fork(session, &empty));
+    assert_int_equal(qm_session_length(empty), 0);
+    assert_null(qm_logits(empty));
+    expect_ok(qm_prefill(session, tokens, 100));
+    expect_ok(qm_session_fork(session, &fork));
+    for (int32_t i = 0; i < 10; i++) { /* the same random state */
+        expect_ok(qm_sample(session, &one));
+        expect_ok(qm_sample(fork, &other));
+        assert_int_equal(one, other);
+    }
+    memcpy(moved, tokens, sizeof moved);
+    moved[100] = (tokens[100] + 1) % 256;
+    expect_ok(qm_prefill(session, tokens + 100, 60));
+    expect_ok(qm_prefill(fork, moved + 100, 61));
+    expect_ok(qm_prefill(empty, tokens, 70));
+    assert_holds(model, session, tokens, 160);
+    qm_session_free(&session);
+    assert_holds(model, fork, moved, 161);
+    assert_holds(model, empty, tokens, 70);
+    qm_session_free(&fork);
+    qm_session_free(&empty);
+}
+
+static void test_forks(void **state)
+{
+    (void)state;
+    with_models(forks);
+}
+
+static void rewinds(qm_model *model, const int32_t *tokens)
+{
+    static const int64_t lengths[] = { 200, 199, 129, 128, 64, 63, 2, 1 };
+    qm_session *session = new_session(model, "");
+    int32_t moved[TOKENS];
+    memcpy(moved, tokens, sizeof moved);
+    expect_ok(qm_prefill(session, tokens, TOKENS));
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        expect_ok(qm_session_rewind(session, lengths[i]));
+        assert_holds(model, session, tokens, lengths[i]);
+    }
+    expect_ok(qm_session_rewind(session, 0));
+    assert_int_equal(qm_session_length(session), 0);
+    assert_null(qm_logits(session));
+    expect_ok(qm_prefill(session, tokens, TOKENS));
+    expect_ok(qm_session_rewind(session, 150));
+    moved[150] = (tokens[150] + 1) % 256;
+    expect_ok(qm_decode(&session, moved + 150, 1)); /* another way on */
+    expect_ok(qm_prefill(session, moved + 151, TOKENS - 151));
+    assert_holds(model, session, moved, TOKENS);
+    expect_code(QM_ERROR_ARGUMENT, qm_session_rewind(session, TOKENS + 1));
+    qm_session_free(&session);
+}
+
+static void test_rewinds(void **state)
+{
+    (void)state;
+    with_models(rewinds);
+}
+
+static void syncs(qm_model *model, const int32_t *tokens)
+{
+    int64_t delta_layers, reused;
+    expect_ok(qm_model_number(model, "delta_layers", &delta_layers));
+    qm_session *session = new_session(model, "");
+    int32_t moved[TOKENS];
+    memcpy(moved, tokens, sizeof moved);
+    moved[90] = (tokens[90] + 1) % 256;
+    assert_int_equal(qm_session_sync(session, tokens, 100), 0);
+    assert_holds(model, session, tokens, 100);
+    assert_int_equal(qm_session_sync(session, tokens, 100), 100); /* nothing to do */
+    assert_int_equal(qm_session_sync(session, tokens, 170), 100); /* only more */
+    assert_holds(model, session, tokens, 170);
+    reused = qm_session_sync(session, moved, TOKENS); /* another from the 90th on */
+    assert_true(delta_layers > 0 ? reused == 0 : reused == 90 || reused == 89);
+    assert_holds(model, session, moved, TOKENS);
+    reused = qm_session_sync(session, moved, 95); /* a start of it */
+    assert_true(delta_layers > 0 ? reused == 0 : reused == 94);
+    assert_holds(model, session, moved, 95);
+    expect_code(0, qm_session_sync(session, NULL, 0));
+    assert_int_equal(qm_session_length(session), 0);
+    qm_session_free(&session);
+}
+
+static void test_syncs(void **state)
+{
+    (void)state;
+    with_models(syncs);
+}
+
+/* ---- cancelling, a full context ---- */
+
+typedef struct prefill_watch {
+    int64_t stop_at;  /* tokens after which the callback cancels */
+    int64_t last, total;
+} prefill_watch;
+
+static int32_t watch_prefill(const char *stage, int64_t done, int64_t total, void *user)
+{
+    prefill_watch *watch = user;
+    watch->last = strcmp(stage, "prefill") == 0 ? done : -1;
+    watch->total = total;
+    return done >= watch->stop_at;
+}
+
+static qm_session *watched_session(qm_model *model, prefill_watch *watch)
+{
+    qm_options *options = make_options("");
+    qm_session *session = NULL;
+    expect_ok(qm_options_set_progress(options, watch_prefill, watch));
+    expect_ok(qm_session_new(model, options, &session));
+    qm_options_free(&options);
+    return session;
+}
+
+static void test_cancel_between_chunks(void **state)
+{
+    (void)state;
+    int32_t tokens[TOKENS], moved[TOKENS];
+    fill_tokens(tokens, TOKENS, 1);
+    memcpy(moved, tokens, sizeof moved);
+    moved[20] = (tokens[20] + 1) % 256;
+    for (int32_t i = 0; i < 2; i++) {
+        prefill_watch watch = { .stop_at = 48 };
+        qm_model *model = load_model(files[i], "mtp=1 chunk=16");
+        qm_session *session = watched_session(model, &watch);
+        expect_code(QM_ERROR_CANCELLED, qm_prefill(session, tokens, TOKENS));
+        assert_int_equal(watch.last, 48);
+        assert_int_equal(watch.total, TOKENS);
+        assert_holds(model, session, tokens, 48);
+        watch.stop_at = INT64_MAX;
+        expect_ok(qm_prefill(session, tokens + 48, TOKENS - 48));
+        assert_int_equal(watch.last, TOKENS - 48);
+        assert_holds(model, session, tokens, TOKENS);
+        watch.stop_at = 32;
+        expect_code(QM_ERROR_CANCELLED, qm_session_sync(session, moved, TOKENS));
+        watch.stop_at = INT64_MAX;
+        int64_t length = qm_session_length(session);
+        assert_holds(model, session, moved, length); /* some of the new tokens, and no old ones */
+        assert_true(length >= 32 && length < TOKENS);
+        expect_ok(qm_prefill(session, moved + length, TOKENS - length));
+        assert_holds(model, session, moved, TOKENS);
+        qm_session_free(&session);
+        qm_model_free(&model);
+    }
+}
+
+/* Cancels at whatever moment comes; what is left must be exact every time. */
+static void test_cancel_at_any_time(void **state)
+{
+    (void)state;
+    enum { LONG = 900, ROUNDS = 24 };
+    static int32_t tokens[LONG];
+    fill_tokens(tokens, LONG, 2);
+    for (int32_t i = 0; i < 2; i++) {
+        qm_model *model = load_model(files[i], "mtp=1 chunk=128");
+        float *wanted = plain_logits(model, tokens, LONG);
+        qm_session *session = new_session(model, "context=1000 answer-tokens=1");
+        for (int32_t round = 0; round < ROUNDS; round++) {
+            qm_job *job = NULL;
+            expect_ok(qm_submit_sync(session, tokens, LONG, &job));
+            qm_job_wait(job, round % 12);
+            expect_ok(qm_job_cancel(job));
+            int32_t code = qm_job_wait(job, -1);
+            assert_true(code == QM_JOB_DONE || code == QM_ERROR_CANCELLED);
+            qm_job_free(&job);
+            int64_t length = qm_session_length(session);
+            assert_true(length <= LONG);
+            if (round % 4 == 3) {
+                assert_int_equal(qm_session_sync(session, tokens, LONG), length);
+                assert_logits(model, session, wanted);
+                expect_ok(qm_session_rewind(session, round * 5));
+            }
+        }
+        free(wanted);
+        qm_session_free(&session);
+        qm_model_free(&model);
+    }
+}
+
+/* A cut that is cancelled before it could compute anything leaves fewer tokens, and what comes next is exact. */
+static void cut_then_cancel(qm_model *model, const int32_t *tokens)
+{
+    qm_session *session = new_session(model, "");
+    int32_t moved[TOKENS];
+    memcpy(moved, tokens, sizeof moved);
+    moved[80] = (tokens[80] + 1) % 256;
+    for (int32_t way = 0; way < 3; way++) {
+        qm_job *job = NULL;
+        expect_ok(qm_session_sync(session, NULL, 0));
+        expect_ok(qm_prefill(session, tokens, 150));
+        expect_ok(qm_submit_rewind(session, 80, &job));
+        qm_job_free(&job); /* cancels it; it may be done already */
+        int64_t length = qm_session_length(session);
+        assert_true(length <= 80 || length == 150);
+        if (length != 80)
+            continue;
+        if (way == 0)
+            expect_ok(qm_decode(&session, moved + 80, 1));
+        else
+            expect_ok(qm_prefill(session, moved + 80, way));
+        assert_holds(model, session, moved, way == 0 ? 81 : 80 + way);
+    }
+    qm_session_free(&session);
+}
+
+static void test_cut_then_cancel(void **state)
+{
+    (void)state;
+    with_models(cut_then_cancel);
+}
+
+static void test_context_full(void **state)
+{
+    (void)state;
+    int32_t tokens[TOKENS], token;
+    fill_tokens(tokens, TOKENS, 1);
+    qm_model *model = load_model("tiny/hybrid.gguf", "");
+    qm_session *session = new_session(model, "context=100 answer-tokens=10");
+    assert_int_equal(qm_session_context(session), 100);
+    expect_code(QM_ERROR_CONTEXT, qm_prefill(session, tokens, 101));
+    assert_non_null(strstr(qm_error_message(), "100"));
+    assert_int_equal(qm_session_length(session), 0);
+    expect_ok(qm_prefill(session, tokens, 99));
+    expect_code(QM_ERROR_CONTEXT, qm_prefill(session, tokens, 2));
+    expect_ok(qm_decode(&session, tokens + 99, 1));
+    token = 1;
+    expect_code(QM_ERROR_CONTEXT, qm_decode(&session, &token, 1));
+    expect_code(QM_ERROR_CONTEXT, qm_session_sync(session, tokens, 101));
+    assert_holds(model, session, tokens, 100);
+    expect_ok(qm_sample(session, &token));
+    expect_ok(qm_session_rewind(session, 50));
+    expect_ok(qm_prefill(session, tokens + 50, 50));
+    assert_holds(model, session, tokens, 100);
+    qm_session_free(&session);
+    qm_model_free(&model);
+}
+
+static void test_session_options(void **state)
+{
+    (void)state;
+    qm_model *model = load_model("tiny/hybrid.gguf", "temperature=0.5");
+    qm_session *session = NULL;
+    qm_options *options = make_options("context=1025");
+    char text[16];
+    int32_t one, other;
+    expect_code(QM_ERROR_OPTION, qm_session_new(model, options, &session));
+    assert_null(session);
+    expect_ok(qm_options_set(options, "context", "100"));
+    expect_code(QM_ERROR_OPTION, qm_session_new(model, options, &session)); /* less than the answer may have */
+    expect_ok(qm_options_set(options, "answer-tokens", "99"));
+    expect_ok(qm_options_set(options, "stop", "[\"unclosed"));
+    expect_code(QM_ERROR_OPTION, qm_session_new(model, options, &session));
+    qm_options_free(&options);
+    expect_ok(qm_session_new(model, NULL, &session)); /* the model's options */
+    assert_true(qm_session_get(session, "temperature", text, sizeof text) > 0);
+    assert_string_equal(text, "0.5");
+    expect_code(QM_ERROR_OPTION, qm_session_set(session, "context", "200"));
+    expect_code(QM_ERROR_OPTION, qm_session_set(session, "threads", "1"));
+    expect_code(QM_ERROR_OPTION, qm_session_set(session, "temperature", "-1"));
+    expect_code(QM_ERROR_OPTION, qm_session_set(session, "logit-bias", "5000:1"));
+    expect_code(QM_ERROR_OPTION, qm_session_set(session, "stop", "[\"unclosed"));
+    assert_true(qm_session_get(session, "temperature", text, sizeof text) > 0);
+    assert_string_equal(text, "0.5");
+
+    const int32_t token = 65;
+    expect_code(QM_ERROR_STATE, qm_sample(session, &one));
+    assert_null(qm_logits(session));
+    expect_ok(qm_decode(&session, &token, 1));
+    expect_ok(qm_session_set(session, "logit-bias", "77:1000"));
+    expect_ok(qm_sample(session, &one));
+    assert_int_equal(one, 77);
+    expect_ok(qm_session_set(session, "logit-bias", NULL));
+    expect_ok(qm_session_set(session, "temperature", "20"));
+    expect_ok(qm_session_set(session, "top-k", "0"));
+    expect_ok(qm_session_set(session, "seed", "3"));
+    int32_t first[20];
+    bool differs = false;
+    for (int32_t i = 0; i < 20; i++)
+        expect_ok(qm_sample(session, &first[i]));
+    expect_ok(qm_session_set(session, "seed", "3"));
+    for (int32_t i = 0; i < 20; i++) {
+        expect_ok(qm_sample(session, &other));
+        assert_int_equal(other, first[i]);
+        differs = differs || other != first[0];
+    }
+    assert_true(differs);
+    qm_session_free(&session);
+    qm_model_free(&model);
+}
+
+/* ---- multi-token prediction ---- */
+
+/* Its logits after the first `count` tokens, whose successor is tokens[count]; from a new session, one token at a time. */
+static void plain_draft(qm_model *model, const int32_t *tokens, int64_t count, float *logits)
+{
+    qm_session *session = new_session(model, "");
+    for (int64_t i = 0; i < count; i++)
+        expect_ok(qm_decode(&session, tokens + i, 1));
+    expect_ok(qm_mtp_logits(session, tokens[count], logits));
+    qm_session_free(&session);
+}
+
+static void assert_draft(qm_model *model, qm_session *session, const int32_t *tokens, int64_t count)
+{
+    float wanted[320], got[320];
+    plain_draft(model, tokens, count, wanted);
+    expect_ok(qm_mtp_logits(session, tokens[count], got));
+    assert_memory_equal(got, wanted, sizeof got);
+    assert_holds(model, session, tokens, count); /* the session does not change */
+}
+
+static void test_drafts(void **state)
+{
+    (void)state;
+    int32_t tokens[TOKENS], moved[TOKENS];
+    float logits[320];
+    fill_tokens(tokens, TOKENS, 1);
+    memcpy(moved, tokens, sizeof moved);
+    moved[110] = (tokens[110] + 1) % 256;
+    for (int32_t i = 0; i < 2; i++) {
+        qm_model *model = load_model(files[i], "mtp=1 chunk=48");
+        qm_session *session = new_session(model, ""), *fork = NULL;
+        expect_code(QM_ERROR_STATE, qm_mtp_logits(session, 1, logits));
+        expect_ok(qm_prefill(session, tokens, 130));
+        assert_draft(model, session, tokens, 130);
+        assert_draft(model, session, tokens, 130);
+        expect_code(QM_ERROR_ARGUMENT, qm_mtp_logits(session, 320, logits));
+        expect_ok(qm_session_fork(session, &fork));
+        expect_ok(qm_decode(&session, tokens + 130, 1));
+        expect_ok(qm_prefill(session, tokens + 131, 9));
+        assert_draft(model, session, tokens, 140);
+        assert_draft(model, fork, tokens, 130);
+        expect_ok(qm_session_rewind(session, 120));
+        assert_draft(model, session, tokens, 120);
+        assert_true(qm_session_sync(session, moved, 150) >= 0);
+        assert_draft(model, session, moved, 150);
+        qm_session *both[] = { session, fork };
+        const int32_t next[] = { moved[150], tokens[130] };
+        expect_ok(qm_decode(both, next, 2));
+        assert_draft(model, session, moved, 151);
+        assert_draft(model, fork, tokens, 131);
+        qm_session_free(&session);
+        qm_session_free(&fork);
+        qm_model_free(&model);
+    }
+    qm_model *model = load_model(files[0], "");
+    qm_session *session = new_session(model, "");
+    expect_ok(qm_prefill(session, tokens, 5));
+    expect_code(QM_ERROR_STATE, qm_mtp_logits(session, 1, logits));
+    qm_session_free(&session);
+    qm_model_free(&model);
+}
+
+/* ---- growth ---- */
+
+static int64_t resident_pages(void)
+{
+    long long total = 0, resident = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file) {
+        if (fscanf(file, "%lld %lld", &total, &resident) != 2)
+            resident = 0;
+        fclose(file);
+    }
+    return resident;
+}
+
+static void test_hundred_loads(void **state)
+{
+    (void)state;
+    int64_t after_ten = 0;
+    int32_t tokens[20];
+    fill_tokens(tokens, 20, 1);
+    for (int32_t i = 0; i < 100; i++) {
+        qm_model *model = load_model(files[i % 2], "mtp=1");
+        qm_session *session = new_session(model, "");
+        expect_ok(qm_prefill(session, tokens, 20));
+        qm_session_free(&session);
+        qm_model_free(&model);
+        if (i == 9)
+            after_ten = resident_pages();
+    }
+    /* A page a load would be 90; sanitizers keep freed memory for a while. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+    (void)after_ten;
+#else
+    assert_true(resident_pages() - after_ten < 90);
+#endif
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_reference),       cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_rows),            cmocka_unit_test(test_company),
+        cmocka_unit_test(test_other_models),    cmocka_unit_test(test_threads),
+        cmocka_unit_test(test_forks),           cmocka_unit_test(test_rewinds),
+        cmocka_unit_test(test_syncs),           cmocka_unit_test(test_cancel_between_chunks),
+        cmocka_unit_test(test_cancel_at_any_time), cmocka_unit_test(test_cut_then_cancel),
+        cmocka_unit_test(test_context_full),    cmocka_unit_test(test_session_options),
+        cmocka_unit_test(test_drafts),          cmocka_unit_test(test_hundred_loads),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
