@@ -102,7 +102,7 @@ static inline int writer_save(const writer *w, const char *path)
     FILE *file = fopen(path, "wb");
     if (!file)
         return -1;
-    const int written = fwrite(w->bytes, 1, w->size, file) == w->size;
+    const int written = w->size == 0 || fwrite(w->bytes, 1, w->size, file) == w->size;
     return fclose(file) == 0 && written ? 0 : -1;
 }
 
