@@ -85,7 +85,7 @@ static void fail_loads(const char *file, const char *settings)
 static void test_loads(void **state)
 {
     (void)state;
-    fail_loads("tiny/hybrid.gguf", "mtp=1 stop=abc");
+    fail_loads("tiny/hybrid.gguf", "mtp=1 stop=abc threads=3");
     fail_loads("tiny/attention.gguf", "");
     fail_loads("oracle/qwen35moe.gguf", "");
 }

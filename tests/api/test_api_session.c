@@ -118,6 +118,33 @@ static void test_rows(void **state)
     with_models(rows);
 }
 
+/* The same bits whatever the number of threads. */
+static void test_thread_counts(void **state)
+{
+    (void)state;
+    int32_t tokens[TOKENS];
+    fill_tokens(tokens, TOKENS, 7);
+    for (int32_t i = 0; i < FILES; i++) {
+        float *wanted = NULL;
+        for (int32_t threads = 1; threads <= 3; threads++) {
+            char text[64];
+            snprintf(text, sizeof text, "threads=%d kv-type=f16", threads);
+            qm_model *model = load_model(files[i], text);
+            qm_session *session = new_session(model, "");
+            expect_ok(qm_prefill(session, tokens, TOKENS - 3));
+            for (int32_t t = TOKENS - 3; t < TOKENS; t++)
+                expect_ok(qm_decode(&session, tokens + t, 1));
+            if (wanted)
+                assert_logits(model, session, wanted);
+            else
+                wanted = copy_logits(model, session);
+            qm_session_free(&session);
+            qm_model_free(&model);
+        }
+        free(wanted);
+    }
+}
+
 /* ---- several sessions ---- */
 
 enum { COMPANY = 11 }; /* more than are computed together, by the option's default */
@@ -212,7 +239,7 @@ static void test_threads(void **state)
 {
     (void)state;
     thread_work work[4];
-    qm_model *model = load_model("tiny/hybrid.gguf", "mtp=1");
+    qm_model *model = load_model("tiny/hybrid.gguf", "mtp=1 threads=2");
     assert_int_equal(vocabulary_of(model), 320);
     for (uint32_t i = 0; i < 4; i++) {
         work[i].model = model;
@@ -629,7 +656,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reference),       cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_rows),            cmocka_unit_test(test_company),
+        cmocka_unit_test(test_rows),            cmocka_unit_test(test_thread_counts),
+        cmocka_unit_test(test_company),
         cmocka_unit_test(test_other_models),    cmocka_unit_test(test_threads),
         cmocka_unit_test(test_forks),           cmocka_unit_test(test_rewinds),
         cmocka_unit_test(test_syncs),           cmocka_unit_test(test_cancel_between_chunks),
