@@ -30,14 +30,20 @@ show() {
     printf '\n%s$ %s%s\n' "$bold" "$1" "$plain"
 }
 
-show "qwenmoe run 'def read_lines(path):'"
-$program run --echo --seed 7 --answer-tokens 96 'def read_lines(path):
-    """Return the lines of a file, without their line ends."""
+show "qwenmoe run --echo 'class Stack: ...'"
+$program run --echo --seed 2 --temperature 0.4 --answer-tokens 48 'class Stack:
+    """A stack of items."""
+
+    def __init__(self):
+        self.items = []
+
+    def push(self, item):
 '
-show "qwenmoe fill --whole   (the gap is at <FILL>)"
-printf 'def average(values):\n    """Return the mean of a list of numbers."""\n    total = <FILL>\n    return total / len(values)\n' |
-    $program fill --whole --answer-tokens 48
-show "qwenmoe run --chat 'Write a Python function that ...'"
-$program run --chat --thoughts --seed 3 --answer-tokens 160 \
-    'Write a Python function that counts how often each word occurs in a text.'
+show "qwenmoe fill --whole < size.py    (the gap is bold)"
+printf '%s\n' 'import os' '' 'def size_of(path):' '    """Return the size of all files under a folder."""' '    total = 0' \
+    '    for root, folders, files in os.walk(path):' '        <FILL>' '    return total' |
+    $program fill --whole
+show "qwenmoe run --chat 'Write a Python function that reads a JSON file ...'    (thoughts are dim)"
+$program run --chat --thoughts --seed 1 --temperature 0.3 --answer-tokens 200 \
+    'Write a Python function that reads a JSON file and returns its content.'
 printf '\nNow yours: %s chat    (%s --help lists the rest)\n' "$program" "$program"
