@@ -156,7 +156,7 @@ static int32_t plan_change(qm_job *job, const int32_t *tokens, int64_t count, in
     bool cut = common < session->count;
     /* A recurrent state cannot be cut, only emptied. */
     int64_t start = cut && session->state ? 0 : common;
-    int32_t code = keep_tokens(job, tokens + start, count - start);
+    int32_t code = keep_tokens(job, count > start ? tokens + start : NULL, count - start);
     if (cut)
         job->keep = start;
     /* The last token left is computed again for its logits or, with multi-token prediction, its hidden state (step.h). */
