@@ -13,6 +13,7 @@ import re
 import subprocess
 import sys
 import termios
+import textwrap
 
 COLUMNS, CHARACTER, LINE, MARGIN, BAR = 100, 8.4, 19, 18, 34
 STYLES = {"": "#d6deeb", "dim": "#7f8fa6", "bold": "#ffffff", "prompt": "#82c97f"}
@@ -97,7 +98,11 @@ def main():
     target, commands = sys.argv[1], sys.argv[2:]
     lines = []
     for command in commands:
-        lines += [[(c, "prompt") for c in "$ "] + [(c, "bold") for c in line] for line in command.split("\n")]
+        if lines and lines[-1]:
+            lines.append([])
+        shown = textwrap.wrap(command, COLUMNS - 2, subsequent_indent="    ")
+        lines += [[(c, "prompt") for c in "$ "] + [(c, "bold") for c in shown[0]]]
+        lines += [[(c, "bold") for c in "  " + line] for line in shown[1:]]
         lines += screen(record(command))
     with open(target, "w", encoding="utf-8") as file:
         file.write(draw(lines))
