@@ -29,7 +29,7 @@ int32_t qmi_budget_new(const qmi_settings *settings, const qmi_vocab *vocab, boo
                        qmi_budget **out);
 void qmi_budget_free(qmi_budget **budget);
 
-/* One token was generated (and will be appended to the session unless the result says stop). Emits what can be shown.
+/* One token was generated (and is appended to the session in any case). Emits what can be shown.
  * Returns QMI_FINISH_NONE to go on, _END (token ends the turn; it is not text), _STOP or _LENGTH. Negative: out of memory.
  * The file's end token, <|im_end|> and <|endoftext|> end the turn; with ignore-end they do not, and are no text either. */
 int32_t qmi_budget_push(qmi_budget *budget, int32_t token, qmi_budget_piece piece, void *user);

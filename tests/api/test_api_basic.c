@@ -334,6 +334,26 @@ static void test_load_progress(void **state)
     qm_options_free(&options);
 }
 
+static void count_lines(int32_t level, const char *line, void *user)
+{
+    assert_true(level >= QM_LOG_DEBUG && level <= QM_LOG_WARNING);
+    assert_null(strchr(line, '\n'));
+    ++*(int32_t *)user;
+}
+
+static void test_log(void **state)
+{
+    (void)state;
+    qm_options *options = make_options("");
+    qm_model *model = NULL;
+    int32_t lines = 0;
+    expect_ok(qm_options_set_log(options, count_lines, &lines));
+    expect_ok(qm_model_load(data_path("tiny/hybrid.gguf"), options, &model));
+    assert_true(lines > 0);
+    qm_options_free(&options);
+    qm_model_free(&model);
+}
+
 static void test_vocabulary_only(void **state)
 {
     (void)state;
@@ -512,7 +532,7 @@ int main(void)
         cmocka_unit_test(test_option_table),  cmocka_unit_test(test_option_values), cmocka_unit_test(test_allocator),
         cmocka_unit_test(test_load_errors),   cmocka_unit_test(test_load_progress), cmocka_unit_test(test_vocabulary_only),
         cmocka_unit_test(test_facts),         cmocka_unit_test(test_plan),          cmocka_unit_test(test_tokens),
-        cmocka_unit_test(test_chat),          cmocka_unit_test(test_tokenize_job),
+        cmocka_unit_test(test_chat),          cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,8 @@
 /* What sessions promise: the same bits however tokens are divided, in company and after forks, cuts and cancels. */
 #include "api.h"
 
+#include <unistd.h>
+
 #define TOKENS 200
 
 /* Both kinds of model: with a recurrent state, which can only go forwards, and without. f32 and f16 pages. */
@@ -615,6 +617,47 @@ static void test_drafts(void **state)
     qm_model_free(&model);
 }
 
+/* ---- a file that is cut while it is in use ---- */
+
+static void copy_file(const char *from, const char *to)
+{
+    char block[4096];
+    FILE *in = fopen(from, "rb"), *out = fopen(to, "wb");
+    assert_true(in && out);
+    for (size_t length; (length = fread(block, 1, sizeof block, in)) > 0;)
+        assert_int_equal(fwrite(block, 1, length, out), length);
+    fclose(in);
+    assert_int_equal(fclose(out), 0);
+}
+
+static void test_cut_file(void **state)
+{
+    (void)state;
+    char path[] = "/tmp/qwenmoe-test-XXXXXX";
+    int32_t tokens[20];
+    fill_tokens(tokens, 20, 1);
+    int file = mkstemp(path);
+    assert_true(file >= 0);
+    close(file);
+    copy_file(data_path("tiny/hybrid.gguf"), path);
+    qm_options *options = make_options("");
+    qm_model *model = NULL;
+    expect_ok(qm_model_load(path, options, &model));
+    qm_options_free(&options);
+    qm_session *session = new_session(model, "");
+    expect_ok(qm_prefill(session, tokens, 10));
+    assert_int_equal(truncate(path, 1000), 0);
+    expect_code(QM_ERROR_FILE, qm_prefill(session, tokens + 10, 10));
+    assert_non_null(strstr(qm_error_message(), path));
+    expect_code(QM_ERROR_FILE, qm_decode(&session, tokens + 10, 1));
+    copy_file(data_path("tiny/hybrid.gguf"), path); /* as it was: the session has not suffered */
+    expect_ok(qm_prefill(session, tokens + 10, 10));
+    assert_holds(model, session, tokens, 20);
+    qm_session_free(&session);
+    qm_model_free(&model);
+    unlink(path);
+}
+
 /* ---- growth ---- */
 
 static int64_t resident_pages(void)
@@ -663,7 +706,8 @@ int main(void)
         cmocka_unit_test(test_syncs),           cmocka_unit_test(test_cancel_between_chunks),
         cmocka_unit_test(test_cancel_at_any_time), cmocka_unit_test(test_cut_then_cancel),
         cmocka_unit_test(test_context_full),    cmocka_unit_test(test_session_options),
-        cmocka_unit_test(test_drafts),          cmocka_unit_test(test_hundred_loads),
+        cmocka_unit_test(test_drafts),          cmocka_unit_test(test_cut_file),
+        cmocka_unit_test(test_hundred_loads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
