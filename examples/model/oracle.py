@@ -23,6 +23,7 @@ import convert
 import model
 import vocab
 
+SHORT = "def count_words(text):\n    \"\"\"Count how often each word occurs.\"\"\"\n    counts = {}\n"
 PROMPTS = {
     "continue": "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
     "fim": "<|fim_prefix|>def mean(values):\n    \"\"\"Return the arithmetic mean of a list.\"\"\"\n    total = <|fim_suffix|>\n"
@@ -88,7 +89,7 @@ def perplexity(net, mtp, tokens, window):
 
 @torch.no_grad()
 def expectations(path, out, net, mtp, tok, text, length=1000, every=23, mtp_rows=12):
-    short = tok.encode(text, add_special_tokens=False).ids[:17]
+    short = tok.encode(SHORT, add_special_tokens=False).ids
     long = tok.encode(text, add_special_tokens=False).ids[:length]
     rows = sorted({*range(7, length, every), 0, 1, 2, 63, 64, 65, length - 1})
     logits = net(torch.tensor([long]), use_cache=False).logits[0]
@@ -117,8 +118,10 @@ def main():
     ap.add_argument("--heldout", help="text to measure perplexity on")
     ap.add_argument("--window", type=int, default=1024)
     ap.add_argument("--expect", help="write expectations for the held-out text here")
+    ap.add_argument("--threads", type=int, default=1)
     ap.add_argument("--samples", action="store_true", help="print some answers")
     args = ap.parse_args()
+    torch.set_num_threads(args.threads)
     net, mtp = convert.load(args.model)
     tok = tokenizer(args.model)
     if args.samples:
