@@ -1,6 +1,10 @@
 """Write a trained checkpoint as GGUF, and read such a file back into the reference class.
 
-    python convert.py CHECKPOINT.pt --tokenizer tokenizer.json --chat-template FILE --out MODEL.gguf
+    python convert.py RUN/at-35 RUN/at-83 RUN --weights 1 1 2 --tokenizer tokenizer.json --chat-template FILE \
+        --out MODEL.gguf
+
+Takes folders with the parts of a checkpoint; of several checkpoints of one training it writes the weighted mean, which
+does better on new text than the last one where the corpus is small for the number of passes.
 
 The file's conventions differ from transformers' in these points: norms are stored as 1 + w, `ssm_a` is -exp(A_log),
 and value heads are stored in tiled order (value head h is served by key head h % key_heads, where transformers has
@@ -250,18 +254,27 @@ def load(path, attention="sdpa"):
     return net.eval(), mtp
 
 
+def read_checkpoint(folder):
+    state = {}
+    for part in sorted(Path(folder).glob("checkpoint-*.pt")):
+        state.update(torch.load(part, map_location="cpu"))
+    return state
+
+
 def main():
     ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ap.add_argument("checkpoint", nargs="+", help="a checkpoint of train.py, or all of its parts")
+    ap.add_argument("checkpoint", nargs="+", help="folders with checkpoint-*.pt of train.py")
+    ap.add_argument("--weights", type=float, nargs="+", help="one for each checkpoint (default: equal)")
     ap.add_argument("--tokenizer", required=True)
     ap.add_argument("--chat-template", help="file with the chat template, stored as it is")
     ap.add_argument("--name", default="qwenmoe-py")
     ap.add_argument("--out", required=True)
     args = ap.parse_args()
-    state = {}
-    for part in args.checkpoint:
-        state.update(torch.load(part, map_location="cpu"))
-    cfg = model.config(state.pop("size"))
+    weights = args.weights or [1.0] * len(args.checkpoint)
+    assert len(weights) == len(args.checkpoint), "one weight for each checkpoint"
+    parts = [read_checkpoint(folder) for folder in args.checkpoint]
+    cfg = model.config([p.pop("size") for p in parts][0])
+    state = {name: sum(w * p[name].float() for w, p in zip(weights, parts)) / sum(weights) for name in parts[0]}
     write(args.out, cfg, state, args.tokenizer, args.chat_template, args.name)
     print(args.out, Path(args.out).stat().st_size, "bytes")
 

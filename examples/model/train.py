@@ -6,7 +6,7 @@ Everything follows the clock: the learning rate warms up, stays, and falls to ze
 tokens long, later 2048, at the end 8192, always the same number of tokens a step; in the last part of the training
 the forward pass sees the weights as the GGUF file will hold them (Q4_K, Q6_K), so that quantizing costs little.
 Matrices are trained with Muon, everything else with AdamW. Writes log.jsonl and checkpoint-*.pt (parts of at most
-15 MB, which convert.py takes together).
+15 MB, which convert.py takes together), and in at-35 and at-83 the checkpoints of those per cents of the time.
 """
 import argparse
 import json
@@ -21,6 +21,7 @@ import model
 import quantize
 
 MIX = (0.60, 0.22, 0.18)                                  # share of rows: code, fill-in-the-middle, chat
+KEEP = (0.35, 0.83)                                       # parts of the time whose checkpoints are kept for a mean
 LENGTHS = ((0.0, 1024), (0.55, 2048), (0.85, 8192))       # from this part of the time on, rows of this length
 
 
@@ -162,6 +163,7 @@ def evaluate(trainee, data, tokens, length=1024):
 
 def save(folder, named, size, limit=15_000_000):
     """Parameters as float16 (small ones float32) in parts."""
+    folder.mkdir(exist_ok=True)
     part, used, k = {"size": size}, 0, 0
     for name, p in named:
         t = p.detach().cpu()
@@ -240,7 +242,7 @@ def main():
     trainee.rounded.clear()
     say(compiled=round(time.time() - started, 1))
     begin, total = time.time(), args.minutes * 60
-    count, since, tick, sums, saved, tested = 0, 0, begin, 0.0, begin, begin
+    count, since, tick, sums, saved, tested, keep = 0, 0, begin, 0.0, begin, begin, list(KEEP)
     while (done := (time.time() - begin) / total) < 1:
         length = min(args.longest, [n for part, n in LENGTHS if done >= part][-1])
         if done >= args.round_from:
@@ -257,6 +259,8 @@ def main():
             say(valid=evaluate(trainee, data, args.tokens, min(1024, args.longest)))
             tested = tick = time.time()
             since, sums = 0, 0.0
+        if keep and done >= keep[0]:
+            save(out / f"at-{round(100 * keep.pop(0))}", named, args.size)
         if now - saved > args.save_every:
             save(out, named, args.size)
             saved = time.time()
