@@ -312,6 +312,7 @@ static void five_dimensions(writer *w) { tensor(w, 0, 5, (uint64_t[]){ 1, 1, 1, 
 static void many_dimensions(writer *w) { put_start(w, 3, 1, 0), put_text(w, "t"), put_u32(w, UINT32_MAX), put_data(w, 32, 256); }
 static void dimension_0(writer *w) { tensor(w, 0, 2, (uint64_t[]){ 4, 0 }, 0); }
 static void dimension_negative(writer *w) { tensor(w, 0, 2, (uint64_t[]){ 4, UINT64_MAX }, 0); }
+static void dimension_over_int(writer *w) { tensor(w, QMI_TYPE_I8, 1, (uint64_t[]){ UINT64_C(1) << 31 }, 0); }
 static void dimensions_wrap(writer *w) { tensor(w, 0, 4, (uint64_t[]){ 1 << 30, 1 << 30, 1 << 30, 4 }, 0); }
 
 /* 2^66 bytes: 0 in 64 bits */
@@ -406,6 +407,7 @@ static void test_refuses(void **state)
         { many_dimensions, QM_ERROR_FORMAT, "4294967295 dimensions" },
         { dimension_0, QM_ERROR_FORMAT, "dimension 1 is 0" },
         { dimension_negative, QM_ERROR_FORMAT, "dimension 1 is 18446744073709551615" },
+        { dimension_over_int, QM_ERROR_FORMAT, "dimension 0 is 2147483648" },
         { dimensions_wrap, QM_ERROR_FORMAT, "the.weight: " },
         { dimensions_wrap_to_small, QM_ERROR_FORMAT, "size in bytes" },
         { rows_wrap, QM_ERROR_FORMAT, "product" },
@@ -436,6 +438,24 @@ static void test_refuses(void **state)
         free(copy);
         writer_free(&w);
     }
+}
+
+/* Counts that the file's size allows, but no model has: else a large file of nothing could ask for any amount of memory. */
+static void test_refuses_more_than_any_model_has(void **state)
+{
+    (void)state;
+    enum { SIZE = 64 << 20 };
+    qmi_gguf g;
+    uint8_t *file = qmi_os_pages_new(SIZE);
+    assert_non_null(file);
+    for (int i = 0; i < 2; i++) { /* tensors, metadata entries */
+        const uint64_t counts[2] = { i == 0 ? QMI_GGUF_COUNT_MAX + 1 : 0, i == 1 ? QMI_GGUF_COUNT_MAX + 1 : 0 };
+        memcpy(file, "GGUF\3\0\0", 8);
+        memcpy(file + 8, counts, 16);
+        assert_int_equal(qmi_gguf_read(file, SIZE, &alloc, &g), QM_ERROR_FORMAT);
+        assert_non_null(strstr(qmi_error_text(), "is 1048577"));
+    }
+    qmi_os_pages_free(file, SIZE);
 }
 
 /* The bound that a tensor may just reach, next to the one that end_past_end crosses. */
@@ -560,6 +580,7 @@ int main(void)
         cmocka_unit_test(test_truncation_at_each_length),
         cmocka_unit_test(test_flip_of_each_header_bit),
         cmocka_unit_test(test_refuses),
+        cmocka_unit_test(test_refuses_more_than_any_model_has),
         cmocka_unit_test(test_accepts_a_tensor_up_to_the_end),
         cmocka_unit_test(test_accepts_no_tensors),
         cmocka_unit_test(test_finds_each_of_many),
