@@ -68,6 +68,10 @@ static int32_t budget_start(qmi_budget *budget, const qmi_settings *settings)
     for (int i = 0; i < MARK_COUNT && status >= 0; i++) {
         status = qmi_tokenize(budget->vocab, mark_texts[i], (int64_t)strlen(mark_texts[i]), QM_SPECIAL_ALL, &budget->alloc,
                               &budget->marks[i]);
+        if (status == QM_ERROR_TEXT && budget->hard < 0 && budget->soft < 0) { /* a vocabulary that can't spell it, and no need to */
+            budget->marks[i].count = 0;
+            status = QM_OK;
+        }
     }
     return status;
 }
