@@ -100,7 +100,7 @@ def main():
     for command in commands:
         if lines and lines[-1]:
             lines.append([])
-        shown = textwrap.wrap(command, COLUMNS - 2, subsequent_indent="    ")
+        shown = textwrap.wrap(command, COLUMNS - 2, subsequent_indent="    ", break_on_hyphens=False)
         lines += [[(c, "prompt") for c in "$ "] + [(c, "bold") for c in shown[0]]]
         lines += [[(c, "bold") for c in "  " + line] for line in shown[1:]]
         lines += screen(record(command))

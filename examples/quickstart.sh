@@ -31,7 +31,7 @@ show() {
 }
 
 show "qwenmoe run --echo 'class Stack: ...'"
-$program run --echo --seed 2 --temperature 0.4 --answer-tokens 48 'class Stack:
+$program run --echo --seed 1 --temperature 0.5 --repetition-penalty 1.1 --penalty-window 64 --answer-tokens 60 'class Stack:
     """A stack of items."""
 
     def __init__(self):
@@ -43,7 +43,7 @@ show "qwenmoe fill --whole < size.py    (the gap is bold)"
 printf '%s\n' 'import os' '' 'def size_of(path):' '    """Return the size of all files under a folder."""' '    total = 0' \
     '    for root, folders, files in os.walk(path):' '        <FILL>' '    return total' |
     $program fill --whole
-show "qwenmoe run --chat 'Write a Python function that reads a JSON file ...'    (thoughts are dim)"
+show "qwenmoe run --chat 'Write a Python function that returns the absolute path ...'    (thoughts are dim)"
 $program run --chat --thoughts --seed 1 --temperature 0.3 --answer-tokens 200 \
-    'Write a Python function that reads a JSON file and returns its content.'
+    'Write a Python function that returns the absolute path of a file.'
 printf '\nNow yours: %s chat    (%s --help lists the rest)\n' "$program" "$program"

@@ -78,6 +78,7 @@ int32_t answer_watch(qm_job *job, answer *view)
     }
     print_pieces(job, &printer); /* what came between the last reading and the end */
     terminal_progress_clear();
+    view->in_line = printer.newlines == 0;
     add_numbers(job, view);
     return state == QM_ERROR_CANCELLED && view->stopped ? QM_JOB_DONE : state;
 }

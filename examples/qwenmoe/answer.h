@@ -11,6 +11,7 @@ typedef struct answer {
     int hide_thoughts;
     terminal_style style; /* of the answer itself */
     int stopped;          /* by Ctrl-C */
+    int in_line;          /* the text printed did not end with a newline */
     double prompt_tokens, reused_tokens, prompt_seconds;
     double answer_tokens, thought_tokens, answer_seconds, first_seconds;
 } answer;

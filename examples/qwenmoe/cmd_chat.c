@@ -90,7 +90,7 @@ static int answer_prompt(chat *chat, const token_list *prompt, int thinks, answe
     if (qm_submit_generate(chat->session, NULL, 0, &job) < 0)
         return complain_library();
     state = answer_watch(job, view);
-    terminal_write(STYLE_PLAIN, "\n", 1);
+    terminal_write(STYLE_PLAIN, "\n", view->in_line ? 1 : 0);
     int code = state < 0 ? complain_library() : remember_answer(chat, job, thinks);
     print_reason(job, view);
     qm_job_free(&job);

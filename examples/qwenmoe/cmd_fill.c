@@ -134,10 +134,11 @@ static int fill(arguments *arguments)
         if (arguments_flag(arguments, "whole"))
             terminal_write(STYLE_PLAIN, gap.prefix, gap.prefix_length);
         code = answer_generate(session, prompt.ids, prompt.count, &view);
-        if (arguments_flag(arguments, "whole") && code == EXIT_OK)
+        if (arguments_flag(arguments, "whole") && code == EXIT_OK && gap.suffix_length > 0) {
             terminal_write(STYLE_PLAIN, gap.suffix, gap.suffix_length);
-        if (terminal_output())
-            terminal_write(STYLE_PLAIN, "\n", 1);
+            view.in_line = gap.suffix[gap.suffix_length - 1] != '\n';
+        }
+        terminal_write(STYLE_PLAIN, "\n", view.in_line && terminal_output() ? 1 : 0);
         if (!arguments_quiet(arguments) && code != EXIT_FAILED)
             answer_print_speed(&view);
     }

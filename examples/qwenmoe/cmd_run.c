@@ -65,7 +65,7 @@ static int run(arguments *arguments)
             terminal_write(STYLE_PLAIN, "\n", arguments_flag(arguments, "chat") ? 1 : 0);
         }
         code = answer_generate(session, prompt.ids, prompt.count, &view);
-        terminal_write(STYLE_PLAIN, "\n", 1);
+        terminal_write(STYLE_PLAIN, "\n", view.in_line ? 1 : 0);
         if (!arguments_quiet(arguments) && code != EXIT_FAILED)
             answer_print_speed(&view);
     }
