@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "failing_alloc.h"
 #include "run/budget.h"
 #include "run/random.h"
 #include "small_vocab.h"
@@ -533,25 +534,6 @@ static void forced_but_not_taken(void **state)
 
 /* ---- memory ---- */
 
-typedef struct counted {
-    int live, until_failure;
-} counted;
-
-static void *counted_new(int64_t size, int64_t alignment, void *user)
-{
-    counted *counter = user;
-    if (counter->until_failure-- == 0)
-        return NULL;
-    counter->live++;
-    return aligned_alloc((size_t)alignment, ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment);
-}
-
-static void counted_delete(void *pointer, void *user)
-{
-    ((counted *)user)->live--;
-    free(pointer);
-}
-
 static void failing_memory(void **state)
 {
     (void)state;
@@ -559,15 +541,15 @@ static void failing_memory(void **state)
     int failures = 0;
     configure(&settings, "stop=[\"abc\",\"xyz\"];thinking-tokens=5");
     for (int nth = 0;; nth++) {
-        counted counter = { 0, nth };
-        const qmi_alloc alloc = { counted_new, counted_delete, &counter };
+        failing_alloc counter = { .until_failure = nth };
+        const qmi_alloc alloc = failing_hook(&counter);
         answer a = { .part = -1 };
         int32_t status = qmi_budget_new(&settings, vocab, true, &alloc, &a.budget);
         for (int i = 0; i < 100 && status == QM_OK; i++)
             status = qmi_budget_push(a.budget, 'k', take_piece, &a);
         if (status == QM_OK)
             status = qmi_budget_end(a.budget, take_piece, &a);
-        bool done = counter.until_failure >= 0;
+        bool done = !counter.failed;
         assert_int_equal(status, done ? QM_OK : QM_ERROR_MEMORY);
         qmi_budget_free(&a.budget);
         assert_int_equal(counter.live, 0);

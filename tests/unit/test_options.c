@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/number.h"
 #include "base/options.h"
+#include "failing_alloc.h"
 
 static int32_t find(const char *name)
 {
@@ -297,31 +298,12 @@ static void text_and_its_size(void **state)
 
 /* ---- memory ---- */
 
-typedef struct counted {
-    int live, until_failure;
-} counted;
-
-static void *counted_new(int64_t size, int64_t alignment, void *user)
-{
-    counted *counter = user;
-    if (counter->until_failure-- == 0)
-        return NULL;
-    counter->live++;
-    return aligned_alloc((size_t)alignment, ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment);
-}
-
-static void counted_delete(void *pointer, void *user)
-{
-    ((counted *)user)->live--;
-    free(pointer);
-}
-
 static void copies_and_failing_memory(void **state)
 {
     (void)state;
     for (int nth = 0; nth < 3; nth++) {
-        counted counter = { 0, -1 };
-        qmi_alloc alloc = { counted_new, counted_delete, &counter };
+        failing_alloc counter = { .until_failure = -1 };
+        qmi_alloc alloc = failing_hook(&counter);
         qmi_settings settings, copy;
         qmi_settings_start(&settings, &alloc);
         set_good(&settings, "stop", "first");
@@ -351,8 +333,8 @@ static void another_allocator(void **state)
 {
     (void)state;
     for (int nth = 0; nth < 3; nth++) {
-        counted counter = { 0, nth < 2 ? nth : -1 };
-        qmi_alloc alloc = { counted_new, counted_delete, &counter };
+        failing_alloc counter = { .until_failure = nth < 2 ? nth : -1 };
+        qmi_alloc alloc = failing_hook(&counter);
         qmi_settings settings = fresh();
         set_good(&settings, "stop", "first");
         set_good(&settings, "device", "cpu");

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "base/error.h"
+#include "failing_alloc.h"
 #include "run/candidates.h"
 #include "run/random.h"
 #include "run/sampler.h"
@@ -478,30 +479,11 @@ static void seeds_and_copies(void **state)
     qmi_settings_end(&settings);
 }
 
-typedef struct counted {
-    int live, until_failure;
-} counted;
-
-static void *counted_new(int64_t size, int64_t alignment, void *user)
-{
-    counted *counter = user;
-    if (counter->until_failure-- == 0)
-        return NULL;
-    counter->live++;
-    return aligned_alloc((size_t)alignment, ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment);
-}
-
-static void counted_delete(void *pointer, void *user)
-{
-    ((counted *)user)->live--;
-    free(pointer);
-}
-
 static void failing_memory(void **state)
 {
     (void)state;
-    counted counter = { 0, -1 };
-    const qmi_alloc alloc = { counted_new, counted_delete, &counter };
+    failing_alloc counter = { .until_failure = -1 };
+    const qmi_alloc alloc = failing_hook(&counter);
     qmi_settings settings = plain();
     int failures = 0;
     set(&settings, "frequency-penalty", "0.1");
@@ -511,12 +493,13 @@ static void failing_memory(void **state)
     for (int nth = 0;; nth++) { /* until nothing fails any more */
         qmi_sampler *sampler = NULL, *copy = NULL;
         counter.until_failure = nth;
+        counter.failed = false;
         int32_t status = qmi_sampler_new(&settings, 50, &sampler);
         if (status == QM_OK)
             status = qmi_sampler_copy(sampler, &copy);
         if (status == QM_OK)
             status = qmi_sampler_configure(copy, &settings, true);
-        bool done = counter.until_failure >= 0;
+        bool done = !counter.failed;
         assert_int_equal(status, done ? QM_OK : QM_ERROR_MEMORY);
         counter.until_failure = 0; /* choosing asks for none */
         int32_t tokens[20];
