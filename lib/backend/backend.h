@@ -1,5 +1,5 @@
-/* The interface between the engine and what computes. A backend is one constant table of functions; the CPU's is linked in, others
- * are shared objects that export one symbol, qmi_backend_entry, of type qmi_backend_entry_function.
+/* The interface between the engine and what computes. A backend is one constant table of functions; the CPU's is linked in, the
+ * others are shared objects that export one symbol, qmi_backend_entry, of type qmi_backend_entry_function.
  *
  * The front end checks (program.h: validate; batches: the engine) and the backend trusts. Functions are called by one thread at a
  * time per device. Failures are codes of qwenmoe.h with the message set through `fail` of the settings. */

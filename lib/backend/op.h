@@ -45,7 +45,7 @@ typedef struct qmi_norm { /* rms(x) = x / sqrt(mean(x^2) + eps) * weight */
 
 typedef enum qmi_op_kind {
     QMI_OP_EMBED,       /* x[row] = table[token of row] */
-    QMI_OP_JOIN,        /* out[row] = [ rms(table[token of row], norm) | rms(hidden[row], hidden_norm) ]   (multi-token prediction) */
+    QMI_OP_JOIN,        /* out[row] = [ rms(table[token of row], norm) | rms(hidden[row], hidden_norm) ]: what MTP starts from */
     QMI_OP_PROJECT,     /* out_i = W_i rms(in), for up to 4 matrices */
     QMI_OP_GLU,         /* out = silu(gate rms(in)) * (up rms(in)) */
     QMI_OP_PROJECT_ADD, /* out += W in   (or out = W in: add false) */
@@ -112,13 +112,14 @@ typedef struct qmi_op_attend {
 } qmi_op_attend;
 
 /* x = silu(causal depthwise convolution of qkv over time, `taps` wide, last tap = the present token)
- * x = [q: key_heads * key_size | k: the same | v: value_heads * value_size]; q, k: x * rsqrt(sum(x^2) + 1e-6); q /= sqrt(key_size)
+ * x = [q: key_heads * key_size | k: the same | v: value_heads * value_size]
+ * q, k: x * rsqrt(sum(x^2) + 1e-6);  q /= sqrt(key_size)
  * Per value head h, with its key head: beta = sigmoid(b), g = exp(decay * softplus(a + time_bias))
  *   S *= g;  r = S^T k;  S += k (beta (v - r))^T;  o = S^T q;   out = rms(o, norm) * silu(z) */
 typedef struct qmi_op_delta {
     qmi_slot qkv;           /* [n][channels], channels = 2 key_heads key_size + value_heads value_size */
     qmi_slot z;             /* [n][value_heads][value_size] */
-    qmi_slot beta, alpha;   /* [n][value_heads]; interleaved: beta is [n][key_heads][b of its value heads | a of its value heads], alpha none */
+    qmi_slot beta, alpha;   /* [n][value_heads]; interleaved: no alpha, beta is [n][key_heads][b of its value heads | a] */
     qmi_slot out;           /* [n][value_heads][value_size] */
     int32_t key_heads, value_heads, key_size, value_size, taps;
     bool grouped;           /* key head of h: grouped h / (value_heads / key_heads), else h % key_heads */
@@ -127,7 +128,8 @@ typedef struct qmi_op_delta {
     qmi_vector time_bias;   /* [value_heads] */
     qmi_vector decay;       /* [value_heads], -exp(A_log) */
     qmi_norm norm;          /* [value_size] */
-    /* Of the sequence's state: [taps - 1][channels] pre-convolution columns, oldest first, then S [value_heads][key_size][value_size]. */
+    /* Of the sequence's state: [taps - 1][channels] columns before the convolution, oldest first; then S
+     * [value_heads][key_size][value_size]. */
     int64_t state_offset;   /* bytes */
 } qmi_op_delta;
 
@@ -147,7 +149,8 @@ typedef struct qmi_op_route {
 typedef struct qmi_op_experts {
     qmi_slot hidden, route; /* from ROUTE */
     int32_t top;
-    qmi_matrix gate, up, down; /* [experts][F][D], [experts][F][D], [experts][D][F]; fused: gate is [experts][gate rows | up rows][D], up absent */
+    qmi_matrix gate, up;    /* [experts][F][D] each; fused: gate is [experts][gate rows | up rows][D], up absent */
+    qmi_matrix down;        /* [experts][D][F] */
     qmi_matrix shared_gate, shared_up, shared_down; /* or absent */
     qmi_slot out;           /* [n][D] */
 } qmi_op_experts;
