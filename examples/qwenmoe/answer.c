@@ -1,5 +1,6 @@
 /* Streams a job's text; see answer.h. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "common.h"
@@ -83,9 +84,24 @@ int32_t answer_watch(qm_job *job, answer *view)
     return state == QM_ERROR_CANCELLED && view->stopped ? QM_JOB_DONE : state;
 }
 
+int answer_check_room(const qm_session *session, int64_t prompt)
+{
+    char budget[32] = "";
+    qm_session_get(session, "answer-tokens", budget, sizeof budget);
+    int64_t answer = strtoll(budget, NULL, 10), context = qm_session_context(session);
+    if (prompt + answer <= context)
+        return EXIT_OK;
+    complain("prompt %lld + answer %lld = %lld tokens, but the context holds %lld: set --context to at least %lld%s",
+             (long long)prompt, (long long)answer, (long long)(prompt + answer), (long long)context, (long long)(prompt + answer),
+             prompt < context ? ", or --answer-tokens to 0, which takes what is left" : "");
+    return EXIT_FAILED;
+}
+
 int answer_generate(qm_session *session, const int32_t *prompt, int64_t count, answer *view)
 {
     qm_job *job = NULL;
+    if (answer_check_room(session, count) != EXIT_OK)
+        return EXIT_FAILED;
     if (qm_submit_generate(session, prompt, count, &job) < 0)
         return complain_library();
     int32_t state = answer_watch(job, view);

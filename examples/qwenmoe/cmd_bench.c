@@ -327,8 +327,11 @@ static int finish(bench *bench)
         return print_json(json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:O}", "version", qm_version(), "file", file,
                                     "architecture", architecture, "isa", isa, "parameters", (json_int_t)parameters, "file_bytes",
                                     (json_int_t)bytes, "load_seconds", bench->load_seconds, "results", bench->results));
-    printf("\n%s: %s, %.1f M parameters, %.1f MiB; kernels %s; loaded in %.1f ms\n", file, architecture, (double)parameters / 1e6,
-           (double)bytes / 1048576, isa, bench->load_seconds * 1e3);
+    printf("\n%s: %s, %.1f M parameters, %.1f MiB; ", file, architecture, (double)parameters / 1e6, (double)bytes / 1048576);
+    if (arguments_flag(bench->arguments, "tokenize"))
+        printf("vocabulary loaded in %.1f ms\n", bench->load_seconds * 1e3);
+    else
+        printf("kernels %s; loaded in %.1f ms\n", isa, bench->load_seconds * 1e3);
     return EXIT_OK;
 }
 

@@ -108,6 +108,8 @@ static void take_turn(chat *chat, const char *line, int64_t length)
     int code = message_append(chat->messages, "user", line, length);
     if (code == EXIT_OK)
         code = tokens_of_messages(chat->model, chat->messages, chat->thinking, &prompt, &thinks);
+    if (code == EXIT_OK && !arguments_quiet(chat->arguments))
+        answer_check_room(chat->session, prompt.count); /* a long conversation goes on with shorter answers */
     if (code == EXIT_OK)
         code = answer_prompt(chat, &prompt, thinks, &view);
     while (code != EXIT_OK && json_array_size(chat->messages) > before)

@@ -16,7 +16,7 @@
 static const flag flags[] = {
     { "file", 'f', "FILE", "the text; - is standard input" },
     { "window", 'w', "N", "tokens the model sees at once (default 1024)" },
-    { "overlap", 'o', "N", "tokens of a window that only lead up to the scored ones (default: half the window)" },
+    { "overlap", 'o', "N", "tokens of a window that only lead up to the scored ones, 1 at least (default: half the window)" },
     { "tokens", 'n', "N", "use only this many tokens of the text" },
     { "save", 0, "FILE", "write the log probabilities of every token of the vocabulary after every scored token" },
     { "bits", 0, "16|32", "size of one of them in that file (default 16)" },

@@ -121,6 +121,15 @@ check_run() {
     expect 1 run --context 40 --answer-tokens 64 x
     holds "$err" '64'
     holds "$err" '40'
+    # The context must hold the prompt and all of the answer's budget: to the token.
+    expect 0 tokenize --count 'def f(x):'
+    count=$(cat "$out")
+    expect 0 run --context 64 --answer-tokens $((64 - count)) 'def f(x):'
+    expect 1 run --context 64 --answer-tokens $((65 - count)) 'def f(x):'
+    empty "$out"
+    holds "$err" "prompt $count \+ answer $((65 - count)) = 65 tokens, but the context holds 64: set --context to at least 65"
+    expect 0 run --context 64 --answer-tokens 0 --ignore-end 1 'def f(x):'
+    holds "$err" "answer $((64 - count)) tokens"
 }
 
 check_chat() {
@@ -134,6 +143,11 @@ check_chat() {
     expect 0 chat --answer-tokens 6 --save "$work/saved.json"
     cp "$work/saved.json" "$out"
     json '[m["role"] for m in d] == ["user", "assistant", "user", "assistant"]'
+    # A conversation may outgrow the room for whole answers: it says so and goes on with shorter ones.
+    printf 'hello\n' > "$work/in"
+    expect 0 chat --context 64 --answer-tokens 60 --ignore-end 1
+    holds "$err" 'prompt [0-9]+ \+ answer 60 = '
+    holds "$err" 'answer [1-9][0-9]* tokens'
     expect 2 chat some words
     expect 1 chat --answer-tokens 6 --save /no/such/folder/file
 }
