@@ -1,6 +1,6 @@
 #!/bin/sh
-# From a fresh clone to Python written by the model that lies in this repository: installs what is missing, builds in ./build, and lets
-# the model continue a function, fill a gap and answer a question. A second run only does the last part.
+# From a fresh clone to Python written by the model that lies in this repository: installs what is missing, builds in ./build, and
+# lets the model continue a function, fill a gap and answer a question. A second run only does the last part.
 set -eu
 cd "$(dirname "$0")/.."
 . examples/setup.sh

@@ -41,7 +41,8 @@ setup_install() {
         setup_known=$(for package in $setup_missing; do
             apt-cache show "$package" >/dev/null 2>&1 && echo "$package"
         done) &&
-        $setup_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $setup_known >>"$setup_log" 2>&1; then
+        $setup_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $setup_known \
+            >>"$setup_log" 2>&1; then
         rm -f "$setup_log"
     else
         tail -n 20 "$setup_log" >&2

@@ -126,7 +126,8 @@ QM_API int64_t qm_options_get(const qm_options *options, const char *name, char 
 
 /* Both callbacks or neither. They serve everything made from a model loaded with these options; must outlive it. JSON
  * parsing and Unicode tables belong to other libraries and use the process's own allocator. */
-QM_API int32_t qm_options_set_allocator(qm_options *options, qm_allocate_callback allocate, qm_release_callback release, void *user);
+QM_API int32_t qm_options_set_allocator(qm_options *options, qm_allocate_callback allocate, qm_release_callback release,
+                                        void *user);
 QM_API int32_t qm_options_set_log(qm_options *options, qm_log_callback log, void *user);
 QM_API int32_t qm_options_set_progress(qm_options *options, qm_progress_callback progress, void *user);
 
@@ -153,10 +154,10 @@ QM_API void qm_model_free(qm_model **model);
  * or "json". snprintf rules. A plan that does not fit is still a plan: it says so, and why. options NULL: the defaults. */
 QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *format, char *text, int64_t size);
 
-/* Facts about a loaded model, by name. As numbers: "layers", "attention_layers", "delta_layers", "hidden", "vocabulary", "context"
- * (trained length), "experts", "experts_used", "parameters", "file_bytes", "mtp" (1 if the file has a multi-token-prediction
- * block), "token_eos", "token_pad"; and any integer key of the file's metadata. As text: "architecture", "name", "tokenizer",
- * "chat_format", "device", "isa" (kernels in use), "file"; and any key of the file's metadata.
+/* Facts about a loaded model, by name. As numbers: "layers", "attention_layers", "delta_layers", "hidden", "vocabulary",
+ * "context" (trained length), "experts", "experts_used", "parameters", "file_bytes", "mtp" (1 if the file has a
+ * multi-token-prediction block), "token_eos", "token_pad"; and any integer key of the file's metadata. As text: "architecture",
+ * "name", "tokenizer", "chat_format", "device", "isa" (kernels in use), "file"; and any key of the file's metadata.
  * QM_ERROR_ARGUMENT when there is no such fact. */
 QM_API int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
 QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64_t size);
@@ -169,11 +170,13 @@ QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text
 
 /* Text to token ids. At most `capacity` ids are written; the number that the text has is returned, so (NULL, 0) asks for it.
  * Invalid UTF-8 is QM_ERROR_TEXT and the message gives the offset. No begin or end token is added. */
-QM_API int64_t qm_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, int32_t *tokens, int64_t capacity);
+QM_API int64_t qm_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, int32_t *tokens,
+                           int64_t capacity);
 /* Token ids to text, byte for byte (the bytes may not be whole code points when the tokens are not). skip_special leaves
  * control tokens out, but keeps the marks of fill-in-the-middle and of repositories, as the reference does. Ids without text give
  * nothing; ids out of range are QM_ERROR_ARGUMENT. snprintf rules. */
-QM_API int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t count, int32_t skip_special, char *text, int64_t size);
+QM_API int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t count, int32_t skip_special, char *text,
+                             int64_t size);
 /* The id of the token with exactly this text ("<|im_end|>"), or QM_ERROR_ARGUMENT. */
 QM_API int32_t qm_token_find(const qm_model *model, const char *text, int64_t length);
 
@@ -212,14 +215,16 @@ QM_API int64_t qm_session_get(const qm_session *session, const char *name, char 
 
 QM_API int64_t qm_session_context(const qm_session *session); /* tokens it can hold */
 QM_API int64_t qm_session_length(const qm_session *session);  /* tokens it holds */
-QM_API int64_t qm_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity); /* copies them; returns the length */
+/* Copies them; returns the length. */
+QM_API int64_t qm_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity);
 
 /* Appends tokens and computes them. Afterwards the logits are those of the last one.
  * When they do not fit the context nothing is appended: QM_ERROR_CONTEXT. */
 QM_API int32_t qm_prefill(qm_session *session, const int32_t *tokens, int64_t count);
 /* The same, and writes the logits after tokens[rows[i]] to logits[i * vocabulary ...] (caller's, row_count x vocabulary
  * floats). Rows are indices into `tokens`, ascending. */
-QM_API int32_t qm_prefill_rows(qm_session *session, const int32_t *tokens, int64_t count, const int64_t *rows, int64_t row_count, float *logits);
+QM_API int32_t qm_prefill_rows(qm_session *session, const int32_t *tokens, int64_t count, const int64_t *rows, int64_t row_count,
+                               float *logits);
 /* Appends one token to each of several different sessions of one model, computed together.
  * If one of them fails its check (busy, full), nothing is done. */
 QM_API int32_t qm_decode(qm_session **sessions, const int32_t *tokens, int32_t count);
@@ -245,7 +250,8 @@ QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64
  * loop, or call qm_job_wait(). Jobs of several sessions advance together. */
 
 QM_API int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out);          /* result: qm_job_model */
-QM_API int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out); /* qm_job_tokens */
+QM_API int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special,
+                                  qm_job **out);                                               /* result: qm_job_tokens */
 QM_API int32_t qm_submit_prefill(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 QM_API int32_t qm_submit_decode(qm_session **sessions, const int32_t *tokens, int32_t count, qm_job **out);
 QM_API int32_t qm_submit_rewind(qm_session *session, int64_t length, qm_job **out);

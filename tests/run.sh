@@ -1,5 +1,5 @@
 #!/bin/sh
-# Sets up what the tests need and runs the whole suite. The last line is "N passed, N failed"; the exit code is 0 only if none failed.
+# Sets up what the tests need and runs the whole suite. The last line is "N passed, N failed"; exits with 0 only if none failed.
 #     tests/run.sh                 everything, about ten minutes on two cores
 #     tests/run.sh gcc fuzz        only these tiers
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
@@ -20,8 +20,8 @@ results=$builds/results # one line a test: "ok NAME" or "failed NAME"
 setup_need_build
 setup_need 'pkg-config --exists cmocka' libcmocka-dev
 setup_need 'command -v clang' clang
-setup_need 'echo "int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }" | clang -fsanitize=fuzzer,address -x c - -o /dev/null' \
-    libclang-rt-dev
+fuzz_nothing='int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }'
+setup_need "echo '$fuzz_nothing' | clang -fsanitize=fuzzer,address -x c - -o /dev/null" libclang-rt-dev
 setup_need 'command -v g++' g++
 setup_need 'command -v abidiff' abigail-tools
 setup_need 'command -v xz' xz-utils
@@ -55,7 +55,8 @@ build() {
     tier=$1 compiler=$2
     shift 2
     say "$tier: building"
-    [ -f "$builds/$tier/build.ninja" ] || check "$tier: configure" env CC="$compiler" meson setup "$builds/$tier" -Dwerror=true "$@" || return 1
+    [ -f "$builds/$tier/build.ninja" ] ||
+        check "$tier: configure" env CC="$compiler" meson setup "$builds/$tier" -Dwerror=true "$@" || return 1
     check "$tier: build" ninja -C "$builds/$tier" || return 1
 }
 

@@ -12,7 +12,11 @@ trap 'rm -rf "$work"' EXIT
 # Rows of one scope need not stand together in the table; in the manual they do.
 for scope in model session sampling; do
     awk -F '\t' -v scope="$scope" '
-        BEGIN { title["model"] = "Of the model"; title["session"] = "Of the session"; title["sampling"] = "Of sampling and of the answer" }
+        BEGIN {
+            title["model"] = "Of the model"
+            title["session"] = "Of the session"
+            title["sampling"] = "Of sampling and of the answer"
+        }
         $2 != scope { next }
         { gsub(/\\/, "\\e"); gsub(/-/, "\\-") }
         !started++ { print ".SS " title[scope] }

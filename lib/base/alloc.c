@@ -45,7 +45,8 @@ static void own_delete(void *pointer)
 void *qmi_new(const qmi_alloc *alloc, size_t count, size_t size, const char *what)
 {
     if (size && count > (size_t)INT64_MAX / size) {
-        qmi_fail(QM_ERROR_MEMORY, "out of memory: %zu x %zu bytes for %s is more than this machine can address", count, size, what);
+        qmi_fail(QM_ERROR_MEMORY, "out of memory: %zu x %zu bytes for %s is more than this machine can address", count, size,
+                 what);
         return NULL;
     }
     const size_t bytes = count && size ? count * size : 1;

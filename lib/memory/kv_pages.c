@@ -10,11 +10,14 @@ int32_t qmi_kv_pages_new(const qmi_kv_layout *layout, int64_t tokens, const qmi_
     int64_t count = qmi_kv_pages_for(layout, tokens);
     *out = (qmi_kv_pages){ .count = count };
     if (layout->page_bytes && count > INT64_MAX / 2 / layout->page_bytes)
-        return qmi_fail(QM_ERROR_MEMORY, "keys and values of %" PRId64 " tokens are more than this machine can address; lower context", tokens);
+        return qmi_fail(QM_ERROR_MEMORY,
+                        "keys and values of %" PRId64 " tokens are more than this machine can address; lower context", tokens);
     out->table = qmi_new(alloc, (size_t)count, sizeof *out->table, "a session's page table");
     if (!out->table)
         return QM_ERROR_MEMORY;
-    int32_t code = layout->page_bytes ? backend->allocate(device, count * layout->page_bytes, "a session's keys and values", &out->block) : QM_OK;
+    int32_t code = QM_OK;
+    if (layout->page_bytes)
+        code = backend->allocate(device, count * layout->page_bytes, "a session's keys and values", &out->block);
     if (code < 0) {
         qmi_kv_pages_free(out, backend, device, alloc);
         return code;

@@ -74,8 +74,8 @@ int32_t qmi_forward_build(const qmi_hparams *hparams, const qmi_weights *weights
     return finish(&b);
 }
 
-int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv, const qmi_alloc *alloc,
-                              qmi_program *out)
+int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,
+                              const qmi_alloc *alloc, qmi_program *out)
 {
     qmi_builder b = start(hparams, weights, kv, alloc, out);
     const qmi_layer *block = &weights->layers[hparams->layers];

@@ -16,15 +16,15 @@ typedef struct qmi_kv_layout {
 } qmi_kv_layout;
 
 /* Slots by name: "hidden" (rms of the last layer's output, [rows][D]) and "logits" ([outputs][vocabulary]). Layer numbers in the
- * page: attention layers in order, then the multi-token-prediction block. Weights may be all zero addresses (a program for the plan
- * only, not to be validated or run). */
+ * page: attention layers in order, then the multi-token-prediction block. Weights may be all zero addresses (a program for the
+ * plan only, not to be validated or run). */
 int32_t qmi_forward_build(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv, const qmi_alloc *alloc,
                           qmi_program *out);
 
-/* The multi-token-prediction block: row i of slot "draft_in" holds the hidden state after output_norm of position p, the row's token is
- * that of p + 1, its sequence's position is p. "logits" predict the token at p + 2; "hidden" is the next step's draft_in. */
-int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv, const qmi_alloc *alloc,
-                              qmi_program *out);
+/* The multi-token-prediction block: row i of slot "draft_in" holds the hidden state after output_norm of position p, the row's
+ * token is that of p + 1, its sequence's position is p. "logits" predict the token at p + 2; "hidden" the next draft_in. */
+int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,
+                              const qmi_alloc *alloc, qmi_program *out);
 
 qmi_slot qmi_forward_slot(const qmi_program *program, const char *name); /* must exist */
 

@@ -72,9 +72,11 @@ static void read_attention(reader *r, qmi_hparams *h)
     int64_t value_size = read_int(r, "attention.value_length", h->head_size, 2, 1024);
     h->rotary = (int32_t)read_int(r, "rope.dimension_count", h->head_size, 2, 1024);
     h->rope_base = read_float(r, "rope.freq_base", 10000, 1, 1e12);
-    check(r, h->heads % h->kv_heads == 0, "attention.head_count", h->heads, "is no multiple of", "attention.head_count_kv", h->kv_heads);
+    check(r, h->heads % h->kv_heads == 0, "attention.head_count", h->heads, "is no multiple of", "attention.head_count_kv",
+          h->kv_heads);
     check(r, value_size == h->head_size, "attention.value_length", value_size, "is not", "attention.key_length", h->head_size);
-    check(r, h->rotary % 2 == 0 && h->rotary <= h->head_size, "rope.dimension_count", h->rotary, "is odd or more than", "attention.key_length", h->head_size);
+    check(r, h->rotary % 2 == 0 && h->rotary <= h->head_size, "rope.dimension_count", h->rotary, "is odd or more than",
+          "attention.key_length", h->head_size);
 }
 
 static void read_feed_forward(reader *r, qmi_hparams *h)
@@ -97,10 +99,12 @@ static void read_delta(reader *r, qmi_hparams *h)
     h->key_heads = (int32_t)read_int(r, "ssm.group_count", required, 1, HEADS_MAX);
     h->value_heads = (int32_t)read_int(r, "ssm.time_step_rank", required, 1, HEADS_MAX);
     int64_t inner = read_int(r, "ssm.inner_size", required, 1, WIDTH_MAX);
-    check(r, h->value_heads % h->key_heads == 0, "ssm.time_step_rank", h->value_heads, "is no multiple of", "ssm.group_count", h->key_heads);
+    check(r, h->value_heads % h->key_heads == 0, "ssm.time_step_rank", h->value_heads, "is no multiple of", "ssm.group_count",
+          h->key_heads);
     check(r, inner % h->value_heads == 0, "ssm.inner_size", inner, "is no multiple of", "ssm.time_step_rank", h->value_heads);
     h->value_size = (int32_t)(inner / h->value_heads);
-    check(r, h->value_size <= 1024, "ssm.inner_size", inner, "gives value heads of more than 1024 with", "ssm.time_step_rank", h->value_heads);
+    check(r, h->value_size <= 1024, "ssm.inner_size", inner, "gives value heads of more than 1024 with", "ssm.time_step_rank",
+          h->value_heads);
 }
 
 /* Which layers are delta layers: attention.recurrent_layers (a bool or integer a layer) where the file has it, else all but every
@@ -158,7 +162,8 @@ int32_t qmi_hparams_read(const qmi_gguf *gguf, qmi_hparams *out)
     if (!embedding)
         return qmi_fail(QM_ERROR_FORMAT, "tensor token_embd.weight is missing");
     if (embedding->dimensions[1] < 1 || embedding->dimensions[1] > INT32_MAX)
-        return qmi_fail(QM_ERROR_FORMAT, "token_embd.weight has %" PRId64 " rows; a vocabulary has 1 to %d", embedding->dimensions[1], INT32_MAX);
+        return qmi_fail(QM_ERROR_FORMAT, "token_embd.weight has %" PRId64 " rows; a vocabulary has 1 to %d",
+                        embedding->dimensions[1], INT32_MAX);
     h.vocabulary = (int32_t)embedding->dimensions[1];
     *out = h;
     return QM_OK;

@@ -29,7 +29,8 @@ typedef struct qmi_hparams {
 /* QM_ERROR_FORMAT or _UNSUPPORTED, naming key and value. The vocabulary is the number of rows of token_embd.weight. */
 int32_t qmi_hparams_read(const qmi_gguf *gguf, qmi_hparams *out);
 
-int64_t qmi_hparams_channels(const qmi_hparams *h);    /* of a delta layer's convolution: 2 key_heads key_size + value_heads value_size */
+/* Of a delta layer's convolution: 2 key_heads key_size + value_heads value_size. */
+int64_t qmi_hparams_channels(const qmi_hparams *h);
 int64_t qmi_hparams_state_bytes(const qmi_hparams *h); /* recurrent state of a session, all layers; 0 without delta layers */
 int64_t qmi_hparams_state_offset(const qmi_hparams *h, int32_t delta_index); /* of the delta_index-th delta layer in it */
 

@@ -17,8 +17,8 @@ void qmi_layer_delta(qmi_builder *b, const qmi_layer *layer)
         .matrix = { layer->qkv, layer->z, layer->beta, layer->alpha }, .out = { qkv, z, beta, alpha } } });
     qmi_build_append(b, (qmi_op){ .kind = QMI_OP_DELTA, .delta = {
         .qkv = qkv, .z = z, .beta = beta, .alpha = alpha, .out = mixed,
-        .key_heads = h->key_heads, .value_heads = h->value_heads, .key_size = h->key_size, .value_size = h->value_size, .taps = h->taps,
-        .grouped = h->arch->grouped, .interleaved = fused,
+        .key_heads = h->key_heads, .value_heads = h->value_heads, .key_size = h->key_size, .value_size = h->value_size,
+        .taps = h->taps, .grouped = h->arch->grouped, .interleaved = fused,
         .convolution = layer->convolution, .time_bias = layer->time_bias, .decay = layer->decay,
         .norm = qmi_build_norm(b, layer->delta_norm),
         .state_offset = qmi_hparams_state_offset(h, b->delta_layer++) } });

@@ -16,11 +16,12 @@ static void append_experts(qmi_builder *b, const qmi_layer *layer)
     qmi_slot normed = qmi_build_slot(b, "normed", b->hparams->hidden, false);
     qmi_slot route = qmi_build_slot(b, "route", 2 * top + 1, false);
     qmi_build_append(b, (qmi_op){ .kind = QMI_OP_ROUTE, .route = {
-        .in = b->residual, .norm = qmi_build_norm(b, layer->ffn_norm), .router = layer->router, .shared_gate = layer->shared_router,
-        .top = top, .hidden = normed, .route = route } });
+        .in = b->residual, .norm = qmi_build_norm(b, layer->ffn_norm),
+        .router = layer->router, .shared_gate = layer->shared_router, .top = top, .hidden = normed, .route = route } });
     qmi_build_append(b, (qmi_op){ .kind = QMI_OP_EXPERTS, .experts = {
         .hidden = normed, .route = route, .top = top, .gate = layer->gate, .up = layer->up, .down = layer->down,
-        .shared_gate = layer->shared_gate, .shared_up = layer->shared_up, .shared_down = layer->shared_down, .out = b->residual } });
+        .shared_gate = layer->shared_gate, .shared_up = layer->shared_up, .shared_down = layer->shared_down,
+        .out = b->residual } });
 }
 
 void qmi_layer_feed_forward(qmi_builder *b, const qmi_layer *layer)

@@ -30,17 +30,22 @@ static int64_t grain(int64_t floats)
 
 int64_t qmi_weights_vector_bytes(const qmi_hparams *h)
 {
-    int64_t common = 5 * grain(h->hidden), attention = 2 * grain(h->head_size); /* 5: two norms, and three more of the mtp block */
-    int64_t delta = h->delta_layers ? grain(qmi_hparams_channels(h) * h->taps) + 2 * grain(h->value_heads) + grain(h->value_size) : 0;
+    int64_t common = 5 * grain(h->hidden); /* 5: two norms, and three more of the mtp block */
+    int64_t attention = 2 * grain(h->head_size);
     int64_t layers = h->layers + h->mtp_layers;
-    return (int64_t)sizeof(float) * (layers * (common + attention) + h->delta_layers * delta + grain(h->hidden) + grain(h->rotary));
+    int64_t count = layers * (common + attention) + grain(h->hidden) + grain(h->rotary);
+    if (h->delta_layers)
+        count += h->delta_layers *
+                 (grain(qmi_hparams_channels(h) * h->taps) + 2 * grain(h->value_heads) + grain(h->value_size));
+    return (int64_t)sizeof(float) * count;
 }
 
 static void fail_shape(loader *l, const qmi_gguf_tensor *tensor, int64_t columns, int64_t rows, int64_t count)
 {
     const int64_t *d = tensor->dimensions;
-    l->code = qmi_fail(QM_ERROR_FORMAT, "tensor %.*s is %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64 "; the file's dimensions ask for %" PRId64
-                       " x %" PRId64 " x %" PRId64, (int)tensor->name.length, tensor->name.data, d[0], d[1], d[2], d[3], columns, rows, count);
+    l->code = qmi_fail(QM_ERROR_FORMAT, "tensor %.*s is %" PRId64 " x %" PRId64 " x %" PRId64 " x %" PRId64
+                       "; the file's dimensions ask for %" PRId64 " x %" PRId64 " x %" PRId64,
+                       (int)tensor->name.length, tensor->name.data, d[0], d[1], d[2], d[3], columns, rows, count);
 }
 
 static const char *full_name(const loader *l, const char *name, char out[96])
@@ -59,7 +64,8 @@ static const qmi_gguf_tensor *find(loader *l, const char *name, bool required)
         return NULL;
     const qmi_gguf_tensor *tensor = qmi_gguf_find_tensor(l->gguf, full_name(l, name, full));
     if (!tensor && required)
-        l->code = qmi_fail(QM_ERROR_FORMAT, "tensor %s is missing; the file is incomplete or made by a converter this library does not know", full);
+        l->code = qmi_fail(QM_ERROR_FORMAT, "tensor %s is missing; the file is incomplete or made by a converter this library "
+                           "does not know", full);
     if (tensor && (!qmi_quant_format_of(tensor->type) || !qmi_quant_format_of(tensor->type)->unpack)) {
         l->code = qmi_fail(QM_ERROR_UNSUPPORTED, "tensor %s has type %u, which can't be a weight here", full, tensor->type);
         return NULL;
@@ -206,8 +212,8 @@ static void load_layer(loader *l, qmi_weights *weights)
         load_mtp(l, layer, weights);
 }
 
-/* base^(-2i / n), of pair i of n rotated values (Su et al. 2021, arXiv 2104.09864, section 3.2.2); in float32 as the reference does,
- * whose rounding grows with the position */
+/* base^(-2i / n), of pair i of n rotated values (Su et al. 2021, arXiv 2104.09864, section 3.2.2); in float32 as the reference
+ * does, whose rounding grows with the position */
 static void make_frequencies(loader *l, qmi_vector *out)
 {
     int32_t pairs = l->h->rotary / 2;
@@ -216,11 +222,12 @@ static void make_frequencies(loader *l, qmi_vector *out)
         to[i] = 1.0f / powf(l->h->rope_base, (float)(2 * i) / (float)l->h->rotary);
 }
 
-int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *h, const qmi_backend *backend, qmi_device *device, const qmi_alloc *alloc,
-                         qmi_weights *out)
+int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *h, const qmi_backend *backend, qmi_device *device,
+                         const qmi_alloc *alloc, qmi_weights *out)
 {
     qmi_weights weights = { .layer_count = h->layers + h->mtp_layers, .vector_bytes = qmi_weights_vector_bytes(h) };
-    loader l = { .gguf = gguf, .h = h, .backend = backend, .device = device, .room = weights.vector_bytes / (int64_t)sizeof(float), .layer = -1 };
+    loader l = { .gguf = gguf, .h = h, .backend = backend, .device = device,
+                 .room = weights.vector_bytes / (int64_t)sizeof(float), .layer = -1 };
 
     weights.layers = qmi_new(alloc, (size_t)weights.layer_count, sizeof *weights.layers, "the list of layers");
     l.vectors = qmi_new(alloc, (size_t)l.room, sizeof(float), "vectors while they are read");

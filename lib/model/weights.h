@@ -21,7 +21,8 @@ typedef struct qmi_layer {       /* absent parts are all zero; shapes in comment
     qmi_matrix delta_out;        /* [D][value_heads value_size] */
     /* feed-forward */
     qmi_vector ffn_norm;         /* [D] */
-    qmi_matrix gate, up, down;   /* dense: [F][D], [F][D], [D][F]; experts: the same, count = experts; gate and up may be fused in gate */
+    qmi_matrix gate, up;         /* [F][D] each; experts: count = experts, and both may be fused in gate */
+    qmi_matrix down;             /* [D][F]; experts: count = experts */
     qmi_matrix router;           /* [experts][D] */
     qmi_matrix shared_router;    /* [1][D] */
     qmi_matrix shared_gate, shared_up, shared_down;

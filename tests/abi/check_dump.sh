@@ -1,6 +1,6 @@
 #!/bin/sh
-# The library's binary interface is the stored one: functions, their types, nothing else. Needs libabigail and a library with debugging
-# information built by gcc. Another compiler describes the same types in other words, so only gcc's are compared.
+# The library's binary interface is the stored one: functions, their types, nothing else. Needs libabigail and a library with
+# debugging information built by gcc. Another compiler describes the same types in other words, so only gcc's are compared.
 #   check_dump.sh LIBRARY           compares
 #   check_dump.sh LIBRARY --write   stores the dump anew, after functions were added
 set -eu

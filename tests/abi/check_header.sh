@@ -6,7 +6,8 @@ tried=0
 check() { # COMPILER LANGUAGE STANDARD
     command -v "$1" >/dev/null || return 0
     printf '#include <qwenmoe.h>\nextern int unit;\nint unit = QM_VERSION_MAJOR;\n' |
-        "$1" -x "$2" "-std=$3" -pedantic -Wall -Wextra -Werror -I "$include" -c -o /dev/null - || { echo "$1 $3 refuses the header"; exit 1; }
+        "$1" -x "$2" "-std=$3" -pedantic -Wall -Wextra -Werror -I "$include" -c -o /dev/null - ||
+        { echo "$1 $3 refuses the header"; exit 1; }
     tried=$((tried + 1))
 }
 for compiler in gcc clang; do

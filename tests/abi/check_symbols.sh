@@ -1,6 +1,6 @@
 #!/bin/sh
-# The library exports exactly the functions of symbols.txt, and these are those of the header. A new function of the interface is added to
-# both by hand; one that is missing from either is a mistake.
+# The library exports exactly the functions of symbols.txt, and these are those of the header. A new function of the interface is
+# added to both by hand; one that is missing from either is a mistake.
 #   check_symbols.sh LIBRARY
 set -eu
 here=$(dirname "$0")

@@ -49,7 +49,8 @@ typedef struct cache {
 static cache make_cache(check_context *c, uint32_t type, int round)
 {
     const int32_t sizes[] = { 64, 128, 256, 2, 34, 80 };
-    cache k = { .head_size = sizes[round % 6], .count = (int32_t)check_between(c, 1, 70), .heads = (int32_t)check_between(c, 1, 9) };
+    cache k = { .head_size = sizes[round % 6], .count = (int32_t)check_between(c, 1, 70),
+                .heads = (int32_t)check_between(c, 1, 9) };
     int64_t values = (int64_t)k.head_size * k.count;
     k.bytes = (size_t)(values * (type == QMI_TYPE_F16 ? 2 : 4));
     k.stored = check_fenced(k.bytes);
@@ -68,8 +69,9 @@ static void check_scores(check_context *c, uint32_t type)
     for (int round = 0; round < 60; round++) {
         cache k = make_cache(c, type, round);
         int64_t queries = (int64_t)k.heads * (k.head_size + 5), scores = (int64_t)k.heads * (k.count + 2);
-        qmi_cpu_scores work = { .query = inputs(c, queries), .keys = k.stored, .score = outputs(scores, 7), .query_stride = k.head_size + 5,
-                                .score_stride = k.count + 2, .heads = k.heads, .head_size = k.head_size, .count = k.count, .scale = 0.125f };
+        qmi_cpu_scores work = { .query = inputs(c, queries), .keys = k.stored, .score = outputs(scores, 7),
+                                .query_stride = k.head_size + 5, .score_stride = k.count + 2, .heads = k.heads,
+                                .head_size = k.head_size, .count = k.count, .scale = 0.125f };
         float *got = work.score;
         c->tested->kv[type].scores(&work);
         /* one head and key at a time: the same bits */
@@ -94,8 +96,9 @@ static void check_mix(check_context *c, uint32_t type)
     for (int round = 0; round < 60; round++) {
         cache k = make_cache(c, type, round);
         int64_t weights = (int64_t)k.heads * (k.count + 3), out = (int64_t)k.heads * (k.head_size + 2);
-        qmi_cpu_mix work = { .weight = inputs(c, weights), .values = k.stored, .out = outputs(out, 1), .weight_stride = k.count + 3,
-                             .out_stride = k.head_size + 2, .heads = k.heads, .head_size = k.head_size, .count = k.count };
+        qmi_cpu_mix work = { .weight = inputs(c, weights), .values = k.stored, .out = outputs(out, 1),
+                             .weight_stride = k.count + 3, .out_stride = k.head_size + 2,
+                             .heads = k.heads, .head_size = k.head_size, .count = k.count };
         float *got = work.out;
         c->tested->kv[type].mix(&work);
         /* in two runs: the same bits */
@@ -128,7 +131,8 @@ static void run_mix_f16(check_context *c) { check_mix(c, QMI_TYPE_F16); }
 
 static void run_store_f16(check_context *c)
 {
-    const float special[] = { 0, -0.0f, 65504, 65519, 65520, INFINITY, -INFINITY, NAN, 6e-8f, 2.9e-8f, 1e-7f, 1.00048828125f, 1.00146484375f };
+    const float special[] = { 0, -0.0f, 65504, 65519, 65520, INFINITY, -INFINITY, NAN, 6e-8f, 2.9e-8f, 1e-7f, 1.00048828125f,
+                              1.00146484375f };
     for (int64_t count = 1; count < 70; count++) {
         float *x = inputs(c, count);
         uint16_t *got = check_watched((size_t)count * 2), *want = check_watched((size_t)count * 2);
@@ -154,7 +158,8 @@ static void run_store_f16(check_context *c)
 static void run_convolve(check_context *c)
 {
     for (int round = 0; round < 40; round++) {
-        int32_t channels = (int32_t)check_between(c, 1, 100), taps = round % 2 ? 4 : (int32_t)check_between(c, 2, 8), tokens = (int32_t)check_between(c, 1, 6);
+        int32_t channels = (int32_t)check_between(c, 1, 100), taps = round % 2 ? 4 : (int32_t)check_between(c, 2, 8);
+        int32_t tokens = (int32_t)check_between(c, 1, 6);
         int32_t times = tokens + taps - 1;
         float *weights = inputs(c, (int64_t)channels * taps), *data = inputs(c, (int64_t)times * channels);
         const float *columns[16];
@@ -180,7 +185,8 @@ typedef struct recurrence {
 
 static recurrence make_recurrence(check_context *c, int32_t key_size, int32_t columns, int32_t tokens)
 {
-    recurrence r = { .state = (int64_t)key_size * (columns + 4), .keys = (int64_t)tokens * key_size, .values = (int64_t)tokens * columns,
+    recurrence r = { .state = (int64_t)key_size * (columns + 4), .keys = (int64_t)tokens * key_size,
+                     .values = (int64_t)tokens * columns,
                      .outs = (int64_t)tokens * (columns + 1) };
     float *query = inputs(c, r.keys), *key = inputs(c, r.keys), *decay = inputs(c, tokens), *beta = inputs(c, tokens);
     r.start = inputs(c, r.state);
@@ -190,8 +196,9 @@ static recurrence make_recurrence(check_context *c, int32_t key_size, int32_t co
     }
     for (int64_t i = 0; i < r.keys; i++)
         key[i] /= sqrtf((float)key_size); /* of length about 1, as in the models: else the state grows */
-    r.work = (qmi_cpu_delta){ .state = r.start, .state_stride = columns + 4, .query = query, .key = key, .value = inputs(c, r.values), .decay = decay,
-                              .beta = beta, .key_stride = key_size, .value_stride = columns, .gate_stride = 1, .out_stride = columns + 1,
+    r.work = (qmi_cpu_delta){ .state = r.start, .state_stride = columns + 4, .query = query, .key = key,
+                              .value = inputs(c, r.values), .decay = decay, .beta = beta, .key_stride = key_size,
+                              .value_stride = columns, .gate_stride = 1, .out_stride = columns + 1,
                               .key_size = key_size, .columns = columns, .tokens = tokens };
     return r;
 }
@@ -227,7 +234,8 @@ static void check_in_place(check_context *c, const recurrence *r, const float *s
     }
     check_same_bits(c, outs, out, r->outs, "in place");
     for (int32_t i = 0; i < r->work.key_size; i++)
-        check_same_bits(c, step.next_state + i * r->work.state_stride, state + i * r->work.state_stride, r->work.columns, "in place");
+        check_same_bits(c, step.next_state + i * r->work.state_stride, state + i * r->work.state_stride, r->work.columns,
+                        "in place");
     check_watched_free(step.next_state);
     check_watched_free(outs);
 }

@@ -175,7 +175,8 @@ static void check_shape(check_context *c, uint32_t type, int64_t columns, int32_
             for (int32_t r = 0; r < o.tile.out_stride; r++) {
                 int64_t at = t * o.tile.out_stride + r;
                 double size = r < rows ? magnitude(&o, type, r, o.tile.order ? o.order[t] : t) + fabs(want[at]) : 0;
-                if (!check_near(c, o.tile.out[at], want[at], 1e-6 * size, at)) /* about 8 eps; the columns beyond rows: untouched */
+                /* 1e-6: about 8 eps. The columns beyond rows: untouched. */
+                if (!check_near(c, o.tile.out[at], want[at], 1e-6 * size, at))
                     goto done;
             }
         }
@@ -211,7 +212,8 @@ static void check_not_finite(check_context *c, uint32_t type, int64_t columns)
     for (int32_t t = 0; t < 3; t++)
         for (int32_t r = 0; r < 3; r++)
             if (!isfinite(o.tile.out[t * o.tile.out_stride + r]) != (t == 0 || r == 1))
-                check_fail(c, "token %d, row %d is %g with a NaN in row 1 and in token 0", t, r, o.tile.out[t * o.tile.out_stride + r]);
+                check_fail(c, "token %d, row %d is %g with a NaN in row 1 and in token 0", t, r,
+                           o.tile.out[t * o.tile.out_stride + r]);
     end(&o);
 }
 
@@ -221,7 +223,8 @@ static void check_type(check_context *c, uint32_t type)
     const struct { int32_t rows, tokens; } shapes[] = { { 1, 1 }, { 2, 3 }, { 7, 4 }, { 5, 9 }, { 16, 1 }, { 1, 13 } };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int round = 0; round < 4; round++)
-            check_shape(c, type, block == 1 ? check_between(c, 1, round ? 300 : 9) : block * check_between(c, 1, 5), shapes[i].rows, shapes[i].tokens);
+            check_shape(c, type, block == 1 ? check_between(c, 1, round ? 300 : 9) : block * check_between(c, 1, 5),
+                        shapes[i].rows, shapes[i].tokens);
     check_not_finite(c, type, block == 1 ? 37 : 2 * block);
 }
 
@@ -277,7 +280,8 @@ PART(q6_k, QMI_TYPE_Q6_K)
 static void run_quantize(check_context *c)
 {
     for (int round = 0; round < 50; round++) {
-        int64_t columns = 32 * check_between(c, 1, 9), first = 32 * check_between(c, 0, columns / 32 - 1), count = columns - first;
+        int64_t columns = 32 * check_between(c, 1, 9), first = 32 * check_between(c, 0, columns / 32 - 1);
+        int64_t count = columns - first;
         size_t bytes = (size_t)qmi_q8_bytes(columns);
         float *x = check_fenced((size_t)count * sizeof *x);
         char *got = check_watched(bytes), *want = check_watched(bytes);

@@ -151,7 +151,8 @@ typedef struct timed {
 
 static void bench(check_context *c, void (*run)(void *), double arrays)
 {
-    timed t = { c, malloc(TIMED_SIZE * sizeof(float)), malloc(TIMED_SIZE * sizeof(float)), malloc(TIMED_SIZE * sizeof(float)), TIMED_SIZE };
+    timed t = { c, malloc(TIMED_SIZE * sizeof(float)), malloc(TIMED_SIZE * sizeof(float)), malloc(TIMED_SIZE * sizeof(float)),
+                TIMED_SIZE };
     check_fill(c, t.a, TIMED_SIZE);
     check_fill(c, t.b, TIMED_SIZE);
     check_fill(c, t.out, TIMED_SIZE);

@@ -157,7 +157,8 @@ void check_bench(check_context *c, const char *shape, double bytes, void (*run)(
         best = fmin(best, (end - start) / (double)calls);
     }
     if (c->json)
-        printf("{\"kernel\": \"%s\", \"isa\": \"%s\", \"shape\": \"%s\", \"ns\": %.1f, \"gb_per_s\": %.3f}\n", c->kernel, c->isa, shape, best * 1e9, bytes / best * 1e-9);
+        printf("{\"kernel\": \"%s\", \"isa\": \"%s\", \"shape\": \"%s\", \"ns\": %.1f, \"gb_per_s\": %.3f}\n", c->kernel, c->isa,
+               shape, best * 1e9, bytes / best * 1e-9);
     else
         printf("%-16s %-12s %-28s %12.1f ns %8.2f GB/s\n", c->kernel, c->isa, shape, best * 1e9, bytes / best * 1e-9);
 }

@@ -24,7 +24,8 @@ void check_fill(check_context *c, float *x, int64_t count);
 
 /* ---- memory whose ends are watched ----
  * check_fenced: `size` bytes that end where an unreadable page begins, so that reading one byte too far ends the program.
- * check_watched: aligned to 64 bytes, with a pattern before and behind that check_unharmed looks at. Both exit when memory is short. */
+ * check_watched: aligned to 64 bytes, with a pattern before and behind that check_unharmed looks at.
+ * Both exit when memory is short. */
 void *check_fenced(size_t size);
 void check_fenced_free(void *pointer, size_t size);
 void *check_watched(size_t size);

@@ -1,7 +1,7 @@
 /* oracle MODEL.gguf EXPECT.gguf: compares a model's logits with those of its reference implementation.
  *
- * Prints the relative error (norm of the difference over norm) of each prompt's logits, computed at once, in chunks of odd sizes and
- * token by token, the largest of these, and how many tokens of the greedy continuation are the same. Exits with 1 on a miss.
+ * Prints the relative error (norm of the difference over norm) of each prompt's logits, computed at once, in chunks of odd sizes
+ * and token by token, the largest of these, and how many tokens of the greedy continuation are the same. Exits with 1 on a miss.
  *
  * EXPECT holds short.tokens, short.logits (of every row), short.greedy, long.tokens, long.rows, long.logits (of those rows), and,
  * if it was made from a multi-token-prediction block, mtp.rows and mtp.logits: row r predicts from the hidden state of position

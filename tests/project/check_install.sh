@@ -1,6 +1,6 @@
 #!/bin/sh
-# What `meson install` puts into a prefix is enough to use it: the program runs from there, a C program builds with pkg-config against the
-# shared and against the static library, and `ninja uninstall` leaves nothing.
+# What `meson install` puts into a prefix is enough to use it: the program runs from there, a C program builds with pkg-config
+# against the shared and against the static library, and `ninja uninstall` leaves nothing.
 #   check_install.sh BUILD PREFIX     BUILD is configured with that prefix and -Ddefault_library=both
 set -eu
 build=$1 prefix=$2
@@ -12,11 +12,13 @@ fail() { echo "$*"; exit 1; }
 
 rm -rf "$prefix"
 meson install -C "$build" > "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
-for file in bin/qwenmoe include/qwenmoe.h share/man/man1/qwenmoe.1 share/qwenmoe/qwenmoe-py.gguf share/bash-completion/completions/qwenmoe; do
+for file in bin/qwenmoe include/qwenmoe.h share/man/man1/qwenmoe.1 share/qwenmoe/qwenmoe-py.gguf \
+    share/bash-completion/completions/qwenmoe; do
     [ -s "$prefix/$file" ] || fail "$file is not installed"
 done
 [ "$("$prefix/bin/qwenmoe" --version)" = "qwenmoe $version" ] || fail "the installed program does not say that it is $version"
-"$prefix/bin/qwenmoe" run -q --temperature 0 --answer-tokens 4 'import' > "$work/said" || fail "the installed program does not find its model"
+"$prefix/bin/qwenmoe" run -q --temperature 0 --answer-tokens 4 'import' >"$work/said" ||
+    fail "the installed program does not find its model"
 [ -s "$work/said" ] || fail "the installed program says nothing"
 man -l "$prefix/share/man/man1/qwenmoe.1" > "$work/page" 2> "$work/complaints"
 grep -q 'OPTIONS OF THE LIBRARY' "$work/page" || fail "the manual does not render"
@@ -24,7 +26,8 @@ grep -q 'OPTIONS OF THE LIBRARY' "$work/page" || fail "the manual does not rende
 
 libraries=$(dirname "$(find "$prefix" -name libqwenmoe.so)")
 [ -f "$libraries/libqwenmoe.so.$version" ] || fail "there is no libqwenmoe.so.$version"
-readelf -d "$libraries/libqwenmoe.so.$version" | grep -q 'SONAME.*\[libqwenmoe\.so\.0\]' || fail "the SONAME is not libqwenmoe.so.0"
+readelf -d "$libraries/libqwenmoe.so.$version" | grep -q 'SONAME.*\[libqwenmoe\.so\.0\]' ||
+    fail "the SONAME is not libqwenmoe.so.0"
 readelf -d "$prefix/bin/qwenmoe" | grep -q 'NEEDED.*\[libqwenmoe\.so\.0\]' || fail "the program does not use the shared library"
 
 PKG_CONFIG_PATH=$libraries/pkgconfig

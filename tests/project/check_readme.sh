@@ -1,6 +1,7 @@
 #!/bin/sh
-# Runs the shell commands of README.md: each block marked ```sh, in order, in one shell, in a folder that looks like a fresh clone with the
-# program already built (the two commands that install and build are the suite itself and its caller; they are only checked to exist).
+# Runs the shell commands of README.md: each block marked ```sh, in order, in one shell, in a folder that looks like a fresh clone
+# with the program already built (the
+# two commands that install and build are the suite and its caller: only their existence is checked).
 #   check_readme.sh PREFIX      the prefix in which the library is installed
 set -eu
 prefix=$1

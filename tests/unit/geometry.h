@@ -1,5 +1,5 @@
-/* Headers of files with the real geometries, for tests that need no weights. On top of gguf_writer.h: counts values and tensors itself,
- * and where each tensor's data would lie. */
+/* Headers of files with the real geometries, for tests that need no weights. On top of gguf_writer.h: counts values and tensors
+ * itself, and where each tensor's data would lie. */
 #ifndef TEST_GEOMETRY_H
 #define TEST_GEOMETRY_H
 
@@ -44,8 +44,8 @@ static inline int64_t geometry_end(geometry *g)
     return (int64_t)g->w.size + g->data;
 }
 
-/* Metadata of Qwen3.5-35B-A3B (experts) or Qwen3.5-27B from their published configurations, and their embedding. `skip`: a key to leave
- * out, `change`: one to give another value; NULL: none. Other tensors are not needed for a plan. */
+/* Metadata of Qwen3.5-35B-A3B (experts) or Qwen3.5-27B from their published configurations, and their embedding. `skip`: a key to
+ * leave out, `change`: one to give another value; NULL: none. Other tensors are not needed for a plan. */
 static inline void geometry_real(geometry *g, int experts, const char *skip, const char *change, uint32_t value)
 {
     const char *arch = experts ? "qwen35moe" : "qwen35";
@@ -55,7 +55,8 @@ static inline void geometry_real(geometry *g, int experts, const char *skip, con
         { "attention.value_length", 256, 256 }, { "rope.dimension_count", 64, 64 }, { "feed_forward_length", 512, 17408 },
         { "expert_count", 256, 0 }, { "expert_used_count", 8, 0 }, { "expert_feed_forward_length", 512, 0 },
         { "expert_shared_feed_forward_length", 512, 0 }, { "ssm.conv_kernel", 4, 4 }, { "ssm.state_size", 128, 128 },
-        { "ssm.group_count", 16, 16 }, { "ssm.time_step_rank", 32, 48 }, { "ssm.inner_size", 4096, 6144 }, { "full_attention_interval", 4, 4 } };
+        { "ssm.group_count", 16, 16 }, { "ssm.time_step_rank", 32, 48 }, { "ssm.inner_size", 4096, 6144 },
+        { "full_attention_interval", 4, 4 } };
     put_text_value(&g->w, "general.architecture", arch);
     g->values++;
     for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {

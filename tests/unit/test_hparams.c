@@ -96,7 +96,8 @@ static void names_unknown_architectures(void **state)
     assert_non_null(qmi_arch_find((qmi_text){ "qwen3", 5 }));
 }
 
-/* A header without the layers' tensors: loading names the first that is missing, and leaves nothing behind (seen by LeakSanitizer). */
+/* A header without the layers' tensors: loading names the first that is missing, and leaves nothing behind, as
+ * LeakSanitizer sees. */
 static void names_missing_tensors(void **state)
 {
     (void)state;
@@ -115,7 +116,8 @@ static void names_missing_tensors(void **state)
     assert_int_equal(qmi_hparams_read(&gguf, &h), QM_OK);
     assert_int_equal(qmi_cpu_backend.open(&(qmi_device_settings){ .threads = 1, .isa = "scalar" }, &device), QM_OK);
     assert_int_equal(qmi_weights_load(&gguf, &h, &qmi_cpu_backend, device, &heap, &weights), QM_ERROR_FORMAT);
-    assert_non_null(strstr(qmi_error_text(), "output_norm.weight is 2047 x 1 x 1 x 1; the file's dimensions ask for 2048 x 1 x 1"));
+    assert_non_null(strstr(qmi_error_text(),
+                           "output_norm.weight is 2047 x 1 x 1 x 1; the file's dimensions ask for 2048 x 1 x 1"));
     qmi_cpu_backend.close(&device);
     qmi_gguf_free(&gguf, &heap);
     free(whole);
@@ -126,7 +128,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(reads_the_35b), cmocka_unit_test(names_what_is_missing), cmocka_unit_test(names_what_is_wrong),
-        cmocka_unit_test(keeps_without_optional_keys), cmocka_unit_test(names_unknown_architectures), cmocka_unit_test(names_missing_tensors),
+        cmocka_unit_test(keeps_without_optional_keys), cmocka_unit_test(names_unknown_architectures),
+        cmocka_unit_test(names_missing_tensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -135,7 +135,8 @@ static void refuses_contexts(void **state)
     assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
     set(&f, "mtp", "1");
     set(&f, "answer-tokens", "64");
-    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION); /* the file has no such block */
+    /* the file has no such block */
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
     end(&f);
 }
 

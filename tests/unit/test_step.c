@@ -1,5 +1,5 @@
-/* A device that fails in the middle: prompts are computed apart, so their session stays as it was; a token decoded in place breaks its
- * session for good, and no other. */
+/* A device that fails in the middle: prompts are computed apart, so their session stays as it was; a token decoded in place
+ * breaks its session for good, and no other. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdbool.h>

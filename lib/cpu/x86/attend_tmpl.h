@@ -6,7 +6,8 @@
 /* Defines scores and mix for a type of stored numbers. */
 #define DEFINE_KV(type, number, load, load_part) \
     /* `count` heads (a constant) with one key */ \
-    static inline __attribute__((always_inline)) void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count, int32_t j) \
+    static inline __attribute__((always_inline)) void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count, \
+                                                                    int32_t j) \
     { \
         const number *key = (const number *)work->keys + (int64_t)j * work->head_size; \
         const float *query = work->query + head * work->query_stride; \
@@ -38,7 +39,8 @@
                 scores_##type(work, head, 1, j); \
     } \
     /* LANES dimensions (n of them) of `count` heads */ \
-    static inline __attribute__((always_inline)) void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count, int32_t d, int64_t n) \
+    static inline __attribute__((always_inline)) void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count, \
+                                                                 int32_t d, int64_t n) \
     { \
         const number *value = (const number *)work->values + d; \
         const float *weight = work->weight + head * work->weight_stride; \

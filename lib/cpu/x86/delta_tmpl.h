@@ -25,8 +25,9 @@ void NAME(convolve)(const qmi_cpu_convolution *work)
 #define DELTA_VECTORS 4 /* vectors of columns together: enough independent sums to hide the latency of a fused multiply-add */
 
 /* `count` (a constant) vectors of columns through one step; the last has n of LANES columns. Two passes over the state: what key
- * recalls, then the update with the query's answer. The state of so few columns stays in the first-level cache between the two. */
-static inline __attribute__((always_inline)) void delta_step(const qmi_cpu_delta *work, int32_t t, int32_t column, const int count, int64_t n)
+ * recalls, then the update with the query's answer. So few columns stay in the first-level cache between the two. */
+static inline __attribute__((always_inline)) void delta_step(const qmi_cpu_delta *work, int32_t t, int32_t column,
+                                                             const int count, int64_t n)
 {
     const float *from = (t == 0 ? work->state : work->next_state) + column;
     float *to = work->next_state + column;

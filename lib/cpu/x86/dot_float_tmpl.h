@@ -1,13 +1,14 @@
 /* Bodies of the products of float weights (F32, F16, BF16) with float activations. Included after vector_*.h.
  *
- * Each (row, token) has two sums of LANES partial sums, over even and odd vectors of columns, added at the end: the same order whatever
- * else is computed along. */
+ * Each (row, token) has two sums of LANES partial sums, over even and odd vectors of columns, added at the end: the same order
+ * whatever else is computed along. */
 #include "cpu/kernels.h"
 
 #define TOKENS_TOGETHER 4 /* tokens that share each load of weights: 4 x 2 sums and the operands fit 16 registers */
 
 #define DEFINE_DOT(type, number, load, load_part) \
-    static inline __attribute__((always_inline)) void dot_##type(const qmi_cpu_tile *tile, int32_t row, int32_t first, const int count) \
+    static inline __attribute__((always_inline)) void dot_##type(const qmi_cpu_tile *tile, int32_t row, int32_t first, \
+                                                                 const int count) \
     { \
         const number *w = (const number *)(const void *)((const char *)tile->weights + row * tile->row_bytes); \
         const float *x[TOKENS_TOGETHER]; \

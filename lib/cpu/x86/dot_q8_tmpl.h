@@ -1,12 +1,12 @@
 /* Bodies of the products of quantized weights with Q8 activations (kernels.h), on vectors of 32 bytes.
  *
  * Included by an instance that defines NAME(stem) and
- *     DOT_BYTES(u, s)   8 x int32: sums of 4 products of unsigned bytes u and signed bytes s; no sum of two products exceeds 32767
+ *     DOT_BYTES(u, s)   8 x int32: sums of 4 products of unsigned bytes u and signed bytes s; no sum of two exceeds 32767
  * Tested with _mm256_maddubs_epi16 (AVX2) and _mm256_dpbusd_epi32 (AVX-512 VNNI).
  *
  * A sub-block of 32 weights gives 8 whole numbers, which are exact, so either way of adding them up gives the same bits. They are
- * scaled and added to 8 partial sums, even and odd sub-blocks apart, in the order of the columns; what the format subtracts (minima,
- * offsets) is summed apart in the same way. So a (row, token) is the same whatever is computed along. */
+ * scaled and added to 8 partial sums, even and odd sub-blocks apart, in the order of the columns; what the format subtracts
+ * (minima, offsets) is summed apart in the same way. So a (row, token) is the same whatever is computed along. */
 #include <immintrin.h>
 #include <string.h>
 #include "cpu/kernels.h"
@@ -258,11 +258,13 @@ INLINE void unpack_q6_k(const qmi_block_q6_k *block, __m256i w[8])
 {
     const __m256i low = _mm256_set1_epi8(15), two = _mm256_set1_epi8(0x30);
     for (int h = 0; h < 2; h++) {
-        __m256i a = load_bytes(block->low + 64 * h), b = load_bytes(block->low + 64 * h + 32), high = load_bytes(block->high + 32 * h);
+        __m256i a = load_bytes(block->low + 64 * h), b = load_bytes(block->low + 64 * h + 32);
+        __m256i high = load_bytes(block->high + 32 * h);
         w[4 * h] = _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16(high, 4), two));
         w[4 * h + 1] = _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16(high, 2), two));
         w[4 * h + 2] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_and_si256(high, two));
-        w[4 * h + 3] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), low), _mm256_and_si256(_mm256_srli_epi16(high, 2), two));
+        w[4 * h + 3] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), low),
+                                       _mm256_and_si256(_mm256_srli_epi16(high, 2), two));
     }
 }
 
@@ -282,7 +284,8 @@ INLINE void blocks_q6_k(const void *row, const int count, int64_t columns, const
             __m256 low_x = _mm256_mul_ps(low, _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)));
             __m256 high_x = _mm256_mul_ps(high, _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)));
             for (int j = 0; j < 8; j++)
-                add_product(&sums[t], j, dot_as_float(w[j], load_bytes(inputs[t].values + at + 32 * j)), two_scales(low_x, high_x, j));
+                add_product(&sums[t], j, dot_as_float(w[j], load_bytes(inputs[t].values + at + 32 * j)),
+                            two_scales(low_x, high_x, j));
             /* weights are q - 32: 32 times the sums of 16 activations come off */
             __m256i by_16 = load_bytes(inputs[t].sums + at / 16);
             __m256 first = _mm256_cvtepi32_ps(_mm256_slli_epi32(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(by_16)), 5));

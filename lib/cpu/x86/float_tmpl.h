@@ -1,10 +1,10 @@
-/* Bodies of the element-wise kernels: norms, gates, the pieces of a softmax, rotation. Included by an instance after its vector_*.h,
- * which gives `vector`, LANES, NAME and the v_ functions. Tested for LANES 8 and 16. */
+/* Bodies of the element-wise kernels: norms, gates, the pieces of a softmax, rotation. Included by an instance after its
+ * vector_*.h, which gives `vector`, LANES, NAME and the v_ functions. Tested for LANES 8 and 16. */
 #include <math.h>
 #include "cpu/kernels.h"
 
-/* exp(x), within 2 units in the last place. Method: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite: ln 2 in two parts, the first
- * with few bits so that n ln2_high is exact), exp(r) by its Taylor series to r^7 (rest below 6e-9 of it), times 2^n. */
+/* exp(x), within 2 units in the last place. Method: x = n ln 2 + r with |r| <= ln 2 / 2 (Cody and Waite: ln 2 in two parts, the
+ * first with few bits so that n ln2_high is exact), exp(r) by its Taylor series to r^7 (rest below 6e-9 of it), times 2^n. */
 static inline vector v_exp(vector x)
 {
     x = v_max(v_all(-104.0f), v_min(v_all(88.7f), x)); /* in this order a NaN stays: min and max give their second operand then */
@@ -122,7 +122,8 @@ void NAME(rotate)(float *x, const float *cosine, const float *sine, int32_t half
 {
     for (int32_t i = 0; i < half; i += LANES) {
         int64_t n = half - i < LANES ? half - i : LANES;
-        vector a = v_load_part(x + i, n), b = v_load_part(x + i + half, n), c = v_load_part(cosine + i, n), s = v_load_part(sine + i, n);
+        vector a = v_load_part(x + i, n), b = v_load_part(x + i + half, n), c = v_load_part(cosine + i, n), s = v_load_part(sine +
+                                                                                                                            i, n);
         v_store_part(x + i, v_sub(v_mul(a, c), v_mul(b, s)), n);
         v_store_part(x + i + half, v_fma(b, c, v_mul(a, s)), n);
     }

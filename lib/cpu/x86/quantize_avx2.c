@@ -3,8 +3,8 @@
 #include <math.h>
 #include "cpu/x86/x86.h"
 
-/* Largest magnitude of 32 values; NaN or infinity when one of them is not finite (as whole numbers, magnitudes keep their order, and
- * what is not finite comes last). */
+/* Largest magnitude of 32 values; NaN or infinity when one of them is not finite (as whole numbers, magnitudes keep their order,
+ * and what is not finite comes last). */
 static float largest_magnitude(const __m256 x[4])
 {
     const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);

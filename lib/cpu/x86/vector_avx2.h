@@ -41,8 +41,8 @@ static inline __m256i v_first(int64_t count) /* lanes below count */
     return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 
-/* Of the first `count` lanes, 0 .. LANES; the others are zero, and not touched in memory. The test for all lanes is for loops that
- * pass them as a constant or nearly always. */
+/* Of the first `count` lanes, 0 .. LANES; the others are zero, and not touched in memory. The test for all lanes is for loops
+ * that pass them as a constant or nearly always. */
 static inline vector v_load_part(const float *from, int64_t count)
 {
     return count == LANES ? v_load(from) : _mm256_maskload_ps(from, v_first(count));
@@ -56,10 +56,15 @@ static inline void v_store_part(float *to, vector a, int64_t count)
         _mm256_maskstore_ps(to, v_first(count), a);
 }
 
-static inline vector v_load_half(const uint16_t *from) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)from)); }
+static inline vector v_load_half(const uint16_t *from)
+{
+    return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(const void *)from));
+}
+
 static inline vector v_load_bfloat(const uint16_t *from)
 {
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)), 16));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)),
+                                                 16));
 }
 
 static inline vector v_load_half_part(const uint16_t *from, int64_t count)
