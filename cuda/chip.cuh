@@ -1,0 +1,150 @@
+/* What differs between chips, and the few instructions that CUDA C++ has no name for. */
+#ifndef QMI_CUDA_CHIP_CUH
+#define QMI_CUDA_CHIP_CUH
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <stdint.h>
+
+#define QMI_WARP 32
+
+/* Shared memory whose size the launch gives: CHIP_SHARED(float, name); once a kernel. */
+#define CHIP_SHARED(type, name) \
+    extern __shared__ uint4 chip_shared_memory[]; \
+    type *name = (type *)chip_shared_memory
+
+/* ---- programmatic dependent launch (sm_90 and later; elsewhere kernels simply follow each other) ----
+ * A kernel calls chip_let_next_start() first, fetches weights (which no kernel writes), then chip_wait_for_previous() before it
+ * reads or writes anything else. Every kernel of the backend must wait, also one that needs nothing: its successor relies on it. */
+static __device__ __forceinline__ void chip_let_next_start(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+static __device__ __forceinline__ void chip_wait_for_previous(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+/* ---- loads of weights: read once, so they should not push other things out of L1 ---- */
+static __device__ __forceinline__ uint4 chip_load16(const void *p)
+{
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
+static __device__ __forceinline__ uint2 chip_load8(const void *p)
+{
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    return v;
+}
+
+static __device__ __forceinline__ uint32_t chip_load4(const void *p)
+{
+    uint32_t v;
+    asm volatile("ld.global.nc.u32 %0,[%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+static __device__ __forceinline__ uint32_t chip_load2(const void *p)
+{
+    unsigned short v;
+    asm volatile("ld.global.nc.u16 %0,[%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+
+/* ---- copies to shared memory that do not pass through registers ---- */
+static __device__ __forceinline__ uint32_t chip_shared_address(const void *p)
+{
+    return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* 16 bytes; where `real` is false zeros are written and nothing is read. */
+static __device__ __forceinline__ void chip_copy16(void *to_shared, const void *from, bool real)
+{
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "r"(real ? 16 : 0));
+}
+
+static __device__ __forceinline__ void chip_copy_commit(void)
+{
+    asm volatile("cp.async.commit_group;");
+}
+
+template <int LEFT> static __device__ __forceinline__ void chip_copy_wait(void)
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+}
+
+/* ---- arithmetic ---- */
+static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values, int sum) /* unsigned codes, signed values */
+{
+    int d;
+    asm("dp4a.u32.s32 %0,%1,%2,%3;" : "=r"(d) : "r"(codes), "r"(values), "r"(sum));
+    return d;
+}
+
+static __device__ __forceinline__ int chip_dot4_signed(uint32_t codes, uint32_t values, int sum)
+{
+    return __dp4a((int)codes, (int)values, sum);
+}
+
+static __device__ __forceinline__ float chip_half_low(uint32_t pair)
+{
+    return __half2float(__ushort_as_half((unsigned short)(pair & 0xffff)));
+}
+
+static __device__ __forceinline__ float chip_half_high(uint32_t pair)
+{
+    return __half2float(__ushort_as_half((unsigned short)(pair >> 16)));
+}
+
+static __device__ __forceinline__ float chip_silu(float x)
+{
+    return x / (1.f + __expf(-x));
+}
+
+static __device__ __forceinline__ float chip_sigmoid(float x)
+{
+    return 1.f / (1.f + __expf(-x));
+}
+
+static __device__ __forceinline__ float chip_warp_sum(float x)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        x += __shfl_xor_sync(~0u, x, o);
+    return x;
+}
+
+static __device__ __forceinline__ float chip_warp_max(float x)
+{
+#pragma unroll
+    for (int o = 16; o; o >>= 1)
+        x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
+    return x;
+}
+
+/* c += a b: a is 16 x 16 (4 registers), b 16 x 8 (2), c 16 x 8 float. With lane = 4 g + t: a0 (row g, k 2t, 2t+1), a1 (row g+8, same k),
+ * a2 (row g, k 2t+8, 2t+9), a3 (row g+8, same); b0 (k 2t, 2t+1, column g), b1 (k 2t+8, 2t+9, column g);
+ * c0, c1 (row g, columns 2t, 2t+1), c2, c3 (row g+8). PTX ISA, section on mma.m16n8k16. */
+static __device__ __forceinline__ void chip_mma_half(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif
