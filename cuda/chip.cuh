@@ -8,6 +8,10 @@
 
 #define QMI_WARP 32
 
+/* ---- what only the card's compiler and instructions can do. A CPU build of the kernels (QMI_CUDA_EMULATED, tests/emulator) brings the
+ * same functions in C++ with it: whoever adds one here adds it to tests/emulator/emulator_chip.h. ---- */
+#ifndef QMI_CUDA_EMULATED
+
 /* Shared memory whose size the launch gives: CHIP_SHARED(float, name); once a kernel. */
 #define CHIP_SHARED(type, name) \
     extern __shared__ uint4 chip_shared_memory[]; \
@@ -81,7 +85,7 @@ template <int LEFT> static __device__ __forceinline__ void chip_copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-/* ---- arithmetic ---- */
+/* ---- products ---- */
 static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values, int sum) /* unsigned codes, signed values */
 {
     int d;
@@ -89,6 +93,26 @@ static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values,
     return d;
 }
 
+/* c += a b: a is 16 x 16 (4 registers), b 16 x 8 (2), c 16 x 8 float. With lane = 4 g + t: a0 (row g, k 2t, 2t+1), a1 (row g+8, same k),
+ * a2 (row g, k 2t+8, 2t+9), a3 (row g+8, same); b0 (k 2t, 2t+1, column g), b1 (k 2t+8, 2t+9, column g);
+ * c0, c1 (row g, columns 2t, 2t+1), c2, c3 (row g+8). PTX ISA, section on mma.m16n8k16. */
+static __device__ __forceinline__ void chip_mma_half(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+#endif
+
+/* ---- arithmetic ---- */
 static __device__ __forceinline__ int chip_dot4_signed(uint32_t codes, uint32_t values, int sum)
 {
     return __dp4a((int)codes, (int)values, sum);
@@ -128,23 +152,6 @@ static __device__ __forceinline__ float chip_warp_max(float x)
     for (int o = 16; o; o >>= 1)
         x = fmaxf(x, __shfl_xor_sync(~0u, x, o));
     return x;
-}
-
-/* c += a b: a is 16 x 16 (4 registers), b 16 x 8 (2), c 16 x 8 float. With lane = 4 g + t: a0 (row g, k 2t, 2t+1), a1 (row g+8, same k),
- * a2 (row g, k 2t+8, 2t+9), a3 (row g+8, same); b0 (k 2t, 2t+1, column g), b1 (k 2t+8, 2t+9, column g);
- * c0, c1 (row g, columns 2t, 2t+1), c2, c3 (row g+8). PTX ISA, section on mma.m16n8k16. */
-static __device__ __forceinline__ void chip_mma_half(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
-{
-    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
-                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #endif

@@ -91,6 +91,9 @@ static inline const float *cuda_vector(const qmi_vector *v)
 template <class... P, class... A>
 static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... arguments)
 {
+#ifdef QMI_CUDA_EMULATED /* tests/emulator */
+    emulator_call(run->stream, grid, block, shared, run->linked, kernel, arguments...);
+#else
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute = {};
     config.gridDim = grid;
@@ -102,6 +105,7 @@ static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_
     config.attrs = &attribute;
     config.numAttrs = run->linked ? 1 : 0;
     cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+#endif
 }
 
 /* ---- ops: launch onto run->stream. The scratch of an op is its own until the next op begins; `rows` there is the largest batch,
