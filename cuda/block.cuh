@@ -209,32 +209,15 @@ static __device__ __forceinline__ uint32_t block_float_pair(uint32_t a, uint32_t
     return block_bits(__floats2half2_rn(fminf(fmaxf(__uint_as_float(a), -65504.f), 65504.f), fminf(fmaxf(__uint_as_float(b), -65504.f), 65504.f)));
 }
 
-template <uint32_t T> static __device__ __forceinline__ void block_unpack(const block<T> &w, int64_t i, uint32_t out[16])
+/* What all values of a block are multiplied with: code * scale (of its half) + minimum. Nothing for types without scales. */
+struct block_factors {
+    __half2 scale[2], minimum;
+};
+
+template <uint32_t T> static __device__ __forceinline__ block_factors block_factors_of(const block<T> &w, int64_t i)
 {
-    if constexpr (T == QMI_TYPE_F16) { /* words hold values (2 n, 2 n + 1) */
-#pragma unroll
-        for (int k = 0; k < 8; k++) { /* four values each */
-            uint32_t a = block_word(w.q[k >> 1], 2 * (k & 1)), b = block_word(w.q[k >> 1], 2 * (k & 1) + 1);
-            int at = 4 * (k & 3) + 2 * (k >> 2);
-            out[at] = __byte_perm(a, b, 0x5410);
-            out[at + 1] = __byte_perm(a, b, 0x7632);
-        }
-    } else if constexpr (T == QMI_TYPE_BF16) {
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            uint32_t a = block_word(w.q[k >> 1], 2 * (k & 1)), b = block_word(w.q[k >> 1], 2 * (k & 1) + 1);
-            int at = 4 * (k & 3) + 2 * (k >> 2);
-            out[at] = block_float_pair(a << 16, b << 16);
-            out[at + 1] = block_float_pair(a & 0xffff0000u, b & 0xffff0000u);
-        }
-    } else if constexpr (T == QMI_TYPE_F32) {
-#pragma unroll
-        for (int k = 0; k < 8; k++) {
-            int at = 4 * (k & 3) + 2 * (k >> 2);
-            out[at] = block_float_pair(w.q[k].x, w.q[k].z);
-            out[at + 1] = block_float_pair(w.q[k].y, w.q[k].w);
-        }
-    } else {
+    block_factors f = {};
+    if constexpr (T != QMI_TYPE_F32 && T != QMI_TYPE_F16 && T != QMI_TYPE_BF16) {
         constexpr float gain = block_gain<T>();
         float scale = 0, scale_high = 0, minimum = 0;
         if constexpr (T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q5_0 || T == QMI_TYPE_IQ4_NL)
@@ -249,37 +232,68 @@ template <uint32_t T> static __device__ __forceinline__ void block_unpack(const 
             scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
             scale_high = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
         }
-        constexpr bool bytes = T == QMI_TYPE_Q8_0 || T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS; /* signed values, moved by 128 */
-        constexpr float offset = 1024.f + (bytes ? 128.f : T == QMI_TYPE_Q4_0 ? 8.f : T == QMI_TYPE_Q5_0 ? 16.f : T == QMI_TYPE_Q6_K ? 32.f : 0.f);
-        const __half2 zero = __half2half2(__float2half_rn(offset)), s[2] = { block_scale(scale * gain), block_scale(scale_high * gain) };
-        const __half2 m = block_scale(-minimum * gain);
+        f.scale[0] = block_scale(scale * gain);
+        f.scale[1] = T == QMI_TYPE_Q6_K ? block_scale(scale_high * gain) : f.scale[0];
+        f.minimum = block_scale(-minimum * gain);
+    }
+    return f;
+}
+
+/* Pairs 4 k .. 4 k + 3, a quarter of the block. */
+template <uint32_t T>
+static __device__ __forceinline__ void block_unpack_quarter(const block<T> &w, const block_factors &f, int k, uint32_t out[4])
+{
+    if constexpr (T == QMI_TYPE_F16 || T == QMI_TYPE_BF16 || T == QMI_TYPE_F32) { /* four values, then those 16 later */
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            uint32_t codes[2];
-            if constexpr (T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS)
-                block_iq4_values(block_word(w.q, k), &codes[0], &codes[1]);
-            else {
-                codes[0] = block_codes(w, k);
-                codes[1] = block_codes(w, k + 4);
-            }
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                __half2 even, odd;
-                block_bytes(bytes ? codes[half] ^ 0x80808080u : codes[half], &even, &odd);
-                even = __hsub2(even, zero);
-                odd = __hsub2(odd, zero);
-                if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
-                    even = __hfma2(even, s[half], m);
-                    odd = __hfma2(odd, s[half], m);
-                } else {
-                    even = __hmul2(even, s[half]);
-                    odd = __hmul2(odd, s[half]);
-                }
-                out[4 * k + 2 * half] = block_bits(even);
-                out[4 * k + 2 * half + 1] = block_bits(odd);
+        for (int half = 0; half < 2; half++) {
+            if constexpr (T == QMI_TYPE_F32) {
+                const uint4 &v = w.q[k + 4 * half];
+                out[2 * half] = block_float_pair(v.x, v.z);
+                out[2 * half + 1] = block_float_pair(v.y, v.w);
+            } else { /* words hold values (2 n, 2 n + 1) */
+                const uint4 &v = w.q[2 * half + (k >> 1)];
+                uint32_t a = block_word(v, 2 * (k & 1)), b = block_word(v, 2 * (k & 1) + 1);
+                out[2 * half] = T == QMI_TYPE_F16 ? __byte_perm(a, b, 0x5410) : block_float_pair(a << 16, b << 16);
+                out[2 * half + 1] = T == QMI_TYPE_F16 ? __byte_perm(a, b, 0x7632) : block_float_pair(a & 0xffff0000u, b & 0xffff0000u);
             }
         }
+    } else {
+        constexpr bool bytes = T == QMI_TYPE_Q8_0 || T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS; /* signed values, moved by 128 */
+        constexpr float offset =
+            1024.f + (bytes ? 128.f : T == QMI_TYPE_Q4_0 ? 8.f : T == QMI_TYPE_Q5_0 ? 16.f : T == QMI_TYPE_Q6_K ? 32.f : 0.f);
+        const __half2 zero = __half2half2(__float2half_rn(offset));
+        uint32_t codes[2];
+        if constexpr (T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS)
+            block_iq4_values(block_word(w.q, k), &codes[0], &codes[1]);
+        else {
+            codes[0] = block_codes(w, k);
+            codes[1] = block_codes(w, k + 4);
+        }
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            __half2 even, odd;
+            block_bytes(bytes ? codes[half] ^ 0x80808080u : codes[half], &even, &odd);
+            even = __hsub2(even, zero);
+            odd = __hsub2(odd, zero);
+            if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
+                even = __hfma2(even, f.scale[half], f.minimum);
+                odd = __hfma2(odd, f.scale[half], f.minimum);
+            } else {
+                even = __hmul2(even, f.scale[half]);
+                odd = __hmul2(odd, f.scale[half]);
+            }
+            out[2 * half] = block_bits(even);
+            out[2 * half + 1] = block_bits(odd);
+        }
     }
+}
+
+template <uint32_t T> static __device__ __forceinline__ void block_unpack(const block<T> &w, int64_t i, uint32_t out[16])
+{
+    const block_factors f = block_factors_of(w, i);
+#pragma unroll
+    for (int k = 0; k < 4; k++)
+        block_unpack_quarter(w, f, k, out + 4 * k);
 }
 
 #endif

@@ -112,6 +112,16 @@ static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_
 
 #endif
 
+/* Four 8 x 8 matrices of halves from shared memory: lanes 8 i .. 8 i + 7 give the addresses of the eight rows (16 bytes each) of matrix
+ * i, and out[i] of lane 4 g + t is values 2 t, 2 t + 1 of its row g (PTX ISA, ldmatrix): what an mma takes as b. */
+static __device__ __forceinline__ void chip_load_matrices(uint32_t out[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(chip_shared_address(row))
+                 : "memory");
+}
+
 /* ---- arithmetic ---- */
 static __device__ __forceinline__ int chip_dot4_signed(uint32_t codes, uint32_t values, int sum)
 {
