@@ -1,5 +1,5 @@
-/* Matrices from the file to planes on the card (layout.h), by threads that read pieces of the file into pinned memory while earlier
- * pieces are copied and re-ordered.
+/* Matrices from the file to planes on the card (layout.h), by threads that read pieces of the file into pinned memory while
+ * earlier pieces are copied and re-ordered.
  *
  *   cuda_uploader_new(&settings, &uploader);
  *   cuda_uploader_add(uploader, data, type, columns, rows, to);      for each matrix; returns at once
@@ -37,8 +37,8 @@ int32_t cuda_uploader_new(const cuda_upload_settings *settings, cuda_uploader **
  * QMI_CUDA_PLANE_ALIGN. Both must stay until `finish`. Fails early when the upload has failed already. */
 int32_t cuda_uploader_add(cuda_uploader *uploader, const void *data, uint32_t type, int64_t columns, int64_t rows, void *to);
 
-/* Waits, frees the uploader and its staging memory, sets NULL; accepts NULL. progress (NULL: none; stage "load", bytes of the file)
- * is called by this thread. QM_ERROR_CANCELLED when it returns nonzero or *cancel (NULL: never; read atomically) is not 0.
+/* Waits, frees the uploader and its staging memory, sets NULL; accepts NULL. progress (NULL: none; stage "load", bytes of the
+ * file) is called by this thread. QM_ERROR_CANCELLED when it returns nonzero or *cancel (NULL: never; read atomically) is not 0.
  * After any failure nothing is under way any more, and what the planes hold is undefined. */
 int32_t cuda_uploader_finish(cuda_uploader **uploader, qm_progress_callback progress, void *user, const int32_t *cancel);
 
