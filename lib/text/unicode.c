@@ -143,19 +143,27 @@ static uint8_t class_of(uint32_t code_point)
     }
 }
 
+static const utf8proc_property_t *property_of(uint32_t code_point)
+{
+    return utf8proc_get_property((utf8proc_int32_t)code_point);
+}
+
 static int32_t combining_class(uint32_t code_point)
 {
-    return is_inert(code_point) ? 0 : utf8proc_get_property((utf8proc_int32_t)code_point)->combining_class;
+    return is_inert(code_point) ? 0 : property_of(code_point)->combining_class;
+}
+
+/* Hangul decomposes by a formula, and has no entry of its own. */
+static bool may_decompose(uint32_t code_point, const utf8proc_property_t *property)
+{
+    return property->decomp_seqindex != UINT16_MAX || (code_point >= 0xac00 && code_point <= 0xd7a3);
 }
 
 /* Full canonical decomposition; returns its length, 1 with the code point itself if it has none. */
 static int32_t decompose(uint32_t code_point, int32_t parts[DECOMPOSITION_MAX])
 {
-    bool hangul = code_point >= 0xac00 && code_point <= 0xd7a3;
     parts[0] = (int32_t)code_point;
-    if (!hangul && utf8proc_get_property((utf8proc_int32_t)code_point)->decomp_seqindex == UINT16_MAX)
-        return 1;
-    if (is_inert(code_point))
+    if (!may_decompose(code_point, property_of(code_point)) || is_inert(code_point))
         return 1;
     int boundary = 0;
     utf8proc_ssize_t count = utf8proc_decompose_char((utf8proc_int32_t)code_point, parts, DECOMPOSITION_MAX,
@@ -182,44 +190,55 @@ static int32_t add_page(qmi_unicode *unicode, const qmi_alloc *alloc, const uint
     return QM_OK;
 }
 
-/* One bit a code point, for what composes with the code point before it. */
-typedef struct second_set {
-    uint8_t bits[CODE_POINTS / 8];
-} second_set;
+/* One bit a code point: what composes with the code point before it, and what has a decomposition or a combining class. Few
+ * have, and all others need no second look. */
+typedef struct nfc_sets {
+    uint8_t second[CODE_POINTS / 8], special[CODE_POINTS / 8];
+} nfc_sets;
 
-static bool is_second(const second_set *set, uint32_t code_point)
+static bool is_in(const uint8_t *set, uint32_t code_point)
 {
-    return set->bits[code_point / 8] >> (code_point % 8) & 1;
+    return set[code_point / 8] >> (code_point % 8) & 1;
+}
+
+static void put_in(uint8_t *set, uint32_t code_point)
+{
+    set[code_point / 8] |= (uint8_t)(1 << code_point % 8);
 }
 
 /* Everything but the first part of a decomposition can compose with what is before it. */
-static void find_seconds(second_set *set)
+static void find_sets(nfc_sets *sets)
 {
     int32_t parts[DECOMPOSITION_MAX];
-    for (uint32_t c = 0xc0; c < EMPTY_PLANES_FROM; c++) { /* plane 14 has no decompositions */
-        int32_t count = decompose(c, parts);
+    for (uint32_t c = 0xc0; c < EMPTY_PLANES_FROM; c++) { /* plane 14 has neither decompositions nor combining classes */
+        const utf8proc_property_t *property = property_of(c);
+        bool decomposes = may_decompose(c, property);
+        if (decomposes || property->combining_class)
+            put_in(sets->special, c);
+        int32_t count = decomposes ? decompose(c, parts) : 1;
         for (int32_t i = 1; i < count; i++)
-            set->bits[parts[i] / 8] |= (uint8_t)(1 << parts[i] % 8);
+            put_in(sets->second, (uint32_t)parts[i]);
     }
 }
 
-static uint8_t nfc_of(const second_set *set, uint32_t code_point)
+static uint8_t nfc_of(const nfc_sets *sets, uint32_t code_point)
 {
-    if (code_point < 0xc0 || is_inert(code_point))
+    bool second = is_in(sets->second, code_point);
+    if (!(second || is_in(sets->special, code_point)) || is_inert(code_point))
         return 0;
-    if (is_second(set, code_point))
+    if (second)
         return QMI_NFC_CHANGES;
     int32_t parts[DECOMPOSITION_MAX];
     int32_t count = decompose(code_point, parts);
     if (count == 1 && parts[0] == (int32_t)code_point)
         return combining_class(code_point) ? QMI_NFC_MARK : 0;
-    if (is_second(set, (uint32_t)parts[0]))
+    if (is_in(sets->second, (uint32_t)parts[0]))
         return QMI_NFC_CHANGES;
     utf8proc_ssize_t composed = utf8proc_normalize_utf32(parts, count, UTF8PROC_COMPOSE | UTF8PROC_STABLE);
     return composed == 1 && parts[0] == (int32_t)code_point ? 0 : QMI_NFC_CHANGES;
 }
 
-static int32_t fill(qmi_unicode *unicode, const qmi_alloc *alloc, const second_set *set)
+static int32_t fill(qmi_unicode *unicode, const qmi_alloc *alloc, const nfc_sets *sets)
 {
     uint8_t page[256];
     const version_range *change = class_changes, *end = change + sizeof class_changes / sizeof *class_changes;
@@ -232,7 +251,7 @@ static int32_t fill(qmi_unicode *unicode, const qmi_alloc *alloc, const second_s
             while (change < end && change->last < c)
                 change++;
             uint8_t class = change < end && change->first <= c ? change->class : class_of(c);
-            page[c - first] = (uint8_t)(class | nfc_of(set, c));
+            page[c - first] = (uint8_t)(class | nfc_of(sets, c));
         }
         int32_t code = add_page(unicode, alloc, page, &unicode->page_of[first >> 8]);
         if (code < 0)
@@ -245,13 +264,13 @@ int32_t qmi_unicode_new(const qmi_alloc *alloc, qmi_unicode **out)
 {
     *out = NULL;
     int32_t code = QM_ERROR_MEMORY;
-    second_set *set = qmi_new(alloc, 1, sizeof *set, "character classes");
+    nfc_sets *sets = qmi_new(alloc, 1, sizeof *sets, "character classes");
     qmi_unicode *unicode = qmi_new(alloc, 1, sizeof *unicode, "character classes");
-    if (set && unicode) {
-        find_seconds(set);
-        code = fill(unicode, alloc, set);
+    if (sets && unicode) {
+        find_sets(sets);
+        code = fill(unicode, alloc, sets);
     }
-    qmi_delete(alloc, set);
+    qmi_delete(alloc, sets);
     if (code < 0)
         qmi_unicode_free(alloc, &unicode);
     *out = unicode;

@@ -345,11 +345,11 @@ int32_t qmi_vocab_new(const qmi_vocab_source *source, const qmi_alloc *alloc, co
     vocab->pre = pre;
     vocab->eos = (int32_t)source->eos;
     vocab->pad = (int32_t)source->pad;
-    code = qmi_unicode_new(alloc, &vocab->unicode);
-    if (code == QM_OK)
-        code = read_tokens(vocab, source);
+    code = read_tokens(vocab, source);
     if (code == QM_OK)
         code = read_merges(vocab, source, log);
+    if (code == QM_OK)
+        code = qmi_unicode_new(alloc, &vocab->unicode);
     if (code == QM_OK) {
         find_byte_tokens(vocab, log);
         *out = vocab;
