@@ -110,8 +110,6 @@ static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-#endif
-
 /* Four 8 x 8 matrices of halves from shared memory: lanes 8 i .. 8 i + 7 give the addresses of the eight rows (16 bytes each) of matrix
  * i, and out[i] of lane 4 g + t is values 2 t, 2 t + 1 of its row g (PTX ISA, ldmatrix): what an mma takes as b. */
 static __device__ __forceinline__ void chip_load_matrices(uint32_t out[4], const void *row)
@@ -121,6 +119,8 @@ static __device__ __forceinline__ void chip_load_matrices(uint32_t out[4], const
                  : "r"(chip_shared_address(row))
                  : "memory");
 }
+
+#endif
 
 /* ---- arithmetic ---- */
 static __device__ __forceinline__ int chip_dot4_signed(uint32_t codes, uint32_t values, int sum)

@@ -1,0 +1,263 @@
+/* Runs the kernels of cuda/ on the CPU: force-included before a .cu file that g++ compiles as C++ (no nvcc, no card; the headers of the
+ * CUDA toolkit are needed). Links with emulator.cpp (blocks and threads) and emulator_runtime.cpp (the CUDA runtime's functions).
+ *
+ *   E=tests/emulator
+ *   FLAGS="-O1 -g -std=c++17 -x c++ -DQMI_CUDA_EMULATED -I$E -Icuda -Ilib -Iinclude -isystem /usr/local/cuda/include
+ *          -Wall -Wextra -Wno-unknown-pragmas -include $E/emulator.h"
+ *   g++ $FLAGS -c cuda/embed.cu -o embed.o            (likewise your test's .cu and $E/emulator.cpp, $E/emulator_runtime.cpp)
+ *   g++ test.o embed.o emulator.o emulator_runtime.o cuda_layout.o libqwenmoe_objects.a -lm -lpthread -o test && ./test
+ *
+ * Threads of a block are fibers, switched only where they wait for each other; blocks run one after another. Found and reported, with
+ * the kernel's name: deadlocks, lanes of a warp in different operations, shuffles from lanes that aren't there, kernels that never wait
+ * for their predecessor, accesses past an allocation (by a guard page behind it). Fresh memory, shared memory too, is filled with 0xFF
+ * bytes (NaN). Copies of cp.async arrive as late as they may. Environment:
+ *   QMI_EMULATOR_SEED=N       N > 0: threads and blocks in random order; odd N: cp.async copies at once. Races show as wrong results.
+ *   QMI_EMULATOR_CAPABILITY=86 | 90 (default), QMI_EMULATOR_MEMORY=bytes, QMI_EMULATOR_TRACE=1 (each launch on stderr) */
+#ifndef QMI_EMULATOR_H
+#define QMI_EMULATOR_H
+
+/* The toolkit's headers first: their definitions of __device__ and the like are empty under g++. */
+#include <cuda_runtime.h>
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <functional>
+#include <tuple>
+#include <type_traits>
+
+#undef __shared__
+#define __shared__ static
+#ifndef __launch_bounds__
+#define __launch_bounds__(...)
+#endif
+#define __builtin_assume(x) ((void)0)
+
+/* ---- threads ---- */
+#define EMULATOR_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+typedef struct emulator_position {
+    uint3 thread, block;
+    dim3 block_size, grid_size;
+} emulator_position;
+
+extern const emulator_position *emulator_self; /* of the running fiber */
+#define threadIdx (emulator_self->thread)
+#define blockIdx (emulator_self->block)
+#define blockDim (emulator_self->block_size)
+#define gridDim (emulator_self->grid_size)
+static const int warpSize = 32;
+
+/* One lane's part in an operation of a warp. */
+typedef struct emulator_lane {
+    const void *in;
+    void *out;
+    size_t size;
+    int argument, width;
+} emulator_lane;
+
+/* Does the operation for the lanes of `mask`, once all have arrived. `bad` names a fault, or stays NULL. */
+typedef void (*emulator_combine)(emulator_lane *lanes, uint32_t mask, const char **bad);
+
+void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file, int line);
+int emulator_block(const char *name, int predicate, const char *file, int line); /* number of threads whose predicate is not 0 */
+/* Named barrier: `count` threads arrive; those with wait stay until all have. */
+void emulator_barrier(int id, int count, bool wait, const char *file, int line);
+uint32_t emulator_active(void);
+int emulator_lane_index(void);
+void emulator_yield(void);
+void emulator_fault(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
+void *emulator_shared(void);      /* dynamic shared memory */
+void emulator_waited(void);       /* the kernel waited for its predecessor */
+void emulator_copy(void *to, const void *from, size_t size, size_t zeros); /* cp.async */
+void emulator_copy_commit(void);
+void emulator_copy_wait(int left);
+
+/* Launches; in a stream that is being captured, records. */
+void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked,
+                     const std::function<void()> &body);
+/* Runs it now. */
+void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
+const char *emulator_kernel_name(const void *kernel);
+
+/* For tests: the n-th allocation, the n-th call of the runtime from now fails (0: none); bytes of the card now allocated. Also
+ * QMI_EMULATOR_FAIL_ALLOCATION, QMI_EMULATOR_FAIL_CALL from the start. */
+extern "C" void emulator_fail(int64_t allocation, int64_t call);
+extern "C" size_t emulator_allocated(void);
+
+/* The toolkit has these templates for nvcc only. */
+template <class... P> static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), enum cudaFuncAttribute attribute, int value)
+{
+    return cudaFuncSetAttribute((const void *)kernel, attribute, value);
+}
+template <class... P> static inline cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *out, void (*kernel)(P...))
+{
+    return cudaFuncGetAttributes(out, (const void *)kernel);
+}
+template <class... P>
+static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*kernel)(P...), int threads, size_t shared)
+{
+    return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, (const void *)kernel, threads, shared);
+}
+
+template <class... P, class... A>
+static inline void emulator_call(cudaStream_t stream, dim3 grid, dim3 block, size_t shared, bool linked, void (*kernel)(P...),
+                                 A... arguments)
+{
+    static_assert((sizeof(P) + ... + 0) <= 4096, "a kernel's parameters have at most 4096 bytes");
+    std::tuple<P...> values{ P(arguments)... };
+    emulator_launch(stream, (const void *)kernel, grid, block, shared, linked, [=]() { std::apply(kernel, values); });
+}
+
+/* ---- barriers ---- */
+static inline void __syncthreads(EMULATOR_PLACE) { emulator_block("__syncthreads", 0, file, line); }
+static inline int __syncthreads_count(int p, EMULATOR_PLACE) { return emulator_block("__syncthreads_count", p, file, line); }
+static inline int __syncthreads_or(int p, EMULATOR_PLACE) { return emulator_block("__syncthreads_or", p, file, line) != 0; }
+static inline int __syncthreads_and(int p, EMULATOR_PLACE) { return emulator_block("__syncthreads_and", !p, file, line) == 0; }
+static inline void __threadfence(void) {}
+static inline void __threadfence_block(void) {}
+static inline void __threadfence_system(void) {}
+static inline void __nanosleep(unsigned) { emulator_yield(); }
+static inline uint32_t __activemask(void) { return emulator_active(); }
+#define __trap() emulator_fault("__trap at %s:%d", __FILE__, __LINE__)
+
+static inline void emulator_nothing(emulator_lane *, uint32_t, const char **) {}
+static inline void __syncwarp(uint32_t mask = ~0u, EMULATOR_PLACE)
+{
+    emulator_lane lane = {};
+    emulator_warp("__syncwarp", emulator_nothing, mask, &lane, file, line);
+}
+
+/* ---- shuffles (CUDA C++ Programming Guide, warp shuffle functions) ---- */
+enum { EMULATOR_SHUFFLE_FROM, EMULATOR_SHUFFLE_UP, EMULATOR_SHUFFLE_DOWN, EMULATOR_SHUFFLE_XOR };
+
+template <int KIND> static void emulator_shuffle(emulator_lane *lanes, uint32_t mask, const char **bad)
+{
+    for (int i = 0; i < 32; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        const int width = lanes[i].width, first = i & ~(width - 1), last = first + width - 1, n = lanes[i].argument;
+        int from = KIND == EMULATOR_SHUFFLE_FROM ? first + (n & (width - 1)) : KIND == EMULATOR_SHUFFLE_UP ? i - n :
+                   KIND == EMULATOR_SHUFFLE_DOWN ? i + n : i ^ n;
+        if ((KIND == EMULATOR_SHUFFLE_UP && from < first) || (KIND != EMULATOR_SHUFFLE_UP && from > last))
+            from = i;
+        if (!(mask >> from & 1))
+            *bad = "a lane reads from one outside of the mask";
+        else
+            memcpy(lanes[i].out, lanes[from].in, lanes[i].size);
+    }
+}
+
+template <int KIND, class T>
+static inline T emulator_shuffled(const char *name, uint32_t mask, T value, int argument, int width, const char *file, int line)
+{
+    static_assert(sizeof(T) <= 8, "a shuffle moves 4 or 8 bytes");
+    T out = value;
+    emulator_lane lane = { &value, &out, sizeof value, argument, width };
+    emulator_warp(name, emulator_shuffle<KIND>, mask, &lane, file, line);
+    return out;
+}
+
+template <class T> static inline T __shfl_sync(uint32_t mask, T value, int from, int width = 32, EMULATOR_PLACE)
+{
+    return emulator_shuffled<EMULATOR_SHUFFLE_FROM>("__shfl_sync", mask, value, from, width, file, line);
+}
+template <class T> static inline T __shfl_up_sync(uint32_t mask, T value, unsigned by, int width = 32, EMULATOR_PLACE)
+{
+    return emulator_shuffled<EMULATOR_SHUFFLE_UP>("__shfl_up_sync", mask, value, (int)by, width, file, line);
+}
+template <class T> static inline T __shfl_down_sync(uint32_t mask, T value, unsigned by, int width = 32, EMULATOR_PLACE)
+{
+    return emulator_shuffled<EMULATOR_SHUFFLE_DOWN>("__shfl_down_sync", mask, value, (int)by, width, file, line);
+}
+template <class T> static inline T __shfl_xor_sync(uint32_t mask, T value, int with, int width = 32, EMULATOR_PLACE)
+{
+    return emulator_shuffled<EMULATOR_SHUFFLE_XOR>("__shfl_xor_sync", mask, value, with, width, file, line);
+}
+
+/* ---- votes and reductions ---- */
+static inline void emulator_vote(emulator_lane *lanes, uint32_t mask, const char **)
+{
+    uint32_t votes = 0;
+    for (int i = 0; i < 32; i++)
+        votes |= (uint32_t)(mask >> i & 1 && *(const int *)lanes[i].in) << i;
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1)
+            *(uint32_t *)lanes[i].out = votes;
+}
+
+static inline uint32_t emulator_votes(const char *name, uint32_t mask, int predicate, const char *file, int line)
+{
+    uint32_t out = 0;
+    emulator_lane lane = { &predicate, &out, sizeof predicate, 0, 32 };
+    emulator_warp(name, emulator_vote, mask, &lane, file, line);
+    return out;
+}
+
+static inline uint32_t __ballot_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__ballot_sync", mask, p, file, line); }
+static inline int __any_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__any_sync", mask, p, file, line) != 0; }
+static inline int __all_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__all_sync", mask, p, file, line) == mask; }
+
+template <class T> static void emulator_match(emulator_lane *lanes, uint32_t mask, const char **)
+{
+    for (int i = 0; i < 32; i++) {
+        uint32_t same = 0;
+        if (!(mask >> i & 1))
+            continue;
+        for (int j = 0; j < 32; j++)
+            same |= (uint32_t)(mask >> j & 1 && memcmp(lanes[i].in, lanes[j].in, sizeof(T)) == 0) << j;
+        *(uint32_t *)lanes[i].out = same;
+    }
+}
+
+template <class T> static inline uint32_t __match_any_sync(uint32_t mask, T value, EMULATOR_PLACE)
+{
+    uint32_t out = 0;
+    emulator_lane lane = { &value, &out, sizeof value, 0, 32 };
+    emulator_warp("__match_any_sync", emulator_match<T>, mask, &lane, file, line);
+    return out;
+}
+
+#define EMULATOR_REDUCE(name, T, expression) \
+    static inline void emulator_##name##_##T(emulator_lane *lanes, uint32_t mask, const char **) \
+    { \
+        T a = 0; \
+        bool any = false; \
+        for (int i = 0; i < 32; i++) { \
+            if (!(mask >> i & 1)) \
+                continue; \
+            T b = *(const T *)lanes[i].in; \
+            a = any ? (T)(expression) : b; \
+            any = true; \
+        } \
+        for (int i = 0; i < 32; i++) \
+            if (mask >> i & 1) \
+                *(T *)lanes[i].out = a; \
+    } \
+    static inline T name(uint32_t mask, T value, EMULATOR_PLACE) \
+    { \
+        T out = 0; \
+        emulator_lane lane = { &value, &out, sizeof value, 0, 32 }; \
+        emulator_warp(#name, emulator_##name##_##T, mask, &lane, file, line); \
+        return out; \
+    }
+EMULATOR_REDUCE(__reduce_add_sync, unsigned, a + b)
+EMULATOR_REDUCE(__reduce_add_sync, int, (unsigned)a + (unsigned)b)
+EMULATOR_REDUCE(__reduce_min_sync, unsigned, a < b ? a : b)
+EMULATOR_REDUCE(__reduce_min_sync, int, a < b ? a : b)
+EMULATOR_REDUCE(__reduce_max_sync, unsigned, a > b ? a : b)
+EMULATOR_REDUCE(__reduce_max_sync, int, a > b ? a : b)
+EMULATOR_REDUCE(__reduce_and_sync, unsigned, a & b)
+EMULATOR_REDUCE(__reduce_or_sync, unsigned, a | b)
+EMULATOR_REDUCE(__reduce_xor_sync, unsigned, a ^ b)
+#undef EMULATOR_REDUCE
+
+#include "emulator_math.h"
+#include "emulator_chip.h"
+
+#endif

@@ -1,0 +1,101 @@
+/* What cuda/chip.cuh does in assembly, in C++. Included by emulator.h; chip.cuh leaves these out when QMI_CUDA_EMULATED is defined. */
+#ifndef QMI_EMULATOR_CHIP_H
+#define QMI_EMULATOR_CHIP_H
+
+#define CHIP_SHARED(type, name) type *name = (type *)emulator_shared()
+
+static inline void chip_let_next_start(void) {}
+static inline void chip_wait_for_previous(void) { emulator_waited(); }
+
+/* ---- loads: an address that is not a multiple of the size faults on a card ---- */
+template <class T> static inline T emulator_load(const void *p, const char *file, int line)
+{
+    T v;
+    if ((uintptr_t)p % sizeof(T))
+        emulator_fault("%s:%d: a load of %zu bytes from %p, which is no multiple of them", file, line, sizeof(T), p);
+    memcpy(&v, p, sizeof v);
+    return v;
+}
+static inline uint4 chip_load16(const void *p, EMULATOR_PLACE) { return emulator_load<uint4>(p, file, line); }
+static inline uint2 chip_load8(const void *p, EMULATOR_PLACE) { return emulator_load<uint2>(p, file, line); }
+static inline uint32_t chip_load4(const void *p, EMULATOR_PLACE) { return emulator_load<uint32_t>(p, file, line); }
+static inline uint32_t chip_load2(const void *p, EMULATOR_PLACE) { return emulator_load<uint16_t>(p, file, line); }
+
+/* ---- copies to shared memory ---- */
+static inline void chip_copy16(void *to_shared, const void *from, bool real, EMULATOR_PLACE)
+{
+    if ((uintptr_t)to_shared % 16 || (real && (uintptr_t)from % 16))
+        emulator_fault("%s:%d: a copy of 16 bytes from %p to %p, not both multiples of 16", file, line, from, to_shared);
+    emulator_copy(to_shared, from, real ? 16 : 0, real ? 0 : 16);
+}
+static inline void chip_copy_commit(void) { emulator_copy_commit(); }
+template <int LEFT> static inline void chip_copy_wait(void) { emulator_copy_wait(LEFT); }
+
+static inline void chip_load_matrices(uint32_t out[4], const void *row, EMULATOR_PLACE)
+{
+    const int lane = emulator_lane_index();
+    for (int i = 0; i < 4; i++) {
+        const char *from = (const char *)(uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, 8 * i + (lane >> 2), 32, file, line);
+        out[i] = emulator_load<uint32_t>(from + 4 * (lane & 3), file, line);
+    }
+}
+
+/* ---- arithmetic ---- */
+static inline int chip_dot4(uint32_t codes, uint32_t values, int sum)
+{
+    for (int i = 0; i < 4; i++)
+        sum += (int)(codes >> (8 * i) & 255) * (int)(int8_t)(values >> (8 * i));
+    return sum;
+}
+
+/* ---- tensor cores: mma.m16n8k16, fragments as chip.cuh describes them ---- */
+typedef struct emulator_fragments { uint32_t a[4], b[2]; float c[4]; } emulator_fragments;
+
+static inline float emulator_half(uint32_t pair, int i) { return __half2float(__ushort_as_half((unsigned short)(pair >> (16 * i)))); }
+static inline float emulator_bfloat(uint32_t pair, int i) { return __uint_as_float(pair >> (16 * i) << 16); }
+
+template <float (*UNPACK)(uint32_t, int)> static void emulator_mma(emulator_lane *lanes, uint32_t mask, const char **bad)
+{
+    float a[16][16], b[16][8], c[16][8];
+    if (mask != ~0u) {
+        *bad = "mma needs all lanes of the warp";
+        return;
+    }
+    for (int i = 0; i < 32; i++) {
+        const emulator_fragments *f = (const emulator_fragments *)lanes[i].in;
+        const int g = i >> 2, t = i & 3;
+        for (int j = 0; j < 2; j++) {
+            for (int r = 0; r < 4; r++)
+                a[g + 8 * (r & 1)][2 * t + 8 * (r >> 1) + j] = UNPACK(f->a[r], j);
+            for (int r = 0; r < 2; r++)
+                b[2 * t + 8 * r + j][g] = UNPACK(f->b[r], j);
+        }
+        for (int r = 0; r < 4; r++)
+            c[g + 8 * (r >> 1)][2 * t + (r & 1)] = f->c[r];
+    }
+    for (int m = 0; m < 16; m++)
+        for (int n = 0; n < 8; n++)
+            for (int k = 0; k < 16; k++)
+                c[m][n] += a[m][k] * b[k][n];
+    for (int i = 0; i < 32; i++)
+        for (int r = 0; r < 4; r++)
+            ((float *)lanes[i].out)[r] = c[(i >> 2) + 8 * (r >> 1)][2 * (i & 3) + (r & 1)];
+}
+
+template <float (*UNPACK)(uint32_t, int)>
+static inline void emulator_multiply(const char *name, float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file, int line)
+{
+    const emulator_fragments f = { { a[0], a[1], a[2], a[3] }, { b0, b1 }, { c[0], c[1], c[2], c[3] } };
+    const emulator_lane lane = { &f, c, sizeof f, 0, 32 };
+    emulator_warp(name, emulator_mma<UNPACK>, ~0u, &lane, file, line);
+}
+static inline void chip_mma_half(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMULATOR_PLACE)
+{
+    emulator_multiply<emulator_half>("chip_mma_half", c, a, b0, b1, file, line);
+}
+static inline void chip_mma_bfloat(float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMULATOR_PLACE)
+{
+    emulator_multiply<emulator_bfloat>("chip_mma_bfloat", c, a, b0, b1, file, line);
+}
+
+#endif
