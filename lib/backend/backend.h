@@ -2,15 +2,18 @@
  * others are shared objects that export one symbol, qmi_backend_entry, of type qmi_backend_entry_function.
  *
  * The front end checks (program.h: validate; batches: the engine) and the backend trusts. Functions are called by one thread at a
- * time per device. Failures are codes of qwenmoe.h with the message set through `fail` of the settings. */
+ * time per device, not always the same. Failures are codes of qwenmoe.h with the calling thread's message set (base/error.h; a
+ * shared object sets it through qmi_backend_host). After QM_ERROR_DEVICE a device may be lost: each further call fails alike, and
+ * `close` still frees everything. */
 #ifndef QMI_BACKEND_BACKEND_H
 #define QMI_BACKEND_BACKEND_H
 
 #include "base/alloc.h"
 #include "base/log.h"
+#include "base/os.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 1
+#define QMI_BACKEND_ABI 2
 
 typedef struct qmi_device qmi_device;
 
@@ -20,6 +23,7 @@ typedef struct qmi_device_settings {
     bool pin;              /* CPU: bind each to a processor */
     const char *isa;       /* CPU: "auto" or the highest instruction set to use */
     int64_t memory_limit;  /* bytes it may allocate; 0: no limit */
+    bool profile;          /* times each kind of op and logs the sums when closed; the CPU ignores it */
     qmi_alloc alloc;
     qmi_log log;
 } qmi_device_settings;
@@ -29,23 +33,39 @@ typedef struct qmi_device_info {
     char isa[32];          /* kernels in use: "avx512" */
     int32_t threads;
     int64_t memory_total, memory_free; /* bytes */
+    int64_t memory_fixed;  /* bytes that the backend will take for itself, whatever the program; not yet taken from memory_free */
     bool shares_host;      /* weights are used where the file is mapped; addresses are pointers */
+    /* Rows of a large batch: more than chunk_high gain nothing; fewer than chunk_low cost much. */
+    int32_t chunk_low, chunk_high;
 } qmi_device_info;
 
 typedef struct qmi_backend {
     int32_t abi;           /* QMI_BACKEND_ABI it was built with */
     const char *name;      /* "cpu" */
-    int32_t (*device_count)(void); /* 0: not supported here, which is no error */
+    int32_t (*device_count)(void); /* 0: not supported here, which is no error; the thread's message says why */
+    /* QM_ERROR_DEVICE: there is no device of that index, or it can't be used; the message says why and what to do. */
     int32_t (*open)(const qmi_device_settings *settings, qmi_device **out);
-    void (*close)(qmi_device **device);
+    void (*close)(qmi_device **device); /* ends what is under way and frees all; accepts a pointer to NULL */
     void (*info)(qmi_device *device, qmi_device_info *out);
 
     /* Zero-filled; `what` is for the message. */
     int32_t (*allocate)(qmi_device *device, int64_t bytes, const char *what, qmi_address *out);
     void (*release)(qmi_device *device, qmi_address address); /* of `allocate`; 0 is fine */
-    /* Makes a tensor of the file usable until the device is closed; a device that shares the host gives back the pointer, so the
-     * file must stay mapped. rows: all of them, experts too. */
-    int32_t (*upload)(qmi_device *device, const void *data, uint32_t type, int64_t columns, int64_t rows, qmi_address *out);
+
+    /* What a matrix of the file takes on the device, and as which type it lies there: *type is the file's, and then the device's.
+     * rows: of all experts. NULL: it is used where the file is mapped. */
+    int64_t (*matrix_bytes)(uint32_t *type, int64_t columns, int64_t rows);
+    /* Uploads of all matrices stand between upload_start, which takes the memory for them (bytes: the sum of matrix_bytes) and is
+     * told the files that data points into, and upload_finish. Either may be NULL.
+     * upload: matrix has type and shape as in the file, data is the tensor; sets matrix->type and matrix->data, usable until the
+     * device is closed. The work may go on after the call, so the file must stay mapped; a device that shares the host gives back
+     * the pointer.
+     * upload_finish: waits until all is there. QM_ERROR_CANCELLED when progress (NULL: none; stage "load", bytes of the file's
+     * matrices) returns nonzero or *cancel (NULL: never) becomes nonzero; also a failure of the uploads themselves. */
+    int32_t (*upload_start)(qmi_device *device, int64_t bytes, const qmi_os_map *files, int32_t file_count);
+    int32_t (*upload)(qmi_device *device, const void *data, qmi_matrix *matrix);
+    int32_t (*upload_finish)(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel);
+
     int32_t (*write)(qmi_device *device, qmi_address to, const void *from, int64_t bytes);
     int32_t (*read)(qmi_device *device, void *to, qmi_address from, int64_t bytes);
     int32_t (*copy)(qmi_device *device, qmi_address to, qmi_address from, int64_t bytes);
@@ -60,7 +80,14 @@ typedef struct qmi_backend {
     int32_t (*run)(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch);
 } qmi_backend;
 
-typedef const qmi_backend *(*qmi_backend_entry_function)(int32_t abi); /* NULL: cannot serve that ABI */
+/* What a backend in a shared object uses of the library that opened it: the message of the calling thread. Constant. */
+typedef struct qmi_backend_host {
+    int32_t (*fail)(int32_t code, const char *format, ...) QMI_PRINTF(2, 3); /* qmi_fail */
+    const char *(*error_text)(void);                                        /* qmi_error_text */
+} qmi_backend_host;
+
+/* abi: QMI_BACKEND_ABI of the caller. NULL: that is not the ABI it was built with. */
+typedef const qmi_backend *(*qmi_backend_entry_function)(int32_t abi, const qmi_backend_host *host);
 
 extern const qmi_backend qmi_cpu_backend;
 

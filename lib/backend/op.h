@@ -26,7 +26,9 @@ typedef int32_t qmi_slot;     /* index of an activation buffer of the program; Q
 #define QMI_TOP_MAX 64
 #define QMI_PAGE_TOKENS_MAX 65536
 
-typedef struct qmi_matrix { /* weights [count][rows][columns], row by row in a format of quant.h; y = W x has `rows` values */
+/* Weights [count][rows][columns], row by row in a format of quant.h (a device may lay the blocks out anew); y = W x has `rows`
+ * values. */
+typedef struct qmi_matrix {
     uint32_t type;
     int64_t columns, rows;
     int64_t count;          /* experts; 1 for a plain matrix */

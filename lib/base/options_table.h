@@ -5,7 +5,9 @@ QMI_OPTION(PRESET, "preset", SESSION, CHOICE, "none", 0, 0, "none|coding|chat|qu
            "sets context and answer-tokens at once: coding 32768 / 8192, chat 8192 / 2048, quick 2048 / 512")
 /* ---- model: read by qm_model_load ---- */
 QMI_OPTION(DEVICE, "device", MODEL, TEXT, "auto", 0, 0, "",
-           "where to compute: auto, or cpu")
+           "where to compute: cpu, cuda (a graphics card; the second one is cuda:1), or auto, which takes a card that the model fits on, else the CPU")
+QMI_OPTION(CUDA_LIBRARY, "cuda-library", MODEL, TEXT, "", 0, 0, "",
+           "file of the CUDA backend; empty: libqwenmoe-cuda.so beside this library, or where the system looks for libraries")
 QMI_OPTION(THREADS, "threads", MODEL, INT, "0", 0, 1024, "",
            "threads that compute on the CPU; 0 takes one for each processor this process may use")
 QMI_OPTION(PIN, "pin", MODEL, BOOL, "1", 0, 1, "",
@@ -32,6 +34,8 @@ QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",
            "most sessions whose tokens are computed together in one step")
 QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes the library may allocate on the device; 0 takes what the machine has")
+QMI_OPTION(PROFILE, "profile", MODEL, BOOL, "0", 0, 1, "",
+           "log how long each kind of operation took on a card, when the model is freed; computing is slower meanwhile")
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
            "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")

@@ -490,6 +490,21 @@ void qmi_os_event_clear(const qmi_os_event *event)
 
 /* ---- shared objects ---- */
 
+bool qmi_os_library_folder(char *path, size_t size)
+{
+    static const char here;
+    Dl_info facts;
+    if (!dladdr(&here, &facts) || !facts.dli_fname)
+        return false;
+    const char *slash = strrchr(facts.dli_fname, '/');
+    size_t length = slash ? (size_t)(slash - facts.dli_fname) + 1 : 0;
+    if (length == 0 || length >= size)
+        return false;
+    memcpy(path, facts.dli_fname, length);
+    path[length] = 0;
+    return true;
+}
+
 int32_t qmi_os_library_open(const char *path, void **out)
 {
     *out = dlopen(path, RTLD_NOW | RTLD_LOCAL);

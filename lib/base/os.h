@@ -82,6 +82,7 @@ void qmi_os_event_set(const qmi_os_event *event);   /* read_end becomes readable
 void qmi_os_event_clear(const qmi_os_event *event); /* ... and is no longer */
 
 /* ---- shared objects (backends) ---- */
+bool qmi_os_library_folder(char *path, size_t size); /* where the shared object (or program) with this function lies, with a '/' */
 int32_t qmi_os_library_open(const char *path, void **out);
 void *qmi_os_library_symbol(void *library, const char *name); /* NULL if absent */
 void qmi_os_library_close(void *library);

@@ -27,6 +27,8 @@ static void close_device(qmi_device **device)
 static int32_t open_device(const qmi_device_settings *settings, qmi_device **out)
 {
     *out = NULL;
+    if (settings->index != 0)
+        return qmi_fail(QM_ERROR_DEVICE, "device cpu:%d: there is one CPU, cpu:0", settings->index);
     qmi_device *device = qmi_new(&settings->alloc, 1, sizeof *device, "CPU device");
     if (!device)
         return QM_ERROR_MEMORY;
@@ -50,7 +52,8 @@ static int32_t open_device(const qmi_device_settings *settings, qmi_device **out
 static void info(qmi_device *device, qmi_device_info *out)
 {
     *out = (qmi_device_info){ .threads = device->threads, .memory_total = qmi_os_memory_total(),
-                              .memory_free = qmi_os_memory_available(), .shares_host = true };
+                              .memory_free = qmi_os_memory_available(), .shares_host = true,
+                              .chunk_low = QMI_CPU_BATCH, .chunk_high = QMI_CPU_BATCH };
     qmi_cpu_features_name(out->name, sizeof out->name);
     snprintf(out->isa, sizeof out->isa, "%s", device->kernels.isa);
     if (device->memory_limit > 0 && device->memory_limit < out->memory_total)
@@ -99,10 +102,10 @@ static void release(qmi_device *device, qmi_address address)
     qmi_delete(&device->alloc, block);
 }
 
-static int32_t upload(qmi_device *device, const void *data, uint32_t type, int64_t columns, int64_t rows, qmi_address *out)
+static int32_t upload(qmi_device *device, const void *data, qmi_matrix *matrix)
 {
-    (void)device, (void)type, (void)columns, (void)rows;
-    *out = (qmi_address)(uintptr_t)data;
+    (void)device;
+    matrix->data = (qmi_address)(uintptr_t)data;
     return QM_OK;
 }
 

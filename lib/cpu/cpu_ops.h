@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 
 #define QMI_CPU_ROWS_MAX (1 << 20) /* of a batch: keeps sizes of scratch within 64 bits, given the limits of op.h */
+#define QMI_CPU_BATCH 512          /* rows from which products gain nothing more from a larger batch */
 #define QMI_CPU_TOKENS 64          /* of a tile: their activations stay in the second-level cache while rows pass by */
 #define QMI_CPU_CHUNK_MAX 64       /* rows of a matrix that are one item of work */
 #define QMI_CPU_PRIVATE_ROWS 2     /* up to so many rows each worker prepares activations for itself, which is quicker than

@@ -41,11 +41,32 @@ static const char *kv_name(const qmi_plan *plan)
 static void put_head(writer *w, const qmi_plan *plan)
 {
     const qmi_hparams *h = &plan->hparams;
-    put(w, "%s: %d layers (%d attention, %d delta)%s, width %d, vocabulary %d, trained for %" PRId64 " tokens\n", h->arch->name, h->layers,
-        h->attention_layers, h->delta_layers, h->mtp_layers ? " and a multi-token-prediction block" : "", h->hidden, h->vocabulary, h->context);
+    put(w, "%s: %d layers (%d attention, %d delta)%s, width %d, vocabulary %d, trained for %" PRId64 " tokens\n", h->arch->name,
+        h->layers, h->attention_layers, h->delta_layers, h->mtp_layers ? " and a multi-token-prediction block" : "", h->hidden,
+        h->vocabulary, h->context);
     if (h->experts)
-        put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used, h->shared_width ? ", and a shared one" : "");
-    put(w, "context %" PRId64 ", chunk %d, sequences %d, kv-type %s\n\n", plan->context, plan->chunk, plan->sequences, kv_name(plan));
+        put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used,
+            h->shared_width ? ", and a shared one" : "");
+    put(w, "context %" PRId64 ", chunk %d, sequences %d, kv-type %s\n\n", plan->context, plan->chunk, plan->sequences,
+        kv_name(plan));
+}
+
+/* The first type of the file at or after `type` of which matrices are converted; QMI_TYPE_COUNT: none. */
+static uint32_t next_converted(const qmi_plan *plan, uint32_t type)
+{
+    while (type < QMI_TYPE_COUNT && !plan->sums.converted[type])
+        type++;
+    return type;
+}
+
+static void put_converted(writer *w, const qmi_plan *plan)
+{
+    for (uint32_t t = next_converted(plan, 0); t < QMI_TYPE_COUNT; t = next_converted(plan, t + 1)) {
+        int32_t count = plan->sums.converted[t];
+        put(w, "%s%d %s of type %s %s kept as %s, which loses nothing\n", t == next_converted(plan, 0) ? "\n" : "", count,
+            count == 1 ? "matrix" : "matrices", qmi_quant_format_of(t)->name, count == 1 ? "is" : "are",
+            qmi_quant_format_of(plan->sums.kept_as[t])->name);
+    }
 }
 
 int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
@@ -61,31 +82,48 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     put_row(&w, "vectors", plan->vectors, "norms and the like, as f32");
     put_row(&w, "activations", plan->workspace, "");
     put_row(&w, "scratch", plan->scratch, "");
-    snprintf(note, sizeof note, "%" PRId64 " tokens x %" PRId64 " layers x %d heads x (%d + %d) x %d bytes", qmi_kv_pages_for(&plan->kv, plan->context) *
-             plan->kv.page_tokens, kv_layers, h->kv_heads, h->head_size, h->head_size, plan->kv.type == QMI_TYPE_F32 ? 4 : 2);
+    if (plan->fixed)
+        put_row(&w, "backend", plan->fixed, "in any case");
+    snprintf(note, sizeof note, "%" PRId64 " tokens x %" PRId64 " layers x %d heads x (%d + %d) x %d bytes",
+             qmi_kv_pages_for(&plan->kv, plan->context) * plan->kv.page_tokens, kv_layers, h->kv_heads, h->head_size,
+             h->head_size, plan->kv.type == QMI_TYPE_F32 ? 4 : 2);
     put_row(&w, "keys and values", plan->kv_session, note);
-    snprintf(note, sizeof note, "2 x %d layers x (%d x %" PRId64 " + %d x %d x %d) x 4 bytes", h->delta_layers, h->taps - 1, qmi_hparams_channels(h),
-             h->value_heads, h->key_size, h->value_size);
+    snprintf(note, sizeof note, "2 x %d layers x (%d x %" PRId64 " + %d x %d x %d) x 4 bytes", h->delta_layers, h->taps - 1,
+             qmi_hparams_channels(h), h->value_heads, h->key_size, h->value_size);
     put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
     put_row(&w, "sum, with one session", plan->total, "");
     if (plan->available >= 0)
         put_row(&w, "available", plan->available, "");
+    put_converted(&w, plan);
     put(&w, "\n%s%s\n", plan->fits ? "fits" : "does not fit: ", plan->fits ? "" : plan->reason);
     return w.length;
+}
+
+static json_t *converted_json(const qmi_plan *plan)
+{
+    json_t *list = json_array();
+    for (uint32_t t = next_converted(plan, 0); t < QMI_TYPE_COUNT; t = next_converted(plan, t + 1))
+        json_array_append_new(list, json_pack("{s:s, s:s, s:i}", "type", qmi_quant_format_of(t)->name, "kept_as",
+            qmi_quant_format_of(plan->sums.kept_as[t])->name, "matrices", plan->sums.converted[t]));
+    return list;
 }
 
 int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
 {
     const qmi_hparams *h = &plan->hparams;
-    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s}",
-        "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers", h->delta_layers,
-        "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp, "context", (json_int_t)plan->context,
-        "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan), "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv),
+    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:I}",
+        "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers",
+        h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
+        "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan),
+        "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
+    json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,
-        "scratch", (json_int_t)plan->scratch, "kv", (json_int_t)plan->kv_session, "state", (json_int_t)plan->state_session,
-        "total", (json_int_t)plan->total, "available", (json_int_t)plan->available, "fits", plan->fits, "reason", plan->reason);
-    char *dump = json ? json_dumps(json, JSON_INDENT(2)) : NULL;
+        "scratch", (json_int_t)plan->scratch, "fixed", (json_int_t)plan->fixed, "kv", (json_int_t)plan->kv_session,
+        "state", (json_int_t)plan->state_session, "total", (json_int_t)plan->total, "available", (json_int_t)plan->available,
+        "fits", plan->fits, "reason", plan->reason, "converted", converted_json(plan));
+    char *dump = json_object_update(json, sums) == 0 ? json_dumps(json, JSON_INDENT(2)) : NULL;
     json_decref(json);
+    json_decref(sums);
     if (!dump)
         return qmi_fail(QM_ERROR_MEMORY, "out of memory while writing the plan as JSON");
     writer w = { text, size, 0 };

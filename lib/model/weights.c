@@ -13,7 +13,9 @@ typedef struct loader {
     const qmi_gguf *gguf;
     const qmi_hparams *h;
     const qmi_backend *backend;
-    qmi_device *device;
+    qmi_device *device;       /* NULL: a survey, which takes tensors as they should be */
+    qmi_matrix_bytes_function matrix_bytes; /* of a survey */
+    qmi_weight_sums *sums;
     float *vectors;           /* the block of vectors as it is built on the host */
     int64_t used, room;       /* floats */
     qmi_address vector_base;  /* where the block will lie on the device */
@@ -28,11 +30,11 @@ static int64_t grain(int64_t floats)
     return (floats + VECTOR_GRAIN - 1) / VECTOR_GRAIN * VECTOR_GRAIN;
 }
 
-int64_t qmi_weights_vector_bytes(const qmi_hparams *h)
+int64_t qmi_weights_vector_bytes(const qmi_hparams *h, bool mtp)
 {
     int64_t common = 5 * grain(h->hidden); /* 5: two norms, and three more of the mtp block */
     int64_t attention = 2 * grain(h->head_size);
-    int64_t layers = h->layers + h->mtp_layers;
+    int64_t layers = h->layers + (mtp ? h->mtp_layers : 0);
     int64_t count = layers * (common + attention) + grain(h->hidden) + grain(h->rotary);
     if (h->delta_layers)
         count += h->delta_layers *
@@ -57,36 +59,57 @@ static const char *full_name(const loader *l, const char *name, char out[96])
     return out;
 }
 
+/* The tensor of that name; NULL when there is none, or none that could be a weight. */
 static const qmi_gguf_tensor *find(loader *l, const char *name, bool required)
 {
     char full[96];
     if (l->code < 0)
         return NULL;
     const qmi_gguf_tensor *tensor = qmi_gguf_find_tensor(l->gguf, full_name(l, name, full));
-    if (!tensor && required)
+    if (!tensor && required && l->device)
         l->code = qmi_fail(QM_ERROR_FORMAT, "tensor %s is missing; the file is incomplete or made by a converter this library "
                            "does not know", full);
     if (tensor && (!qmi_quant_format_of(tensor->type) || !qmi_quant_format_of(tensor->type)->unpack)) {
-        l->code = qmi_fail(QM_ERROR_UNSUPPORTED, "tensor %s has type %u, which can't be a weight here", full, tensor->type);
+        if (l->device)
+            l->code = qmi_fail(QM_ERROR_UNSUPPORTED, "tensor %s has type %u, which can't be a weight here", full, tensor->type);
         return NULL;
     }
     return tensor;
 }
 
+static void count_matrix(loader *l, qmi_matrix *matrix)
+{
+    const uint32_t type = matrix->type;
+    int64_t bytes = qmi_quant_row_bytes(type, matrix->columns) * matrix->rows * matrix->count;
+    if (l->matrix_bytes)
+        bytes = l->matrix_bytes(&matrix->type, matrix->columns, matrix->rows * matrix->count);
+    l->sums->bytes += bytes > 0 ? bytes : 0; /* less: not what the dimensions ask for, which loading will say */
+    if (matrix->type != type) {
+        l->sums->kept_as[type] = matrix->type;
+        l->sums->converted[type]++;
+    }
+}
+
+static void upload_matrix(loader *l, const qmi_gguf_tensor *tensor, qmi_matrix *matrix)
+{
+    const int64_t *d = tensor->dimensions;
+    if (d[0] != matrix->columns || d[1] != matrix->rows || d[2] != matrix->count || d[3] != 1)
+        fail_shape(l, tensor, matrix->columns, matrix->rows, matrix->count);
+    else
+        l->code = l->backend->upload(l->device, tensor->data, matrix);
+}
+
 /* A matrix [count][rows][columns]; absent ones stay all zero unless required. */
 static qmi_matrix load_matrix(loader *l, const char *name, int64_t columns, int64_t rows, int64_t count, bool required)
 {
-    qmi_matrix matrix = { 0 };
     const qmi_gguf_tensor *tensor = find(l, name, required);
-    if (!tensor)
-        return matrix;
-    const int64_t *d = tensor->dimensions;
-    if (d[0] != columns || d[1] != rows || d[2] != count || d[3] != 1) {
-        fail_shape(l, tensor, columns, rows, count);
-        return matrix;
-    }
-    matrix = (qmi_matrix){ tensor->type, columns, rows, count, 0 };
-    l->code = l->backend->upload(l->device, tensor->data, tensor->type, columns, rows * count, &matrix.data);
+    if (!tensor && (l->device || !required))
+        return (qmi_matrix){ 0 };
+    qmi_matrix matrix = { tensor ? tensor->type : QMI_TYPE_F32, columns, rows, count, 0 };
+    if (l->device)
+        upload_matrix(l, tensor, &matrix);
+    else if (tensor)
+        count_matrix(l, &matrix);
     return matrix;
 }
 
@@ -108,7 +131,9 @@ static qmi_vector load_vector(loader *l, const char *name, int64_t columns, int6
 {
     qmi_vector vector = { 0 };
     const qmi_gguf_tensor *tensor = find(l, name, required);
-    if (!tensor)
+    if (!l->device && (tensor || required))
+        vector.size = columns * rows;
+    if (!l->device || !tensor)
         return vector;
     const int64_t *d = tensor->dimensions;
     if (d[0] != columns || d[1] != rows || d[2] != 1 || d[3] != 1) {
@@ -164,7 +189,7 @@ static void load_feed_forward(loader *l, qmi_layer *layer)
     }
     layer->router = load_matrix(l, "ffn_gate_inp.weight", h->hidden, h->experts, 1, true);
     layer->gate = load_matrix(l, "ffn_gate_up_exps.weight", h->hidden, 2 * h->expert_width, h->experts, false);
-    if (!layer->gate.data) {
+    if (!layer->gate.rows) {
         layer->gate = load_matrix(l, "ffn_gate_exps.weight", h->hidden, h->expert_width, h->experts, true);
         layer->up = load_matrix(l, "ffn_up_exps.weight", h->hidden, h->expert_width, h->experts, true);
     }
@@ -184,10 +209,10 @@ static void load_mtp(loader *l, qmi_layer *layer, qmi_weights *weights)
     layer->embed_norm = load_vector(l, "nextn.enorm.weight", h->hidden, 1, true);
     layer->hidden_norm = load_vector(l, "nextn.hnorm.weight", h->hidden, 1, true);
     layer->head_norm = load_vector(l, "nextn.shared_head_norm.weight", h->hidden, 1, false);
-    if (!layer->head_norm.data)
+    if (!layer->head_norm.size)
         layer->head_norm = weights->output_norm;
     weights->mtp_output = load_matrix(l, "nextn.shared_head_head.weight", h->hidden, h->vocabulary, 1, false);
-    if (!weights->mtp_output.data)
+    if (!weights->mtp_output.rows)
         weights->mtp_output = weights->output;
 }
 
@@ -205,7 +230,7 @@ static void load_layer(loader *l, qmi_weights *weights)
     snprintf(name, sizeof name, "%s.weight", h->arch->ffn_norm);
     const char *other = strcmp(h->arch->ffn_norm, "ffn_norm") ? "ffn_norm.weight" : "post_attention_norm.weight";
     layer->ffn_norm = load_vector(l, other, h->hidden, 1, false);
-    if (!layer->ffn_norm.data)
+    if (!layer->ffn_norm.size)
         layer->ffn_norm = load_vector(l, name, h->hidden, 1, true);
     load_feed_forward(l, layer);
     if (l->layer >= h->layers)
@@ -222,34 +247,64 @@ static void make_frequencies(loader *l, qmi_vector *out)
         to[i] = 1.0f / powf(l->h->rope_base, (float)(2 * i) / (float)l->h->rotary);
 }
 
-int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *h, const qmi_backend *backend, qmi_device *device,
-                         const qmi_alloc *alloc, qmi_weights *out)
+static void load_all(loader *l, qmi_weights *weights)
 {
-    qmi_weights weights = { .layer_count = h->layers + h->mtp_layers, .vector_bytes = qmi_weights_vector_bytes(h) };
-    loader l = { .gguf = gguf, .h = h, .backend = backend, .device = device,
-                 .room = weights.vector_bytes / (int64_t)sizeof(float), .layer = -1 };
+    const qmi_hparams *h = l->h;
+    weights->embedding = load_matrix(l, "token_embd.weight", h->hidden, h->vocabulary, 1, true);
+    weights->output = load_matrix(l, "output.weight", h->hidden, h->vocabulary, 1, false);
+    if (!weights->output.rows)
+        weights->output = weights->embedding;
+    weights->output_norm = load_vector(l, "output_norm.weight", h->hidden, 1, true);
+    for (l->layer = 0; l->code == 0 && l->layer < weights->layer_count; l->layer++)
+        load_layer(l, weights);
+}
 
-    weights.layers = qmi_new(alloc, (size_t)weights.layer_count, sizeof *weights.layers, "the list of layers");
-    l.vectors = qmi_new(alloc, (size_t)l.room, sizeof(float), "vectors while they are read");
-    if (!weights.layers || !l.vectors)
-        l.code = QM_ERROR_MEMORY;
-    else
-        l.code = backend->allocate(device, weights.vector_bytes, "norms and other vectors", &weights.vectors);
-    l.vector_base = weights.vectors;
+static int32_t new_layers(const qmi_hparams *h, bool mtp, const qmi_alloc *alloc, qmi_weights *weights)
+{
+    *weights = (qmi_weights){ .layer_count = h->layers + (mtp ? h->mtp_layers : 0) };
+    weights->layers = qmi_new(alloc, (size_t)weights->layer_count, sizeof *weights->layers, "the list of layers");
+    return weights->layers ? QM_OK : QM_ERROR_MEMORY;
+}
 
-    weights.embedding = load_matrix(&l, "token_embd.weight", h->hidden, h->vocabulary, 1, true);
-    weights.output = load_matrix(&l, "output.weight", h->hidden, h->vocabulary, 1, false);
-    if (!weights.output.data)
-        weights.output = weights.embedding;
-    weights.output_norm = load_vector(&l, "output_norm.weight", h->hidden, 1, true);
-    make_frequencies(&l, &weights.inverse_frequency);
-    for (l.layer = 0; l.code == 0 && l.layer < weights.layer_count; l.layer++)
-        load_layer(&l, &weights);
+int32_t qmi_weights_survey(const qmi_gguf *gguf, const qmi_hparams *h, bool mtp, qmi_matrix_bytes_function matrix_bytes,
+                           const qmi_alloc *alloc, qmi_weights *out, qmi_weight_sums *sums)
+{
+    loader l = { .gguf = gguf, .h = h, .matrix_bytes = matrix_bytes, .sums = sums, .layer = -1 };
+    *sums = (qmi_weight_sums){ 0 };
+    int32_t code = new_layers(h, mtp, alloc, out);
+    if (code == 0)
+        load_all(&l, out);
+    return code;
+}
 
+/* Vectors are gathered on the host and go to the device as one block. */
+static void load_with_vectors(loader *l, qmi_weights *weights, const qmi_alloc *alloc)
+{
+    l->room = weights->vector_bytes / (int64_t)sizeof(float);
+    l->vectors = qmi_new(alloc, (size_t)l->room, sizeof(float), "vectors while they are read");
+    l->code = l->vectors ? l->backend->allocate(l->device, weights->vector_bytes, "norms and other vectors", &weights->vectors)
+                         : QM_ERROR_MEMORY;
+    l->vector_base = weights->vectors;
+    make_frequencies(l, &weights->inverse_frequency);
+    if (l->code == 0)
+        load_all(l, weights);
+    if (l->code == 0)
+        l->code = l->backend->write(l->device, weights->vectors, l->vectors, weights->vector_bytes);
+    qmi_delete(alloc, l->vectors);
+}
+
+int32_t qmi_weights_load(const qmi_weights_source *source, qmi_device *device, const qmi_alloc *alloc, qmi_weights *out)
+{
+    const qmi_backend *backend = source->backend;
+    loader l = { .gguf = source->gguf, .h = source->hparams, .backend = backend, .device = device, .layer = -1 };
+    l.code = new_layers(source->hparams, source->mtp, alloc, out);
+    out->vector_bytes = qmi_weights_vector_bytes(source->hparams, source->mtp);
+    if (l.code == 0 && backend->upload_start)
+        l.code = backend->upload_start(device, source->bytes, source->files, source->file_count);
     if (l.code == 0)
-        l.code = backend->write(device, weights.vectors, l.vectors, weights.vector_bytes);
-    qmi_delete(alloc, l.vectors);
-    *out = weights;
+        load_with_vectors(&l, out, alloc);
+    if (l.code == 0 && backend->upload_finish)
+        l.code = backend->upload_finish(device, source->progress, source->user, source->cancel);
     if (l.code < 0)
         qmi_weights_free(out, backend, device, alloc);
     return l.code;

@@ -4,6 +4,7 @@
 
 #include "backend/backend.h"
 #include "model/hparams.h"
+#include "quant/quant.h"
 
 typedef struct qmi_layer {       /* absent parts are all zero; shapes in comments as [rows][columns] */
     qmi_vector mix_norm;         /* attn_norm [D] */
@@ -36,18 +37,46 @@ typedef struct qmi_weights {
     qmi_vector output_norm;       /* [D] */
     qmi_matrix mtp_output;        /* of the multi-token-prediction block: its own head or `output` */
     qmi_vector inverse_frequency; /* [rotary / 2] */
-    int32_t layer_count;          /* layers + mtp_layers */
+    int32_t layer_count;          /* layers, and the multi-token-prediction block if it is loaded */
     qmi_layer *layers;
     qmi_address vectors;          /* the one block in which all vectors lie, float32 */
     int64_t vector_bytes;
 } qmi_weights;
 
-/* Bytes of the block of vectors, without touching a device (for the plan). */
-int64_t qmi_weights_vector_bytes(const qmi_hparams *hparams);
+/* Bytes of the block of vectors, without touching a device (for the plan). mtp: the multi-token-prediction block is loaded
+ * too. */
+int64_t qmi_weights_vector_bytes(const qmi_hparams *hparams, bool mtp);
+
+/* What the matrices take on a device. */
+typedef struct qmi_weight_sums {
+    int64_t bytes;
+    int32_t converted[QMI_TYPE_COUNT]; /* by type of the file: matrices that lie on the device as another type */
+    uint32_t kept_as[QMI_TYPE_COUNT];  /* ... and which */
+} qmi_weight_sums;
+
+typedef int64_t (*qmi_matrix_bytes_function)(uint32_t *type, int64_t columns, int64_t rows); /* backend.h: matrix_bytes */
+
+/* Shapes and types of all weights as they would lie on a device, at no address, and their sums. A tensor that is missing or of
+ * another shape than the dimensions say is no error here but of loading; it counts as it should be. */
+int32_t qmi_weights_survey(const qmi_gguf *gguf, const qmi_hparams *hparams, bool mtp, qmi_matrix_bytes_function matrix_bytes,
+                           const qmi_alloc *alloc, qmi_weights *out, qmi_weight_sums *sums);
+
+typedef struct qmi_weights_source {
+    const qmi_gguf *gguf;
+    const qmi_os_map *files;         /* which gguf lies in; stay mapped while the device is open */
+    int32_t file_count;
+    const qmi_hparams *hparams;
+    bool mtp;                        /* load the multi-token-prediction block too */
+    const qmi_backend *backend;
+    int64_t bytes;                   /* of qmi_weights_survey */
+    qm_progress_callback progress;   /* NULL: none */
+    void *user;
+    const int32_t *cancel;           /* read atomically while matrices are uploaded; NULL: never */
+} qmi_weights_source;
 
 /* QM_ERROR_FORMAT names the tensor that is missing or has another shape than the dimensions say (both shapes are given). */
-int32_t qmi_weights_load(const qmi_gguf *gguf, const qmi_hparams *hparams, const qmi_backend *backend, qmi_device *device,
-                         const qmi_alloc *alloc, qmi_weights *out);
+int32_t qmi_weights_load(const qmi_weights_source *source, qmi_device *device, const qmi_alloc *alloc, qmi_weights *out);
+/* device NULL: of qmi_weights_survey. */
 void qmi_weights_free(qmi_weights *weights, const qmi_backend *backend, qmi_device *device, const qmi_alloc *alloc);
 
 #endif

@@ -128,18 +128,21 @@ static int32_t open_file(const char *path, const qmi_settings *settings, qm_mode
 
 /* ---- device, plan, weights, programs ---- */
 
-static int32_t open_device(qm_model *model)
+static int32_t open_device(qm_model *model, const qmi_choice *choice)
 {
     const qmi_settings *settings = &model->settings;
     const qmi_device_settings device = {
+        .index = choice->index,
         .threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS),
         .pin = qmi_settings_bool(settings, QMI_OPT_PIN),
         .isa = qmi_settings_text(settings, QMI_OPT_ISA),
         .memory_limit = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT),
+        .profile = qmi_settings_bool(settings, QMI_OPT_PROFILE),
         .alloc = settings->alloc,
         .log = settings->log,
     };
-    int32_t code = qmi_registry_open(qmi_settings_text(settings, QMI_OPT_DEVICE), &device, &model->backend, &model->device);
+    model->backend = choice->backend;
+    int32_t code = model->backend->open(&device, &model->device);
     if (code >= 0)
         model->backend->info(model->device, &model->info);
     return code;
@@ -147,20 +150,30 @@ static int32_t open_device(qm_model *model)
 
 static int32_t make_plan(qm_model *model)
 {
-    int64_t memory = model->info.memory_free > 0 ? model->info.memory_free : -1;
-    int64_t limit = qmi_settings_int(&model->settings, QMI_OPT_MEMORY_LIMIT);
-    if (limit > 0 && (memory < 0 || limit < memory))
-        memory = limit;
-    int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, model->backend->scratch_bytes, model->info.threads, memory,
-                                 model->info.shares_host, &model->settings.alloc, &model->plan);
+    const qmi_device_info *info = &model->info;
+    const qmi_plan_device device = {
+        .memory = info->memory_free > 0 ? info->memory_free : -1,
+        .fixed = info->memory_fixed,
+        .mapped = info->shares_host,
+        .threads = info->threads,
+        .chunk_low = info->chunk_low,
+        .chunk_high = info->chunk_high,
+        .matrix_bytes = model->backend->matrix_bytes,
+        .scratch_bytes = model->backend->scratch_bytes,
+    };
+    int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, &device, &model->settings.alloc, &model->plan);
     return code < 0 ? qmi_fail_within(code, model->path) : code;
 }
 
-static int32_t build_programs(qm_model *model)
+static int32_t build_programs(qm_model *model, const qmi_load_watch *watch)
 {
     const qmi_plan *plan = &model->plan;
     const qmi_alloc *alloc = &model->settings.alloc;
-    int32_t code = qmi_weights_load(&model->parts.gguf, &plan->hparams, model->backend, model->device, alloc, &model->weights);
+    const qmi_weights_source source = {
+        .gguf = &model->parts.gguf, .files = model->parts.maps, .file_count = model->parts.count, .hparams = &plan->hparams,
+        .mtp = plan->mtp, .backend = model->backend, .bytes = plan->sums.bytes, .progress = watch->progress,
+        .user = watch->user, .cancel = watch->cancel };
+    int32_t code = qmi_weights_load(&source, model->device, alloc, &model->weights);
     if (code >= 0)
         code = qmi_forward_build(&plan->hparams, &model->weights, &plan->kv, alloc, &model->program);
     if (code >= 0)
@@ -174,7 +187,7 @@ static int32_t build_programs(qm_model *model)
 
 static int32_t allocate_workspace(qm_model *model, const qmi_program *program, qmi_workspace *workspace)
 {
-    *workspace = (qmi_workspace){ .rows = qmi_step_rows(&model->plan), .outputs = model->plan.outputs };
+    *workspace = (qmi_workspace){ .rows = model->plan.rows, .outputs = model->plan.outputs };
     for (int32_t i = 0; i < program->slot_count; i++) {
         const qmi_slot_shape *slot = &program->slots[i];
         int64_t bytes = slot->width * (slot->outputs ? workspace->outputs : workspace->rows) * (int64_t)sizeof(float);
@@ -201,9 +214,12 @@ static bool cancelled(const qmi_load_watch *watch)
     return true;
 }
 
+/* A device with memory of its own reads the file while weights are uploaded, and no more after that. */
 static int32_t bring_file_in(qm_model *model, const qmi_load_watch *watch)
 {
     int32_t code = QM_OK;
+    if (!model->info.shares_host)
+        return QM_OK;
     if (qmi_settings_bool(&model->settings, QMI_OPT_READ_AHEAD))
         code = qmi_parts_read_ahead(&model->parts, watch->progress, watch->user);
     if (code >= 0 && qmi_settings_bool(&model->settings, QMI_OPT_LOCK))
@@ -211,24 +227,19 @@ static int32_t bring_file_in(qm_model *model, const qmi_load_watch *watch)
     return code;
 }
 
-/* Everything that computing needs, once the file and its text parts are there. */
+/* Everything that computing needs, once a device is open and the plan made. */
 static int32_t make_ready(qm_model *model, const qmi_load_watch *watch)
 {
-    int32_t code = open_device(model);
-    if (code >= 0)
-        code = make_plan(model);
-    if (code < 0)
-        return code;
     if (qmi_vocab_size(model->vocab) > model->plan.hparams.vocabulary)
         return qmi_fail(QM_ERROR_FORMAT, "%s: tokenizer.ggml.tokens has %d entries, but token_embd.weight only %d rows",
                         model->path, qmi_vocab_size(model->vocab), model->plan.hparams.vocabulary);
     if (!model->plan.fits)
         return qmi_fail(QM_ERROR_FIT, "%s does not fit: %s", model->path, model->plan.reason);
-    code = bring_file_in(model, watch);
+    int32_t code = bring_file_in(model, watch);
     if (code >= 0 && cancelled(watch))
         code = QM_ERROR_CANCELLED;
     if (code >= 0)
-        code = build_programs(model);
+        code = build_programs(model, watch);
     if (code >= 0)
         code = allocate_workspace(model, &model->program, &model->workspace);
     if (code >= 0 && model->plan.mtp)
@@ -236,6 +247,47 @@ static int32_t make_ready(qm_model *model, const qmi_load_watch *watch)
     if (code >= 0)
         code = qmi_engine_start(model);
     model->computes = code >= 0;
+    return code;
+}
+
+/* The way back of open_device and make_ready, also after a part of them. */
+static void leave_device(qm_model *model)
+{
+    const qmi_alloc *alloc = &model->settings.alloc;
+    if (!model->device)
+        return;
+    qmi_engine_stop(model);
+    free_workspace(model, &model->workspace);
+    free_workspace(model, &model->mtp_workspace);
+    qmi_program_free(&model->program, alloc);
+    qmi_program_free(&model->mtp_program, alloc);
+    qmi_weights_free(&model->weights, model->backend, model->device, alloc);
+    model->backend->close(&model->device);
+}
+
+/* Tries the devices that the option means, best first, until one does. watch NULL: the plan only. A file that can't be used is
+ * that on every device. */
+static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
+{
+    qmi_choices choices;
+    const qmi_settings *settings = &model->settings;
+    int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE),
+                                     qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY), &settings->log, &choices);
+    for (int32_t i = 0; i < choices.count; i++) {
+        code = open_device(model, &choices.list[i]);
+        if (code >= 0)
+            code = make_plan(model);
+        if (code >= 0 && watch)
+            code = make_ready(model, watch);
+        bool last = i == choices.count - 1;
+        bool fits = code >= 0 && model->plan.fits;
+        bool may_fit_elsewhere = code >= 0 || code == QM_ERROR_DEVICE || code == QM_ERROR_MEMORY || code == QM_ERROR_FIT;
+        if (fits || last || !may_fit_elsewhere)
+            break;
+        qmi_log_line(&settings->log, QM_LOG_INFO, "device %s:%d is not used: %s", choices.list[i].backend->name,
+                     choices.list[i].index, code < 0 ? qmi_error_text() : model->plan.reason);
+        leave_device(model);
+    }
     return code;
 }
 
@@ -253,7 +305,7 @@ int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi
     if (code >= 0 && cancelled(watch))
         code = QM_ERROR_CANCELLED;
     if (code >= 0 && !qmi_settings_bool(settings, QMI_OPT_VOCABULARY_ONLY))
-        code = make_ready(model, watch);
+        code = use_device(model, watch);
     if (code < 0) {
         qmi_load_release(model);
         return code;
@@ -269,9 +321,7 @@ int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json,
     int64_t code = open_file(path, settings, &model);
     if (code < 0)
         return code;
-    code = open_device(model);
-    if (code >= 0)
-        code = make_plan(model);
+    code = use_device(model, NULL);
     if (code >= 0)
         code = json ? qmi_plan_json(&model->plan, text, size) : qmi_plan_table(&model->plan, text, size);
     qmi_load_release(model);
@@ -288,15 +338,7 @@ void qmi_load_retain(qm_model *model)
 static void destroy(qm_model *model)
 {
     const qmi_alloc alloc = model->settings.alloc;
-    if (model->device) {
-        qmi_engine_stop(model);
-        free_workspace(model, &model->workspace);
-        free_workspace(model, &model->mtp_workspace);
-        qmi_program_free(&model->program, &alloc);
-        qmi_program_free(&model->mtp_program, &alloc);
-        qmi_weights_free(&model->weights, model->backend, model->device, &alloc);
-        model->backend->close(&model->device);
-    }
+    leave_device(model);
     qmi_vocab_free(&model->vocab);
     qmi_parts_close(&model->parts, &alloc);
     qmi_delete(&alloc, model->path);

@@ -4,19 +4,13 @@
 #include <string.h>
 #include "run/session.h"
 
-int32_t qmi_step_rows(const qmi_plan *plan)
-{
-    int32_t rows = plan->chunk > plan->sequences ? plan->chunk : plan->sequences;
-    return rows < 2 ? 2 : rows;
-}
-
 int32_t qmi_step_new(qm_model *model)
 {
     const qmi_alloc *alloc = &model->settings.alloc;
     const qmi_plan *plan = &model->plan;
     qmi_step *step = &model->engine.step;
     int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
-    *step = (qmi_step){ .row_limit = qmi_step_rows(plan), .output_limit = plan->outputs };
+    *step = (qmi_step){ .row_limit = plan->rows, .output_limit = plan->outputs };
     step->part_limit = plan->sequences < plan->outputs ? plan->sequences : plan->outputs;
     size_t parts = (size_t)step->part_limit, rows = (size_t)step->row_limit, outputs = (size_t)plan->outputs;
     step->parts = qmi_new(alloc, parts, sizeof *step->parts, "sessions of a step");
@@ -211,10 +205,16 @@ static void commit(qm_model *model, qmi_step *step, bool apart)
     }
 }
 
+/* A file whose mapping is computed with must not be touched when it was cut since. */
+static int32_t check_file(const qm_model *model)
+{
+    return model->info.shares_host ? qmi_parts_check(&model->parts) : QM_OK;
+}
+
 int32_t qmi_step_run(qm_model *model, qmi_step *step, const int32_t *cancel)
 {
     bool undefined = !cancel; /* would a failure leave the sessions without a defined state? */
-    int32_t code = qmi_parts_check(&model->parts); /* a file that was cut since must not be touched */
+    int32_t code = check_file(model);
     if (code < 0)
         return code;
     close_part(step);
@@ -241,7 +241,7 @@ int32_t qmi_step_draft(qm_model *model, qm_session *session, int32_t next, float
     const qmi_sequence sequence = { .first = 0, .count = 1, .start = session->count - 1, .pages = session->pages.table };
     const qmi_batch batch = { .count = 1, .tokens = &next, .sequence_count = 1, .sequences = &sequence, .output_count = 1,
                               .outputs = &row };
-    int32_t code = qmi_parts_check(&model->parts);
+    int32_t code = check_file(model);
     if (code >= 0)
         code = backend->copy(model->device, model->mtp_workspace.slots[step->draft_in], session->hidden,
                              model->plan.hparams.hidden * (int64_t)sizeof(float));

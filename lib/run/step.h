@@ -31,10 +31,6 @@ typedef struct qmi_step {
     qmi_slot hidden, logits, draft_in, draft_logits; /* of the programs */
 } qmi_step;
 
-/* Rows of the largest batch: a chunk, or a token of each session; at least two, so that one can be computed again beside
- * another. */
-int32_t qmi_step_rows(const qmi_plan *plan);
-
 int32_t qmi_step_new(qm_model *model);  /* model->engine.step */
 void qmi_step_free(qm_model *model);    /* also after a failure */
 

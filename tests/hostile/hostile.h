@@ -66,7 +66,8 @@ static inline void check_failure(int64_t code, const char *call)
 static inline qm_options *hostile_options(counter *memory)
 {
     qm_options *options = NULL;
-    if (qm_options_new(&options) < 0 || qm_options_set(options, "threads", "1") < 0 || qm_options_set(options, "pin", "0") < 0 ||
+    if (qm_options_new(&options) < 0 || qm_options_set(options, "device", "cpu") < 0 ||
+        qm_options_set(options, "threads", "1") < 0 || qm_options_set(options, "pin", "0") < 0 ||
         qm_options_set(options, "context", "16") < 0 || qm_options_set(options, "answer-tokens", "4") < 0 ||
         qm_options_set(options, "seed", "1") < 0 ||
         qm_options_set_allocator(options, counted_allocate, counted_release, memory) < 0)

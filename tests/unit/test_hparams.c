@@ -115,7 +115,8 @@ static void names_missing_tensors(void **state)
     assert_int_equal(qmi_gguf_read(whole, size, &heap, &gguf), QM_OK);
     assert_int_equal(qmi_hparams_read(&gguf, &h), QM_OK);
     assert_int_equal(qmi_cpu_backend.open(&(qmi_device_settings){ .threads = 1, .isa = "scalar" }, &device), QM_OK);
-    assert_int_equal(qmi_weights_load(&gguf, &h, &qmi_cpu_backend, device, &heap, &weights), QM_ERROR_FORMAT);
+    const qmi_weights_source source = { .gguf = &gguf, .hparams = &h, .backend = &qmi_cpu_backend };
+    assert_int_equal(qmi_weights_load(&source, device, &heap, &weights), QM_ERROR_FORMAT);
     assert_non_null(strstr(qmi_error_text(),
                            "output_norm.weight is 2047 x 1 x 1 x 1; the file's dimensions ask for 2048 x 1 x 1"));
     qmi_cpu_backend.close(&device);

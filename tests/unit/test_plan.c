@@ -40,11 +40,23 @@ static void set(fixture *f, const char *name, const char *value)
     assert_int_equal(qmi_settings_set(&f->settings, qmi_option_find(name), value), QM_OK);
 }
 
-static qmi_plan make(fixture *f, int64_t memory)
+/* A CPU without scratch. */
+static qmi_plan_device cpu_with(int64_t memory)
+{
+    return (qmi_plan_device){ .memory = memory, .mapped = true, .threads = 2, .chunk_low = 512, .chunk_high = 512 };
+}
+
+static qmi_plan make_for(fixture *f, const qmi_plan_device *device)
 {
     qmi_plan plan;
-    assert_int_equal(qmi_plan_make(&f->gguf, &f->settings, NULL, 2, memory, true, &heap, &plan), QM_OK);
+    assert_int_equal(qmi_plan_make(&f->gguf, &f->settings, device, &heap, &plan), QM_OK);
     return plan;
+}
+
+static qmi_plan make(fixture *f, int64_t memory)
+{
+    const qmi_plan_device device = cpu_with(memory);
+    return make_for(f, &device);
 }
 
 static void keys_and_values_of_35b(void **state)
@@ -120,23 +132,137 @@ static void chooses_a_smaller_chunk_first(void **state)
     end(&f);
 }
 
-static void refuses_contexts(void **state)
+/* ---- A card: memory of its own, its own sizes of matrices, larger chunks ---- */
+
+/* As the CUDA backend does it: Q4_K as it is, everything else in 2 bytes as BF16. */
+static int64_t card_bytes(uint32_t *type, int64_t columns, int64_t rows)
+{
+    if (*type == QMI_TYPE_Q4_K)
+        return columns / 256 * 144 * rows;
+    *type = QMI_TYPE_BF16;
+    return columns * 2 * rows;
+}
+
+static int64_t card_scratch(const qmi_program *program, int32_t rows, int32_t threads)
+{
+    (void)program, (void)threads;
+    return (int64_t)rows << 14;
+}
+
+static qmi_plan_device card_with(int64_t memory)
+{
+    return (qmi_plan_device){ .memory = memory, .fixed = 1000, .chunk_low = 1024, .chunk_high = 4096,
+                              .matrix_bytes = card_bytes, .scratch_bytes = card_scratch };
+}
+
+static void sums_of_a_card(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, true);
+    const qmi_plan_device card = card_with(-1);
+    qmi_plan plan = make_for(&f, &card);
+    assert_int_equal(plan.weights, INT64_C(248320) * 8 * 144); /* the file's one matrix */
+    assert_int_equal(plan.chunk, 4096);
+    assert_int_equal(plan.rows, 4096);
+    assert_int_equal(plan.scratch, INT64_C(4096) << 14);
+    assert_int_equal(plan.total, plan.weights + plan.vectors + plan.workspace + plan.scratch + 1000 + plan.kv_session +
+                                     plan.state_session);
+    end(&f);
+}
+
+/* The batch takes at most a quarter of what is left, down to chunk_low rows; fewer only where they alone fit. */
+static void chooses_a_chunk_for_a_card(void **state)
+{
+    (void)state;
+    fixture f;
+    start(&f, true);
+    const int32_t chunks[] = { 4096, 2048, 1024, 512 };
+    qmi_plan plans[4];
+    for (int i = 0; i < 4; i++) {
+        const qmi_plan_device any = card_with(-1);
+        char text[16];
+        snprintf(text, sizeof text, "%d", chunks[i]);
+        set(&f, "chunk", text);
+        plans[i] = make_for(&f, &any);
+    }
+    set(&f, "chunk", "0");
+    for (int i = 0; i < 3; i++) {
+        const int64_t batch = plans[i].workspace + plans[i].scratch, others = plans[i].total - batch;
+        qmi_plan_device card = card_with(others + 4 * batch);
+        assert_int_equal(make_for(&f, &card).chunk, chunks[i]);
+        card.memory--;
+        assert_int_equal(make_for(&f, &card).chunk, i < 2 ? chunks[i + 1] : 1024);
+    }
+    qmi_plan_device card = card_with(plans[2].total);
+    assert_int_equal(make_for(&f, &card).chunk, 1024);
+    card.memory--;
+    assert_int_equal(make_for(&f, &card).chunk, 512);
+    assert_true(make_for(&f, &card).fits);
+    card.memory = 1 << 20;
+    assert_false(make_for(&f, &card).fits);
+    end(&f);
+}
+
+static int64_t broken_scratch(const qmi_program *program, int32_t rows, int32_t threads)
+{
+    (void)program, (void)threads;
+    return qmi_fail(QM_ERROR_ARGUMENT, "%d rows are out of range", rows);
+}
+
+static void passes_on_a_failure(void **state)
 {
     (void)state;
     fixture f;
     qmi_plan plan;
     start(&f, true);
+    qmi_plan_device card = card_with(-1);
+    card.scratch_bytes = broken_scratch;
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, &card, &heap, &plan), QM_ERROR_ARGUMENT);
+    end(&f);
+}
+
+static int64_t converting_bytes(uint32_t *type, int64_t columns, int64_t rows)
+{
+    *type = QMI_TYPE_F32;
+    return 4 * columns * rows;
+}
+
+static void prints_what_is_converted(void **state)
+{
+    (void)state;
+    fixture f;
+    char text[4096];
+    start(&f, true);
+    qmi_plan_device card = card_with(-1);
+    card.matrix_bytes = converting_bytes;
+    qmi_plan plan = make_for(&f, &card);
+    assert_int_equal(plan.weights, INT64_C(248320) * 2048 * 4);
+    assert_true(qmi_plan_table(&plan, text, sizeof text) > 0);
+    assert_non_null(strstr(text, "1 matrix of type Q4_K is kept as F32"));
+    assert_true(qmi_plan_json(&plan, text, sizeof text) > 0);
+    assert_non_null(strstr(text, "\"kept_as\": \"F32\""));
+    end(&f);
+}
+
+static void refuses_contexts(void **state)
+{
+    (void)state;
+    fixture f;
+    qmi_plan plan;
+    const qmi_plan_device cpu = cpu_with(-1);
+    start(&f, true);
     set(&f, "context", "262145");
-    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, &cpu, &heap, &plan), QM_ERROR_OPTION);
     assert_non_null(strstr(qmi_error_text(), "262145"));
     assert_non_null(strstr(qmi_error_text(), "262144"));
     set(&f, "context", "512");
     set(&f, "answer-tokens", "512");
-    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, &cpu, &heap, &plan), QM_ERROR_OPTION);
     set(&f, "mtp", "1");
     set(&f, "answer-tokens", "64");
     /* the file has no such block */
-    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, NULL, 2, -1, true, &heap, &plan), QM_ERROR_OPTION);
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, &cpu, &heap, &plan), QM_ERROR_OPTION);
     end(&f);
 }
 
@@ -163,7 +289,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(keys_and_values_of_35b), cmocka_unit_test(keys_and_values_of_27b), cmocka_unit_test(says_what_would_fit),
-        cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
+        cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(sums_of_a_card),
+        cmocka_unit_test(chooses_a_chunk_for_a_card), cmocka_unit_test(passes_on_a_failure),
+        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

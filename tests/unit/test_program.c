@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 #include <cmocka.h>
 
@@ -71,27 +72,77 @@ static void test_names(void **state)
     assert_string_equal(qmi_op_name(QMI_OP_COUNT), "unknown");
 }
 
+static void find(const char *device, qmi_choices *choices)
+{
+    assert_int_equal(qmi_registry_find(device, "", &(qmi_log){ 0 }, choices), QM_OK);
+}
+
+static void find_fails(const char *device, const char *cuda_library, int32_t code, const char *message)
+{
+    qmi_choices choices;
+    assert_int_equal(qmi_registry_find(device, cuda_library, &(qmi_log){ 0 }, &choices), code);
+    assert_non_null(strstr(qmi_error_text(), message));
+    assert_int_equal(choices.count, 0);
+}
+
+/* Whatever cards there are, the CPU is what remains. */
 static void test_registry(void **state)
 {
     (void)state;
-    const qmi_backend *backend;
+    qmi_choices choices;
+    find("auto", &choices);
+    assert_true(choices.count >= 1);
+    assert_ptr_equal(choices.list[choices.count - 1].backend, &qmi_cpu_backend);
+    find("cpu", &choices);
+    assert_int_equal(choices.count, 1);
+    assert_ptr_equal(choices.list[0].backend, &qmi_cpu_backend);
+    assert_int_equal(choices.list[0].index, 0);
+    assert_int_equal(qmi_cpu_backend.abi, QMI_BACKEND_ABI);
+    find("cpu:3", &choices);
+    assert_int_equal(choices.list[0].index, 3);
+    find_fails("tpu", "", QM_ERROR_OPTION, "tpu");
+    find_fails("cpu:x", "", QM_ERROR_OPTION, "cpu:x");
+    find_fails("cpu:-1", "", QM_ERROR_OPTION, "cpu:-1");
+    find_fails("a name that is much too long", "", QM_ERROR_OPTION, "much too long");
+    find_fails("", "", QM_ERROR_OPTION, "device");
+}
+
+static void keep_line(int32_t level, const char *line, void *user)
+{
+    assert_int_equal(level, QM_LOG_WARNING);
+    snprintf(user, 512, "%s", line);
+}
+
+/* A file that is no backend: an error when it was asked for, else a line in the log. */
+static void test_wrong_libraries(void **state)
+{
+    (void)state;
+    const char *const files[] = { "/nowhere/libqwenmoe-cuda.so", "libm.so.6" };
+    for (int i = 0; i < 2; i++) {
+        qmi_choices choices;
+        char line[512] = "";
+        find_fails("cuda", files[i], QM_ERROR_DEVICE, files[i]);
+        find_fails("cuda:1", files[i], QM_ERROR_DEVICE, files[i]);
+        assert_int_equal(qmi_registry_find("auto", files[i], &(qmi_log){ keep_line, line }, &choices), QM_OK);
+        assert_int_equal(choices.count, 1);
+        assert_ptr_equal(choices.list[0].backend, &qmi_cpu_backend);
+        assert_non_null(strstr(line, files[i]));
+    }
+}
+
+static void test_open(void **state)
+{
+    (void)state;
     qmi_device *device;
     qmi_device_settings settings = { .threads = 1 };
-    const char *const names[] = { "auto", "cpu" };
-    for (int i = 0; i < 2; i++) {
-        assert_int_equal(qmi_registry_open(names[i], &settings, &backend, &device), QM_OK);
-        assert_ptr_equal(backend, &qmi_cpu_backend);
-        assert_int_equal(backend->abi, QMI_BACKEND_ABI);
-        backend->close(&device);
-    }
-    assert_int_equal(qmi_registry_open("tpu", &settings, &backend, &device), QM_ERROR_OPTION);
-    assert_non_null(strstr(qmi_error_text(), "tpu"));
-    assert_null(backend);
+    assert_int_equal(qmi_cpu_backend.open(&settings, &device), QM_OK);
+    qmi_cpu_backend.close(&device);
     assert_null(device);
-    settings.index = 1;
-    assert_int_equal(qmi_registry_open("cpu", &settings, &backend, &device), QM_ERROR_DEVICE);
-    settings.index = -1;
-    assert_int_equal(qmi_registry_open("cpu", &settings, &backend, &device), QM_ERROR_DEVICE);
+    qmi_cpu_backend.close(&device);
+    for (settings.index = -1; settings.index <= 1; settings.index += 2) {
+        assert_int_equal(qmi_cpu_backend.open(&settings, &device), QM_ERROR_DEVICE);
+        assert_null(device);
+    }
 }
 
 /* Opening a device fails at any of its allocations without leaving anything behind. */
@@ -100,12 +151,11 @@ static void test_open_without_memory(void **state)
     (void)state;
     for (int64_t n = 0;; n++) {
         failing_alloc f = { .until_failure = n };
-        const qmi_backend *backend;
         qmi_device *device;
         qmi_device_settings settings = { .threads = 2, .alloc = failing_hook(&f) };
-        int32_t code = qmi_registry_open("cpu", &settings, &backend, &device);
+        int32_t code = qmi_cpu_backend.open(&settings, &device);
         if (code == QM_OK)
-            backend->close(&device);
+            qmi_cpu_backend.close(&device);
         assert_int_equal(f.live, 0);
         if (code == QM_OK)
             break;
@@ -118,7 +168,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_slots),    cmocka_unit_test(test_workspace), cmocka_unit_test(test_append),
-        cmocka_unit_test(test_names),    cmocka_unit_test(test_registry),  cmocka_unit_test(test_open_without_memory),
+        cmocka_unit_test(test_names),    cmocka_unit_test(test_registry),
+        cmocka_unit_test(test_wrong_libraries), cmocka_unit_test(test_open), cmocka_unit_test(test_open_without_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
