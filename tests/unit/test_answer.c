@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "base/error.h"
+#include "failing_alloc.h"
 #include "text/answer.h"
 #include "text/chat_json.h"
 
@@ -479,36 +480,22 @@ static void stream_is_prompt(void **state)
 
 /* ---- memory ---- */
 
-static int64_t allocations_left;
-
-static void *scarce(int64_t size, int64_t alignment, void *user)
-{
-    (void)user;
-    size_t whole = ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment;
-    return allocations_left-- > 0 ? aligned_alloc((size_t)alignment, whole) : NULL;
-}
-
-static void scarce_release(void *pointer, void *user)
-{
-    (void)user;
-    free(pointer);
-}
-
 static void every_allocation_may_fail(void **state)
 {
     (void)state;
-    const qmi_alloc alloc = { scarce, scarce_release, NULL };
     const char *answer = "so\n</think>\n\nHi\n\n" XML("f", VALUE("a", "3") VALUE("b",
         "[1, 2]")) "\n<tool_call>\n{\"name\":\"g\"}\n</tool_call>";
     int64_t granted = 0;
     for (;; granted++) {
         qmi_string json = { 0 };
-        allocations_left = granted;
+        failing_alloc failing = { .until_failure = granted };
+        const qmi_alloc alloc = failing_hook(&failing);
         int32_t code = qmi_answer_parse(answer, -1, NULL, 0, true, &alloc, &json);
         if (code == QM_OK)
             assert_string_equal(json.data, RESULT("\"so\"", "Hi", CALL("f", "\"a\": 3, \"b\": [1, 2]") ", " CALL("g", ""),
                 "complete"));
         qmi_string_free(&json, &alloc);
+        assert_int_equal(failing.live, 0);
         if (code == QM_OK)
             break;
         assert_int_equal(code, QM_ERROR_MEMORY);

@@ -8,6 +8,7 @@
 #include <string.h>
 #include <cmocka.h>
 #include "base/error.h"
+#include "failing_alloc.h"
 #include "text/chat_json.h"
 
 static const qmi_alloc process = { 0 };
@@ -249,34 +250,20 @@ static void bad_json(void **state)
 
 /* ---- memory ---- */
 
-static int64_t allocations_left;
-
-static void *scarce(int64_t size, int64_t alignment, void *user)
-{
-    (void)user;
-    return allocations_left-- > 0 ? aligned_alloc((size_t)alignment,
-        ((size_t)size + (size_t)alignment - 1) / (size_t)alignment * (size_t)alignment) : NULL;
-}
-
-static void scarce_release(void *pointer, void *user)
-{
-    (void)user;
-    free(pointer);
-}
-
 static void every_allocation_may_fail(void **state)
 {
     (void)state;
-    const qmi_alloc alloc = { scarce, scarce_release, NULL };
     const char *messages = "[{\"role\":\"user\",\"content\":"
                            "[{\"text\":\"some text that is long enough\"},{\"text\":\"and more of it, to grow\"}]}]";
     const qmi_chat_request request = { messages, -1, "[{\"name\":\"f\"}]", -1, -1, -1, 1 };
     int64_t granted = 0;
     for (;; granted++) {
         qmi_string text = { 0 };
-        allocations_left = granted;
+        failing_alloc failing = { .until_failure = granted };
+        const qmi_alloc alloc = failing_hook(&failing);
         int32_t code = qmi_chat_render(QMI_CHAT_QWEN3_5, &request, &alloc, &text);
         qmi_string_free(&text, &alloc);
+        assert_int_equal(failing.live, 0);
         if (code == QM_OK)
             break;
         assert_int_equal(code, QM_ERROR_MEMORY);

@@ -265,6 +265,21 @@ static void compare_draws(qmi_sampler *sampler, const float *logits, int count, 
     free(drawn);
 }
 
+static qmi_settings filtered(const filters *f)
+{
+    char text[4][32];
+    qmi_settings settings = plain();
+    snprintf(text[0], 32, "%g", f->temperature);
+    snprintf(text[1], 32, "%d", f->top_k);
+    snprintf(text[2], 32, "%g", f->top_p);
+    snprintf(text[3], 32, "%g", f->min_p);
+    set(&settings, "temperature", text[0]);
+    set(&settings, "top-k", text[1]);
+    set(&settings, "top-p", text[2]);
+    set(&settings, "min-p", text[3]);
+    return settings;
+}
+
 static void draws_follow_the_probabilities(void **state)
 {
     (void)state;
@@ -285,16 +300,7 @@ static void draws_follow_the_probabilities(void **state)
             int count = sizes[size];
             for (int i = 0; i < count; i++) /* steps of an eighth in every second case: many equals */
                 logits[i] = (float)(size % 2 ? floor(64 * qmi_random_unit(&random)) / 8 : 8 * qmi_random_unit(&random)) - 4;
-            char text[4][32];
-            qmi_settings settings = plain();
-            snprintf(text[0], 32, "%g", rows[row].temperature);
-            snprintf(text[1], 32, "%d", rows[row].top_k);
-            snprintf(text[2], 32, "%g", rows[row].top_p);
-            snprintf(text[3], 32, "%g", rows[row].min_p);
-            set(&settings, "temperature", text[0]);
-            set(&settings, "top-k", text[1]);
-            set(&settings, "top-p", text[2]);
-            set(&settings, "min-p", text[3]);
+            qmi_settings settings = filtered(&rows[row]);
             probabilities(logits, count, &rows[row], p);
             qmi_sampler *sampler = made(&settings, count);
             compare_draws(sampler, logits, count, p, 3000);
@@ -316,16 +322,7 @@ static void a_whole_vocabulary(void **state)
     for (int i = 0; i < count; i++)
         logits[i] = (float)(2 * log(1 / (qmi_random_unit(&random) + 1e-9)) - 5); /* a tail as models have */
     for (size_t row = 0; row < sizeof rows / sizeof *rows; row++) {
-        char text[4][32];
-        qmi_settings settings = plain();
-        snprintf(text[0], 32, "%g", rows[row].temperature);
-        snprintf(text[1], 32, "%d", rows[row].top_k);
-        snprintf(text[2], 32, "%g", rows[row].top_p);
-        snprintf(text[3], 32, "%g", rows[row].min_p);
-        set(&settings, "temperature", text[0]);
-        set(&settings, "top-k", text[1]);
-        set(&settings, "top-p", text[2]);
-        set(&settings, "min-p", text[3]);
+        qmi_settings settings = filtered(&rows[row]);
         probabilities(logits, count, &rows[row], p);
         qmi_sampler *sampler = made(&settings, count);
         compare_draws(sampler, logits, count, p, 40);
