@@ -120,6 +120,31 @@ static __device__ __forceinline__ void chip_load_matrices(uint32_t out[4], const
                  : "memory");
 }
 
+/* The same, each matrix transposed: out[i] of lane 4 g + t is rows 2 t, 2 t + 1 of its column g. */
+static __device__ __forceinline__ void chip_load_matrices_turned(uint32_t out[4], const void *row)
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3},[%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(chip_shared_address(row))
+                 : "memory");
+}
+
+/* An 8 x 8 matrix of halves, lane 4 g + t holding columns 2 t, 2 t + 1 of row g, transposed (PTX ISA, movmatrix). */
+static __device__ __forceinline__ uint32_t chip_turn_matrix(uint32_t pair)
+{
+    uint32_t out;
+    asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(out) : "r"(pair));
+    return out;
+}
+
+/* 2^x; results below the smallest normal number are 0. */
+static __device__ __forceinline__ float chip_exp2(float x)
+{
+    float y;
+    asm("ex2.approx.ftz.f32 %0,%1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 #endif
 
 /* ---- arithmetic ---- */

@@ -40,6 +40,34 @@ static inline void chip_load_matrices(uint32_t out[4], const void *row, EMULATOR
     }
 }
 
+static inline void chip_load_matrices_turned(uint32_t out[4], const void *row, EMULATOR_PLACE)
+{
+    const int lane = emulator_lane_index();
+    for (int i = 0; i < 4; i++) {
+        uint32_t halves[2];
+        for (int j = 0; j < 2; j++) {
+            const int from = 8 * i + 2 * (lane & 3) + j;
+            const uintptr_t at = (uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, from, 32, file, line);
+            halves[j] = emulator_load<uint16_t>((const char *)at + 2 * (lane >> 2), file, line);
+        }
+        out[i] = halves[0] | halves[1] << 16;
+    }
+}
+
+static inline uint32_t chip_turn_matrix(uint32_t pair, EMULATOR_PLACE)
+{
+    const int lane = emulator_lane_index(), column = lane >> 2, row = 2 * (lane & 3);
+    const uint32_t a = __shfl_sync(~0u, pair, 4 * row + (column >> 1), 32, file, line) >> (16 * (column & 1));
+    const uint32_t b = __shfl_sync(~0u, pair, 4 * (row + 1) + (column >> 1), 32, file, line) >> (16 * (column & 1));
+    return (a & 0xffff) | b << 16;
+}
+
+static inline float chip_exp2(float x)
+{
+    const float y = exp2f(x);
+    return y < 1.17549435e-38f ? 0 : y;
+}
+
 /* ---- arithmetic ---- */
 static inline int chip_dot4(uint32_t codes, uint32_t values, int sum)
 {
