@@ -126,6 +126,24 @@ int32_t qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size)
     return QM_OK;
 }
 
+int32_t qmi_os_map_read(const qmi_os_map *map, int64_t offset, void *to, int64_t size)
+{
+    int64_t done = 0;
+    while (done < size) {
+        ssize_t got = pread(map->descriptor - 1, (char *)to + done, (size_t)(size - done), (off_t)(offset + done));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return qmi_fail(QM_ERROR_FILE, "cannot read bytes %lld to %lld of the file: %s", (long long)offset,
+                            (long long)(offset + size), strerror(errno));
+        if (got == 0)
+            return qmi_fail(QM_ERROR_FILE, "the file was cut to %lld bytes while it was in use; restore it and load it again",
+                            (long long)(offset + done));
+        done += got;
+    }
+    return QM_OK;
+}
+
 int32_t qmi_os_map_lock(qmi_os_map *map)
 {
     struct rlimit limit;

@@ -28,6 +28,9 @@ void qmi_os_map_will_need(const qmi_os_map *map, int64_t offset, int64_t size); 
 /* Blocks until the bytes are in memory. QM_ERROR_FILE when the file has become shorter or its disk fails (where the system can
  * tell: Linux 5.14 and later). */
 int32_t qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);
+/* Copies bytes of the file through its descriptor, which builds no page tables and cannot be a bus error: QM_ERROR_FILE when the
+ * file has become shorter or its disk fails. From any thread. */
+int32_t qmi_os_map_read(const qmi_os_map *map, int64_t offset, void *to, int64_t size);
 int32_t qmi_os_map_lock(qmi_os_map *map);                    /* keeps it in RAM; QM_ERROR_MEMORY names the limit to raise */
 bool qmi_os_file_exists(const char *path);
 bool qmi_os_read_text(const char *path, char *text, size_t size); /* a small file, cut at size - 1; false if there is none */

@@ -120,6 +120,27 @@ static void test_map_sees_that_its_file_was_cut(void **state)
     qmi_os_map_close(&map);
 }
 
+static void test_map_reads_through_the_descriptor(void **state)
+{
+    (void)state;
+    qmi_os_map map;
+    uint8_t bytes[1000];
+    write_file(path_of("some"), 100000);
+    assert_int_equal(qmi_os_map_open(path_of("some"), &map), QM_OK);
+    assert_int_equal(qmi_os_map_read(&map, 70001, bytes, 1000), QM_OK);
+    for (int i = 0; i < 1000; i++)
+        assert_int_equal(bytes[i], (70001 + i) * 31 & 255);
+    assert_int_equal(qmi_os_map_read(&map, 99000, bytes, 1000), QM_OK);
+    assert_int_equal(qmi_os_map_read(&map, 100000, bytes, 0), QM_OK);
+    assert_int_equal(truncate(path_of("some"), 50000), 0);
+    assert_int_equal(qmi_os_map_read(&map, 49000, bytes, 1000), QM_OK);
+    assert_int_equal(qmi_os_map_read(&map, 49500, bytes, 1000), QM_ERROR_FILE);
+    assert_non_null(strstr(qmi_error_text(), "50000"));
+    qmi_os_map_close(&map);
+    map.descriptor = 1 << 20; /* open as nothing */
+    assert_int_equal(qmi_os_map_read(&map, 0, bytes, 1000), QM_ERROR_FILE);
+}
+
 static void test_map_of_a_replaced_file_stays_whole(void **state)
 {
     (void)state;
@@ -406,6 +427,7 @@ int main(void)
         cmocka_unit_test(test_map_of_what_is_no_file),
         cmocka_unit_test(test_map_of_an_empty_file),
         cmocka_unit_test(test_map_sees_that_its_file_was_cut),
+        cmocka_unit_test(test_map_reads_through_the_descriptor),
         cmocka_unit_test(test_map_of_a_replaced_file_stays_whole),
         cmocka_unit_test(test_lock_names_the_limit),
         cmocka_unit_test(test_read_text),
