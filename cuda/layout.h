@@ -1,5 +1,5 @@
-/* How a matrix lies on the card. The file's blocks of bytes are taken apart into planes, so that every load is 16, 8, 4 or 2 bytes
- * wide and aligned, and a warp's loads touch whole sectors. No bit is lost or added.
+/* How a matrix lies on the card. The file's blocks of bytes are taken apart into planes, so that every load is 16, 8, 4 or 2
+ * bytes wide and aligned, and a warp's loads touch whole sectors. No bit is lost or added.
  *
  * A row is cut into blocks of 32 values (the last one filled with zeros). Block b of row r is number r * blocks + b, and each
  * plane holds so many bytes of it, one block after another:
