@@ -3,7 +3,7 @@
  *
  *   E=tests/emulator
  *   FLAGS="-O1 -g -std=c++17 -x c++ -DQMI_CUDA_EMULATED -I$E -Icuda -Ilib -Iinclude -isystem /usr/local/cuda/include
- *          -Wall -Wextra -Wno-unknown-pragmas -include $E/emulator.h"
+ *          -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -include $E/emulator.h"
  *   g++ $FLAGS -c cuda/embed.cu -o embed.o            (likewise your test's .cu and $E/emulator.cpp, $E/emulator_runtime.cpp)
  *   g++ test.o embed.o emulator.o emulator_runtime.o cuda_layout.o libqwenmoe_objects.a -lm -lpthread -o test && ./test
  *
