@@ -156,7 +156,8 @@ QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *
 
 /* Facts about a loaded model, by name. As numbers: "layers", "attention_layers", "delta_layers", "hidden", "vocabulary",
  * "context" (trained length), "experts", "experts_used", "parameters", "file_bytes", "mtp" (1 if the file has a
- * multi-token-prediction block), "token_eos", "token_pad"; and any integer key of the file's metadata. As text: "architecture",
+ * multi-token-prediction block), "token_eos", "token_pad", "memory_total" and "memory_free" (bytes of the device that computes, for
+ * this library, now; waits for the step under way); and any integer key of the file's metadata. As text: "architecture",
  * "name", "tokenizer", "chat_format", "device", "isa" (kernels in use), "file"; and any key of the file's metadata.
  * QM_ERROR_ARGUMENT when there is no such fact. */
 QM_API int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);

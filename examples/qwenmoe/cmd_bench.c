@@ -133,6 +133,16 @@ static int measure_prompt(bench *bench, qm_session *base, int64_t depth, int64_t
     return EXIT_OK;
 }
 
+/* Takes the text as it comes. */
+static int32_t wait_to_end(qm_job *job)
+{
+    int32_t kind, code;
+    char piece[256];
+    while ((code = qm_job_wait(job, -1)) == QM_JOB_RUNNING)
+        qm_job_read(job, piece, sizeof piece, &kind);
+    return code;
+}
+
 /* From the submission of the prompt to the first token of the answer. */
 static int measure_first(bench *bench, qm_session *base, int64_t depth, int64_t size)
 {
@@ -147,13 +157,7 @@ static int measure_first(bench *bench, qm_session *base, int64_t depth, int64_t 
         if (code >= 0)
             code = qm_submit_generate(session, bench->text + depth, size, &job);
         if (code >= 0)
-            code = qm_job_wait(job, -1);
-        while (code == QM_JOB_RUNNING) { /* text came */
-            char piece[64];
-            int32_t kind;
-            qm_job_read(job, piece, sizeof piece, &kind);
-            code = qm_job_wait(job, -1);
-        }
+            code = wait_to_end(job);
         if (code >= 0)
             code = qm_job_number(job, "seconds_first", &seconds);
         if (code < 0)
@@ -168,24 +172,35 @@ static int measure_first(bench *bench, qm_session *base, int64_t depth, int64_t 
     return EXIT_OK;
 }
 
-/* One run: `count` copies of the base session get `generate` tokens each, a step at a time, together. */
+/* One run: `count` copies of the base session generate `generate` tokens each, together. */
 static int generate_together(bench *bench, qm_session *base, int64_t depth, int count, double *took)
 {
     qm_session *sessions[SEQUENCES_MOST] = { NULL };
-    int32_t tokens[SEQUENCES_MOST], code = QM_OK;
-    for (int i = 0; i < count && code >= 0; i++)
+    qm_job *jobs[SEQUENCES_MOST] = { NULL };
+    char tokens[32];
+    int32_t code = QM_OK;
+    snprintf(tokens, sizeof tokens, "%lld", (long long)bench->generate);
+    for (int i = 0; i < count && code >= 0; i++) {
         code = qm_session_fork(base, &sessions[i]);
-    double start = terminal_seconds();
-    for (int64_t step = 0; step < bench->generate && code >= 0; step++) {
-        for (int i = 0; i < count; i++)
-            tokens[i] = bench->text[depth + (step + i) % bench->generate];
-        code = qm_decode(sessions, tokens, count);
+        if (code >= 0)
+            code = qm_session_set(sessions[i], "answer-tokens", tokens);
+        if (code >= 0)
+            code = qm_session_set(sessions[i], "ignore-end", "1");
+        if (code >= 0)
+            code = qm_prefill(sessions[i], bench->text + depth, 1);
     }
+    double start = terminal_seconds();
+    for (int i = 0; i < count && code >= 0; i++)
+        code = qm_submit_generate(sessions[i], NULL, 0, &jobs[i]);
+    for (int i = 0; i < count && code >= 0; i++)
+        code = wait_to_end(jobs[i]);
     *took = terminal_seconds() - start;
     if (code < 0)
         complain_library();
-    for (int i = 0; i < count; i++)
+    for (int i = 0; i < count; i++) {
+        qm_job_free(&jobs[i]);
         qm_session_free(&sessions[i]);
+    }
     return code < 0 ? EXIT_FAILED : EXIT_OK;
 }
 
@@ -290,7 +305,7 @@ static int read_flags(bench *bench)
  * linear congruential sequence (Knuth's MMIX constants), since what the tokens are hardly matters but must not be all one. */
 static int prepare(bench *bench, int64_t *needed)
 {
-    int64_t work = largest(&bench->prompts) + 1 > bench->generate ? largest(&bench->prompts) + 1 : bench->generate;
+    int64_t work = largest(&bench->prompts) > bench->generate ? largest(&bench->prompts) + 1 : bench->generate + 1;
     char number[32];
     *needed = largest(&bench->depths) + work + 1;
     snprintf(number, sizeof number, "%lld", (long long)*needed);

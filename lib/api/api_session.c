@@ -106,7 +106,7 @@ const float *qm_logits(const qm_session *session)
         qmi_handles_null("session");
         return NULL;
     }
-    return qmi_session_logits(session);
+    return qmi_session_logits((qm_session *)session); /* reading them from a device is no change that the caller sees */
 }
 
 int32_t qm_sample(qm_session *session, int32_t *token)

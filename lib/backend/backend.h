@@ -34,6 +34,7 @@ typedef struct qmi_device_info {
     int32_t threads;
     int64_t memory_total, memory_free; /* bytes */
     int64_t memory_fixed;  /* bytes that the backend will take for itself, whatever the program; not yet taken from memory_free */
+    bool picks;            /* a run can give each output's highest logits, which costs less than reading all */
     bool shares_host;      /* weights are used where the file is mapped; addresses are pointers */
     /* Rows of a large batch: more than chunk_high gain nothing; fewer than chunk_low cost much. */
     int32_t chunk_low, chunk_high;

@@ -39,6 +39,12 @@ typedef struct qmi_sequence {
     qmi_address next_state;      /* and where it goes; may be the same */
 } qmi_sequence;
 
+#define QMI_PICKS_MAX 32
+typedef struct qmi_pick { /* one of an output's highest logits */
+    float logit;
+    int32_t id;
+} qmi_pick;
+
 typedef struct qmi_batch {
     int32_t count;               /* rows */
     const int32_t *tokens;       /* [count], each checked against the vocabulary */
@@ -46,6 +52,8 @@ typedef struct qmi_batch {
     const qmi_sequence *sequences; /* cover all rows, in order */
     int32_t output_count;
     const int32_t *outputs;      /* rows whose logits are wanted, ascending */
+    qmi_pick *picks;             /* [output_count][QMI_PICKS_MAX] or NULL: to be filled with each output's highest logits, highest first (of
+                                  * equal ones the lower id; NaN counts as -inf); only where the device's info says `picks` */
     const int32_t *cancel;       /* read atomically between ops: not 0 stops the run; NULL: never */
 } qmi_batch;
 

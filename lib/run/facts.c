@@ -48,11 +48,34 @@ static int32_t fail_unknown(const char *name, const char *kind)
     return qmi_fail(QM_ERROR_ARGUMENT, "the model has no %s called \"%s\": it is neither a fact nor a key of its file", kind, name);
 }
 
+typedef struct device_question { /* for the engine's thread */
+    const qm_model *model;
+    qmi_device_info info;
+} device_question;
+
+static int32_t ask_device(void *argument)
+{
+    device_question *question = argument;
+    question->model->backend->info(question->model->device, &question->info);
+    return QM_OK;
+}
+
+static bool device_memory(const qm_model *model, const char *name, int64_t *value)
+{
+    device_question question = { .model = model };
+    bool all = strcmp(name, "memory_total") == 0;
+    if (!model->computes || (!all && strcmp(name, "memory_free") != 0))
+        return false;
+    qmi_engine_call((qm_model *)model, ask_device, &question);
+    *value = all ? question.info.memory_total : question.info.memory_free;
+    return true;
+}
+
 int32_t qmi_facts_number(const qm_model *model, const char *name, int64_t *value)
 {
     int64_t found = 0;
     bool known = true;
-    if (dimension(model, name, &found))
+    if (dimension(model, name, &found) || device_memory(model, name, &found))
         ;
     else if (strcmp(name, "vocabulary") == 0)
         found = qmi_vocab_size(model->vocab);

@@ -80,10 +80,11 @@ int32_t qmi_generate_next(qm_job *job, int32_t *token)
     *token = forced_token(job);
     if (job->finish != QMI_FINISH_NONE)
         return 0;
-    if (*token < 0)
-        *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
+    int32_t code = *token < 0 ? qmi_session_choose(session, token) : QM_OK;
+    if (code < 0)
+        return code;
     qmi_os_mutex_lock(job->mutex);
-    int32_t code = keep_token(job, *token);
+    code = keep_token(job, *token);
     qmi_os_mutex_unlock(job->mutex);
     return code < 0 ? code : 1;
 }

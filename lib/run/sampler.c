@@ -350,6 +350,18 @@ static int32_t draw_any(qmi_sampler *sampler, double total, int32_t fallback)
     return fallback; /* rounding left a rest at the end */
 }
 
+/* Of the top-k candidates, whose highest logit is given. */
+static int32_t choose_candidate(qmi_sampler *sampler, int64_t count, float highest)
+{
+    sampler_plan *plan = &sampler->plan;
+    double total = qmi_candidates_reweigh(plan->candidates, count, highest, inverse_temperature(plan));
+    if (plan->top_p < 1)
+        count = qmi_candidates_prefix(plan->candidates, count, plan->top_p * total);
+    if (plan->min_p > 0)
+        count = drop_unlikely(plan->candidates, count, plan->min_p);
+    return draw_candidate(sampler, count);
+}
+
 static int32_t choose_among_few(qmi_sampler *sampler, const float *x, float highest)
 {
     sampler_plan *plan = &sampler->plan;
@@ -363,12 +375,7 @@ static int32_t choose_among_few(qmi_sampler *sampler, const float *x, float high
         }
         count = qmi_candidates_prefix(plan->candidates, count, (double)plan->top_k);
     }
-    double total = qmi_candidates_reweigh(plan->candidates, count, highest, inverse_temperature(plan));
-    if (plan->top_p < 1)
-        count = qmi_candidates_prefix(plan->candidates, count, plan->top_p * total);
-    if (plan->min_p > 0)
-        count = drop_unlikely(plan->candidates, count, plan->min_p);
-    return draw_candidate(sampler, count);
+    return choose_candidate(sampler, count, highest);
 }
 
 /* Without top-k. Tokens with less than (1 - top-p) / vocabulary of the sum can only together make up what top-p leaves out, so
@@ -399,4 +406,21 @@ int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int3
     if (sampler->plan.temperature <= 0 || !isfinite(x[best]))
         return best;
     return sampler->plan.top_k > 0 ? choose_among_few(sampler, x, x[best]) : choose_among_all(sampler, x, best);
+}
+
+bool qmi_sampler_takes_picks(const qmi_sampler *sampler)
+{
+    const sampler_plan *plan = &sampler->plan;
+    return !plan->adjusted && (plan->temperature <= 0 || (plan->top_k > 0 && plan->top_k <= QMI_PICKS_MAX));
+}
+
+int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks)
+{
+    sampler_plan *plan = &sampler->plan;
+    int64_t count = 0;
+    if (plan->temperature <= 0 || !isfinite(picks[0].logit))
+        return picks[0].id;
+    for (; count < plan->top_k && picks[count].logit > -HUGE_VALF; count++)
+        plan->candidates[count] = (qmi_candidate){ picks[count].logit, 1, picks[count].id };
+    return choose_candidate(sampler, count, picks[0].logit);
 }

@@ -19,6 +19,7 @@
 #ifndef QMI_RUN_SAMPLER_H
 #define QMI_RUN_SAMPLER_H
 
+#include "backend/program.h"
 #include "base/options.h"
 
 typedef struct qmi_sampler qmi_sampler;
@@ -34,5 +35,10 @@ int32_t qmi_sampler_configure(qmi_sampler *sampler, const qmi_settings *settings
 /* logits [vocabulary], not changed. history: all tokens of the session so far (the penalties look at the last penalty-window of
  * them, afresh each time, so that it may change at will between calls). Never allocates, never fails. */
 int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count);
+
+/* The same from the highest logits alone, [QMI_PICKS_MAX] in order, where qmi_sampler_takes_picks says that they are enough: without
+ * biases and penalties, and with temperature 0 or a top-k that they hold. */
+bool qmi_sampler_takes_picks(const qmi_sampler *sampler);
+int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks);
 
 #endif

@@ -19,6 +19,8 @@ static int32_t allocate_on_device(void *argument)
     int64_t kv_bytes = qmi_kv_pages_for(&plan->kv, session->context) * plan->kv.page_bytes;
     int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
     int64_t needed = kv_bytes + state_bytes + (plan->mtp ? plan->hparams.hidden * (int64_t)sizeof(float) : 0);
+    int64_t logits_bytes = model->info.picks ? plan->hparams.vocabulary * (int64_t)sizeof(float) : 0;
+    needed += logits_bytes;
     backend->info(model->device, &info);
     if (info.memory_free > 0 && needed > info.memory_free)
         return qmi_fail(QM_ERROR_FIT, "a session of %lld tokens needs %lld bytes (%lld keys and values, %lld recurrent state), "
@@ -31,6 +33,8 @@ static int32_t allocate_on_device(void *argument)
     if (code >= 0 && plan->mtp)
         code = backend->allocate(model->device, plan->hparams.hidden * (int64_t)sizeof(float), "the hidden state of a session",
                                  &session->hidden);
+    if (code >= 0 && logits_bytes > 0)
+        code = backend->allocate(model->device, logits_bytes, "the logits of a session", &session->logits_there);
     return code;
 }
 
@@ -42,6 +46,8 @@ static int32_t release_on_device(void *argument)
         model->backend->release(model->device, session->state);
     if (session->hidden)
         model->backend->release(model->device, session->hidden);
+    if (session->logits_there)
+        model->backend->release(model->device, session->logits_there);
     qmi_kv_pages_free(&session->pages, model->backend, model->device, &model->settings.alloc);
     return QM_OK;
 }
@@ -137,19 +143,33 @@ int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_sessio
     return code;
 }
 
+/* Brings the logits to the host, if they are not there. */
+static int32_t read_logits(void *argument)
+{
+    qm_session *session = argument;
+    qm_model *model = session->model;
+    if (!session->has_logits || session->logits_read)
+        return QM_OK;
+    int32_t code = model->backend->read(model->device, session->logits, session->logits_there,
+                                        model->plan.hparams.vocabulary * (int64_t)sizeof(float));
+    session->logits_read = code >= 0;
+    return code;
+}
+
 typedef struct fork_pair {
-    const qm_session *from;
+    qm_session *from;
     qm_session *to;
 } fork_pair;
 
 static int32_t copy_on_device(void *argument)
 {
     const fork_pair *pair = argument;
-    const qm_session *from = pair->from;
-    qm_session *to = pair->to;
+    qm_session *from = pair->from, *to = pair->to;
     qm_model *model = to->model;
     const qmi_plan *plan = &model->plan;
-    int32_t code = qmi_kv_pages_copy(&plan->kv, &from->pages, &to->pages, from->count, model->backend, model->device);
+    int32_t code = read_logits(from);
+    if (code >= 0)
+        code = qmi_kv_pages_copy(&plan->kv, &from->pages, &to->pages, from->count, model->backend, model->device);
     if (code >= 0 && from->state)
         code = model->backend->copy(model->device, to->state, from->state, qmi_hparams_state_bytes(&plan->hparams));
     if (code >= 0 && from->has_hidden)
@@ -175,7 +195,9 @@ int32_t qmi_session_fork(qm_session *session, qm_session **out)
     if (code >= 0) {
         memcpy((*out)->tokens, session->tokens, (size_t)session->count * sizeof *session->tokens);
         memcpy((*out)->logits, session->logits, (size_t)model->plan.hparams.vocabulary * sizeof *session->logits);
-        (*out)->has_logits = session->has_logits;
+        (*out)->has_logits = (*out)->logits_read = session->has_logits;
+        (*out)->has_picks = session->has_picks;
+        memcpy((*out)->picks, session->picks, sizeof session->picks);
         (*out)->has_hidden = session->has_hidden;
         qmi_session_set_length(*out, session->count);
     } else if (*out) {
@@ -250,17 +272,18 @@ int32_t qmi_session_sample(qm_session *session, int32_t *token)
         return code;
     if (!session->has_logits)
         return qmi_fail(QM_ERROR_STATE, "the session has no logits to sample from; append a token first");
-    *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
-    return QM_OK;
+    return qmi_session_choose(session, token);
 }
 
-const float *qmi_session_logits(const qm_session *session)
+const float *qmi_session_logits(qm_session *session)
 {
     if (qmi_session_check(session) < 0)
         return NULL;
     if (!session->has_logits)
         qmi_fail(QM_ERROR_STATE, "the session has no logits; append a token first");
-    return session->has_logits ? session->logits : NULL;
+    if (!session->has_logits || qmi_engine_call(session->model, read_logits, session) < 0)
+        return NULL;
+    return session->logits;
 }
 
 int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity)
@@ -276,6 +299,18 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 
 /* ---- for the engine's thread ---- */
 
+int32_t qmi_session_choose(qm_session *session, int32_t *token)
+{
+    if (session->has_picks && qmi_sampler_takes_picks(session->sampler)) {
+        *token = qmi_sampler_choose_picked(session->sampler, session->picks);
+        return QM_OK;
+    }
+    int32_t code = qmi_engine_call(session->model, read_logits, session);
+    if (code >= 0)
+        *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
+    return code;
+}
+
 void qmi_session_break(qm_session *session, int32_t code)
 {
     session->failure = code;
@@ -286,7 +321,7 @@ int32_t qmi_session_cut(qm_session *session, int64_t keep)
 {
     qm_model *model = session->model;
     int32_t code = QM_OK;
-    session->has_logits = session->has_hidden = false;
+    session->has_logits = session->has_picks = session->has_hidden = false;
     qmi_session_set_length(session, keep);
     if (session->state)
         code = model->backend->clear(model->device, session->state, qmi_hparams_state_bytes(&model->plan.hparams));

@@ -19,8 +19,12 @@ struct qm_session {
      * at any time. */
     int32_t *tokens;         /* [context] */
     int64_t count;
-    float *logits;           /* [vocabulary], of the last token if has_logits */
-    bool has_logits;
+    bool has_logits;         /* of the last token: in `logits` if logits_read, else still at logits_there */
+    float *logits;           /* [vocabulary] */
+    bool logits_read;
+    qmi_address logits_there; /* the same on the device; 0: it reads them at once */
+    bool has_picks;
+    qmi_pick picks[QMI_PICKS_MAX]; /* their highest, if has_picks */
     bool has_hidden;         /* of the last token, with multi-token prediction */
     qmi_kv_pages pages;
     qmi_address state;       /* recurrent state after `count` tokens; 0: the model has none */
@@ -37,10 +41,12 @@ void qmi_session_free(qm_session *session); /* cancels its job and waits for it 
 int32_t qmi_session_check(const qm_session *session);
 int32_t qmi_session_set(qm_session *session, const char *name, const char *value);
 int32_t qmi_session_sample(qm_session *session, int32_t *token);
-const float *qmi_session_logits(const qm_session *session);
+const float *qmi_session_logits(qm_session *session);
 int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity);
 
 /* ---- for the engine's thread ---- */
+/* The next token from the last logits, which the session has. Also for others while the session is idle. */
+int32_t qmi_session_choose(qm_session *session, int32_t *token);
 void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
 /* Forgets all tokens after the first `keep`. A recurrent state can only be emptied: keep is 0 then. */
 int32_t qmi_session_cut(qm_session *session, int64_t keep);

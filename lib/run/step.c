@@ -19,7 +19,10 @@ int32_t qmi_step_new(qm_model *model)
     step->draft_tokens = qmi_new(alloc, rows, sizeof *step->draft_tokens, "tokens of a step");
     step->outputs = qmi_new(alloc, outputs, sizeof *step->outputs, "outputs of a step");
     step->targets = qmi_new(alloc, outputs, sizeof *step->targets, "outputs of a step");
-    if (!step->parts || !step->sequences || !step->tokens || !step->draft_tokens || !step->outputs || !step->targets)
+    if (model->info.picks)
+        step->picks = qmi_new(alloc, outputs * QMI_PICKS_MAX, sizeof *step->picks, "the highest logits of a step");
+    if (!step->parts || !step->sequences || !step->tokens || !step->draft_tokens || !step->outputs || !step->targets ||
+        (model->info.picks && !step->picks))
         return QM_ERROR_MEMORY;
     step->hidden = qmi_forward_slot(&model->program, "hidden");
     step->logits = qmi_forward_slot(&model->program, "logits");
@@ -42,6 +45,7 @@ void qmi_step_free(qm_model *model)
     qmi_delete(alloc, step->draft_tokens);
     qmi_delete(alloc, step->outputs);
     qmi_delete(alloc, step->targets);
+    qmi_delete(alloc, step->picks);
     if (step->spare)
         model->backend->release(model->device, step->spare);
     *step = (qmi_step){ 0 };
@@ -113,7 +117,7 @@ static int32_t run_forward(qm_model *model, qmi_step *step, const int32_t *cance
     }
     const qmi_batch batch = { .count = step->row_count, .tokens = step->tokens, .sequence_count = step->part_count,
                               .sequences = step->sequences, .output_count = step->output_count, .outputs = step->outputs,
-                              .cancel = cancel };
+                              .picks = step->picks, .cancel = cancel };
     return model->backend->run(model->device, &model->program, &model->workspace, &batch);
 }
 
@@ -166,7 +170,19 @@ static int32_t run_draft(qm_model *model, qmi_step *step)
     return model->backend->run(model->device, &model->mtp_program, &model->mtp_workspace, &batch);
 }
 
-/* Brings the logits to the host, and keeps the hidden state of each part's last row. */
+/* The logits of a session's last row: to the host, or to a place on the device until someone wants them. */
+static int32_t keep_logits(qm_model *model, qm_session *session, qmi_address from, const qmi_pick *picks)
+{
+    int64_t bytes = model->plan.hparams.vocabulary * (int64_t)sizeof(float);
+    session->has_picks = picks != NULL;
+    session->logits_read = !session->logits_there;
+    if (session->logits_read)
+        return model->backend->read(model->device, session->logits, from, bytes);
+    memcpy(session->picks, picks, sizeof session->picks);
+    return model->backend->copy(model->device, session->logits_there, from, bytes);
+}
+
+/* Brings what is wanted of the logits to the host, and keeps the hidden state of each part's last row. */
 static int32_t fetch(qm_model *model, qmi_step *step)
 {
     int64_t vocabulary = model->plan.hparams.vocabulary, width = model->plan.hparams.hidden;
@@ -178,8 +194,8 @@ static int32_t fetch(qm_model *model, qmi_step *step)
                                         row_address(&model->workspace, step->logits, vocabulary, i), bytes);
     for (int32_t i = 0; i < step->part_count && code >= 0; i++) {
         const qmi_part *part = &step->parts[i];
-        code = model->backend->read(model->device, part->session->logits,
-                                    row_address(&model->workspace, step->logits, vocabulary, part->output), bytes);
+        code = keep_logits(model, part->session, row_address(&model->workspace, step->logits, vocabulary, part->output),
+                           step->picks ? step->picks + part->output * QMI_PICKS_MAX : NULL);
         if (code >= 0 && model->plan.mtp)
             code = model->backend->copy(model->device, part->session->hidden,
                                         row_address(&model->workspace, step->hidden, width, part->first + part->count - 1),

@@ -26,6 +26,7 @@ typedef struct qmi_step {
     int32_t *outputs;        /* rows */
     float **targets;         /* where each output's logits go besides its session; NULL: nowhere */
     int32_t *draft_tokens;
+    qmi_pick *picks;         /* of the outputs; NULL: the device has none */
     qmi_sequence *sequences;
     qmi_address spare;       /* state of one session; 0: the model has none */
     qmi_slot hidden, logits, draft_in, draft_logits; /* of the programs */

@@ -476,6 +476,51 @@ static void seeds_and_copies(void **state)
     qmi_settings_end(&settings);
 }
 
+/* ---- from the highest logits alone ---- */
+
+static int higher_first(const void *a, const void *b)
+{
+    const qmi_pick *x = a, *y = b;
+    return x->logit != y->logit ? (x->logit < y->logit ? 1 : -1) : (x->id > y->id) - (x->id < y->id);
+}
+
+/* The same tokens as from all logits, in all draws of a row. */
+static void picks_are_enough(void **state)
+{
+    (void)state;
+    enum { COUNT = 500, DRAWS = 50 };
+    static const struct { const char *temperature, *top_k, *top_p, *min_p; bool taken; } cases[] = {
+        { "0", "0", "1", "0", true },      { "1", "20", "1", "0", true },  { "0.7", "20", "0.9", "0", true }, { "2", "32", "0.95", "0.02", true },
+        { "1", "1", "1", "0", true },      { "1", "33", "1", "0", false }, { "1", "0", "0.9", "0", false } };
+    qmi_pick all[COUNT];
+    float logits[COUNT];
+    for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
+        qmi_settings settings = plain();
+        set(&settings, "temperature", cases[c].temperature);
+        set(&settings, "top-k", cases[c].top_k);
+        set(&settings, "top-p", cases[c].top_p);
+        set(&settings, "min-p", cases[c].min_p);
+        qmi_sampler *whole = made(&settings, COUNT), *few = made(&settings, COUNT);
+        assert_int_equal(qmi_sampler_takes_picks(few), cases[c].taken);
+        for (int draw = 0; draw < DRAWS && cases[c].taken; draw++) {
+            for (int i = 0; i < COUNT; i++) {
+                logits[i] = draw == 1 && i > 3 ? -INFINITY : (float)((i * 7919 + draw * 104729) % 401) / 40; /* with equal ones */
+                all[i] = (qmi_pick){ logits[i], i };
+            }
+            qsort(all, COUNT, sizeof *all, higher_first);
+            assert_int_equal(qmi_sampler_choose_picked(few, all), qmi_sampler_choose(whole, logits, NULL, 0));
+        }
+        qmi_sampler_free(&whole);
+        qmi_sampler_free(&few);
+        set(&settings, "temperature", "0");
+        set(&settings, "presence-penalty", "1");
+        few = made(&settings, COUNT);
+        assert_false(qmi_sampler_takes_picks(few));
+        qmi_sampler_free(&few);
+        qmi_settings_end(&settings);
+    }
+}
+
 static void failing_memory(void **state)
 {
     (void)state;
@@ -547,6 +592,7 @@ int main(void)
         cmocka_unit_test(penalties_after_a_rewind),
         cmocka_unit_test(biases),
         cmocka_unit_test(seeds_and_copies),
+        cmocka_unit_test(picks_are_enough),
         cmocka_unit_test(failing_memory),
         cmocka_unit_test(a_failed_change_changes_nothing),
     };
