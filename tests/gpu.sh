@@ -1,0 +1,88 @@
+#!/bin/sh
+# Checks the CUDA backend on a machine with a card: builds it, compares every op with the CPU and every model with its reference, and
+# lets NVIDIA's compute-sanitizer watch. The last line is "N passed, N failed"; the exit code is 0 only if none failed.
+#     tests/gpu.sh                 builds in build-gpu/, then checks
+#     tests/gpu.sh BUILD           checks what an existing build folder holds
+# The portable code (what cards of other generations run) is checked too, as PTX of compute_86 that the driver compiles.
+set -u
+cd "$(dirname "$0")/.." || exit 1
+
+passed=0
+failed=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# check NAME COMMAND...: one test; its output is shown when it fails.
+check() {
+    name=$1
+    shift
+    if "$@" > "$log" 2>&1; then
+        echo "ok      $name$(sed -n 's/^largest/: largest/p' "$log" | tail -n 1)"
+        passed=$((passed + 1))
+    else
+        echo "FAILED  $name: $*"
+        tail -n 25 "$log"
+        failed=$((failed + 1))
+    fi
+}
+
+finish() {
+    echo "$passed passed, $failed failed"
+    [ "$failed" = 0 ] && [ "$passed" -gt 0 ]
+    exit
+}
+
+if [ $# -gt 0 ]; then
+    build=$1
+else
+    build=build-gpu
+    . examples/setup.sh
+    setup_need_build
+    setup_install || { echo "0 passed, 1 failed"; exit 1; }
+    command -v nvcc > /dev/null || PATH=$PATH:/usr/local/cuda/bin
+    if ! command -v nvcc > /dev/null; then
+        echo "nvcc is missing: install NVIDIA's CUDA toolkit, 12.3 or later (https://developer.nvidia.com/cuda-downloads)" >&2
+        echo "0 passed, 1 failed"
+        exit 1
+    fi
+    [ -f $build/build.ninja ] || check "configure" meson setup $build -Dcuda=enabled -Dcuda_arch=native,portable || finish
+    check "build" ninja -C $build
+fi
+backends=$(find "$build/cuda" -name 'libqwenmoe-cuda*.so' | sort)
+[ -n "$backends" ] || check "a CUDA backend in $build" false
+
+for library in $backends; do
+    kind=$(basename "$library" .so)
+    echo "==> $kind: ops"
+    "$build/tests/gpu/check_ops" cuda "--library=$library" > "$log" 2>&1
+    code=$?
+    grep -v ' passed, ' "$log"
+    passed=$((passed + $(grep -c '^ok' "$log")))
+    failed=$((failed + $(grep -c '^FAILED' "$log")))
+    if [ $code != 0 ] && ! grep -q '^FAILED' "$log"; then
+        check "$kind: check_ops" false
+    fi
+    echo "==> $kind: models"
+    for model in tests/data/oracle/qwen3 tests/data/oracle/qwen3moe tests/data/oracle/qwen35 tests/data/oracle/qwen35moe \
+        tests/data/oracle/qwen3next tests/data/tiny/attention tests/data/tiny/hybrid; do
+        check "$kind: $(basename $model)" "$build/tests/oracle" $model.gguf $model.expect.gguf --bound 5e-3 \
+            --set device=cuda --set "cuda-library=$library"
+    done
+    check "$kind: the default model" "$build/tests/oracle" examples/model/qwenmoe-py.gguf examples/model/heldout.expect.gguf --bound 1e-2 \
+        --set device=cuda --set "cuda-library=$library"
+    check "$kind: sessions, jobs, memory" "$build/tests/gpu/check_card" cuda "$library" tests/data/tiny/hybrid.gguf
+done
+
+if command -v compute-sanitizer > /dev/null; then
+    echo "==> compute-sanitizer"
+    first=$(echo "$backends" | head -n 1)
+    for tool in memcheck racecheck initcheck; do
+        for model in attention hybrid; do
+            check "$tool: $model" compute-sanitizer --tool $tool --error-exitcode 1 "$build/tests/oracle" tests/data/tiny/$model.gguf \
+                tests/data/tiny/$model.expect.gguf --bound 5e-3 --set device=cuda --set "cuda-library=$first"
+        done
+    done
+else
+    check "compute-sanitizer is installed" false
+fi
+finish
