@@ -1,5 +1,6 @@
-/* cuda/cuda_upload.cu on the emulator: whatever the type, the size of pieces and the number of readers, the card then holds what the
- * host's re-ordering gives (which test_cuda_layout checks against the formats). Every failure is an error and leaves nothing behind. */
+/* cuda/cuda_upload.cu on the emulator: whatever the type, the size of pieces and the number of readers, the card then holds what
+ * the host's re-ordering gives (which test_cuda_layout checks against the formats). Every failure is an error and leaves nothing
+ * behind. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
