@@ -7,11 +7,19 @@
 
 /* ---- conversion of one block of the file into blocks of a type that the card has ---- */
 
-static void put_q6_k(qmi_block_q6_k *block, int i, int value) /* -32 .. 31 */
+static void merge_word(uint8_t *to, uint32_t bits)
 {
-    const int code = value + 32;
-    block->low[i / 128 * 64 + i % 64] |= (uint8_t)((code & 15) << 4 * (i / 64 % 2));
-    block->high[i / 128 * 32 + i % 32] |= (uint8_t)(code >> 4 << 2 * (i / 32 % 4));
+    uint32_t word;
+    memcpy(&word, to, sizeof word);
+    word |= bits;
+    memcpy(to, &word, sizeof word);
+}
+
+/* Codes of values 32 j + 4 k ... as four bytes. */
+static void put_q6_k(qmi_block_q6_k *block, int j, int k, uint32_t codes)
+{
+    merge_word(block->low + j / 4 * 64 + j % 2 * 32 + 4 * k, (codes & 0x0f0f0f0f) << 4 * (j / 2 % 2));
+    merge_word(block->high + j / 4 * 32 + 4 * k, (codes >> 4 & 0x03030303) << 2 * (j % 4));
 }
 
 static void convert_q3_k(const void *from, void *to)
@@ -21,10 +29,12 @@ static void convert_q3_k(const void *from, void *to)
     *out = (qmi_block_q6_k){ .d = { block->d[0], block->d[1] } };
     for (int j = 0; j < 16; j++)
         out->scales[j] = (int8_t)(qmi_q3_k_scale(block->scales, j) - 32);
-    for (int i = 0; i < 256; i++) {
-        const int two = block->q[i / 128 * 32 + i % 32] >> 2 * (i / 32 % 4) & 3, third = block->high[i % 32] >> (i / 32) & 1;
-        put_q6_k(out, i, (two | third << 2) - 4);
-    }
+    for (int j = 0; j < 8; j++)
+        for (int k = 0; k < 8; k++) {
+            const uint32_t two = qmi_load_u32(block->q + j / 4 * 32 + 4 * k) >> 2 * (j % 4) & 0x03030303;
+            const uint32_t third = qmi_load_u32(block->high + 4 * k) >> j & 0x01010101;
+            put_q6_k(out, j, k, (two | third << 2) + 0x1c1c1c1c); /* q - 4 + 32 */
+        }
 }
 
 static void convert_iq3_s(const void *from, void *to)
@@ -34,10 +44,15 @@ static void convert_iq3_s(const void *from, void *to)
     *out = (qmi_block_q6_k){ .d = { block->d[0], block->d[1] } };
     for (int j = 0; j < 16; j++)
         out->scales[j] = (int8_t)(1 + 2 * (block->scales[j / 4] >> 4 * (j / 2 % 2) & 15));
-    for (int i = 0; i < 256; i++) {
-        const int k = i / 4, index = block->q[k] | (block->high[k / 8] >> k % 8 & 1) << 8;
-        const int level = 2 * (qmi_quant_grid_iq3_s[index] >> 4 * (i % 4) & 7) + 1;
-        put_q6_k(out, i, block->signs[i / 8] >> i % 8 & 1 ? -level : level);
+    for (int n = 0; n < 64; n++) { /* four values */
+        const uint32_t digits = qmi_quant_grid_iq3_s[block->q[n] | (block->high[n / 8] >> n % 8 & 1) << 8];
+        const uint32_t signs = block->signs[n / 2] >> 4 * (n % 2);
+        uint32_t codes = 0;
+        for (int i = 0; i < 4; i++) {
+            const int level = 2 * (int)(digits >> 4 * i & 7) + 1, sign = -(int)(signs >> i & 1); /* 0 or -1: no branch to guess */
+            codes |= (uint32_t)(32 + (level ^ sign) - sign) << 8 * i;
+        }
+        put_q6_k(out, n / 8, n % 8, codes);
     }
 }
 
