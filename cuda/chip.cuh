@@ -85,6 +85,35 @@ template <int LEFT> static __device__ __forceinline__ void chip_copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
+/* Waits until at most `left` (0 .. 7) of the groups are under way. */
+static __device__ __forceinline__ void chip_copy_wait_for(int left)
+{
+    switch (left) {
+    case 0: chip_copy_wait<0>(); break;
+    case 1: chip_copy_wait<1>(); break;
+    case 2: chip_copy_wait<2>(); break;
+    case 3: chip_copy_wait<3>(); break;
+    case 4: chip_copy_wait<4>(); break;
+    case 5: chip_copy_wait<5>(); break;
+    case 6: chip_copy_wait<6>(); break;
+    default: chip_copy_wait<7>(); break;
+    }
+}
+
+/* 16 bytes of what is read once and should be the first to leave the L2 cache. */
+static __device__ __forceinline__ void chip_copy16_once(void *to_shared, const void *from)
+{
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0,1.0;" : "=l"(policy));
+    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0],[%1],16,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "l"(policy));
+}
+
+/* Brings the 128 bytes round an address to the L2 cache. */
+static __device__ __forceinline__ void chip_prefetch(const void *p)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
 /* ---- products ---- */
 static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values, int sum) /* unsigned codes, signed values */
 {
@@ -135,6 +164,44 @@ static __device__ __forceinline__ uint32_t chip_turn_matrix(uint32_t pair)
     uint32_t out;
     asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0,%1;" : "=r"(out) : "r"(pair));
     return out;
+}
+
+/* Two floats as a pair of halves, a in the low one; what is too large becomes the largest. */
+static __device__ __forceinline__ uint32_t chip_pack_half(float a, float b)
+{
+    uint32_t pair;
+    asm("cvt.rn.satfinite.f16x2.f32 %0,%1,%2;" : "=r"(pair) : "f"(b), "f"(a));
+    return pair;
+}
+
+/* ---- blocks of a cluster (sm_90 and later; kernels that use them are launched by cuda_launch_cluster) ----
+ * A barrier in two halves: what was done before arriving, also in another block's shared memory, is seen after waiting. All threads of
+ * all blocks take part. Another block's shared memory may be written once it has begun (after a first barrier) and until it has waited
+ * for the last. */
+static __device__ __forceinline__ void chip_cluster_arrive(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ __forceinline__ void chip_cluster_wait(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+/* Stores where `own` is, in the shared memory of the cluster's block `rank`. */
+static __device__ __forceinline__ void chip_cluster_store(float *own, int rank, float value)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    uint32_t address;
+    asm volatile("mapa.shared::cluster.u32 %0,%1,%2;" : "=r"(address) : "r"(chip_shared_address(own)), "r"(rank));
+    asm volatile("st.shared::cluster.f32 [%0],%1;" ::"r"(address), "f"(value) : "memory");
+#else
+    (void)own, (void)rank, (void)value;
+#endif
 }
 
 /* 2^x; results below the smallest normal number are 0. */

@@ -108,6 +108,32 @@ static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_
 #endif
 }
 
+/* The same with clusters of `cluster` blocks beside each other along x, at most 8; from sm_90 on. */
+template <class... P, class... A>
+static inline void cuda_launch_cluster(const cuda_run *run, uint32_t cluster, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
+                                       A... arguments)
+{
+#ifdef QMI_CUDA_EMULATED
+    (void)cluster; /* blocks run one after another there */
+    emulator_call(run->stream, grid, block, shared, run->linked, kernel, arguments...);
+#else
+    cudaLaunchConfig_t config = {};
+    cudaLaunchAttribute attributes[2] = {};
+    config.gridDim = grid;
+    config.blockDim = block;
+    config.dynamicSmemBytes = shared;
+    config.stream = run->stream;
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim.x = cluster;
+    attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    config.attrs = attributes;
+    config.numAttrs = run->linked ? 2 : 1;
+    cudaLaunchKernelEx(&config, kernel, P(arguments)...);
+#endif
+}
+
 /* ---- ops: launch onto run->stream. The scratch of an op is its own until the next op begins; `rows` there is the largest batch,
  * and the result holds for every smaller one. ---- */
 void cuda_embed(const cuda_run *run, const qmi_op_embed *op);

@@ -30,6 +30,9 @@ static inline void chip_copy16(void *to_shared, const void *from, bool real, EMU
 }
 static inline void chip_copy_commit(void) { emulator_copy_commit(); }
 template <int LEFT> static inline void chip_copy_wait(void) { emulator_copy_wait(LEFT); }
+static inline void chip_copy_wait_for(int left) { emulator_copy_wait(left); }
+static inline void chip_copy16_once(void *to_shared, const void *from, EMULATOR_PLACE) { chip_copy16(to_shared, from, true, file, line); }
+static inline void chip_prefetch(const void *p) { (void)p; }
 
 static inline void chip_load_matrices(uint32_t out[4], const void *row, EMULATOR_PLACE)
 {
@@ -53,6 +56,18 @@ static inline void chip_load_matrices_turned(uint32_t out[4], const void *row, E
         out[i] = halves[0] | halves[1] << 16;
     }
 }
+
+static inline uint32_t chip_pack_half(float a, float b)
+{
+    const float largest = 65504;
+    const float x = a < -largest ? -largest : a > largest ? largest : a, y = b < -largest ? -largest : b > largest ? largest : b;
+    return __half_as_ushort(__float2half_rn(x)) | (uint32_t)__half_as_ushort(__float2half_rn(y)) << 16;
+}
+
+/* ---- blocks of a cluster: launched by emulator_call_cluster ---- */
+static inline void chip_cluster_arrive(void) { emulator_fault("clusters are not emulated"); }
+static inline void chip_cluster_wait(void) {}
+static inline void chip_cluster_store(float *, int, float) {}
 
 static inline uint32_t chip_turn_matrix(uint32_t pair, EMULATOR_PLACE)
 {
