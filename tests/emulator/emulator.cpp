@@ -1,25 +1,16 @@
 /* Blocks of threads on the CPU: each thread is a fiber with a stack of its own; one that waits gives way to the next that is ready. */
-#include "emulator.h"
-
-#undef threadIdx
-#undef blockIdx
-#undef blockDim
-#undef gridDim
+#include "emulator_inside.h"
 
 #include <mutex>
-#include <vector>
 
-#include <dlfcn.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define THREADS_MOST 1024
 #define STACK_BYTES ((size_t)128 << 10)
 #define SHARED_MOST ((size_t)256 << 10)
 #define BARRIERS 16
-#define FRESH 0xFF /* bytes of memory that nobody wrote yet: NaN as a float or half, -1 as an integer */
 
 struct copy {
     void *to;
@@ -56,14 +47,15 @@ static struct {
     std::mutex mutex;
     uint8_t *stacks, *shared_end;
     void *scheduler;                /* its stack pointer */
-    struct fiber fibers[THREADS_MOST];
+    struct fiber fibers[EMULATOR_THREADS];
     int threads, live;
-    int ready[THREADS_MOST], ready_first, ready_count;
-    uint32_t in_warp[THREADS_MOST / 32];
+    int ready[EMULATOR_THREADS], ready_first, ready_count;
+    uint32_t in_warp[EMULATOR_THREADS / 32];
     struct barrier barriers[BARRIERS];
     struct fiber *running;
     const std::function<void()> *body;
     const void *kernel;
+    const std::vector<emulator_variable> *variables; /* of shared memory */
     size_t shared;
     uint64_t seed, random;
 } emulator;
@@ -71,16 +63,6 @@ static struct {
 const emulator_position *emulator_self;
 
 /* ---- faults ---- */
-const char *emulator_kernel_name(const void *kernel)
-{
-    static thread_local char text[64];
-    Dl_info info;
-    if (dladdr(kernel, &info) && info.dli_sname)
-        return info.dli_sname;
-    snprintf(text, sizeof text, "kernel %p", kernel);
-    return text;
-}
-
 static bool same_wait(const struct fiber *a, const struct fiber *b)
 {
     if (a->state != b->state)
@@ -92,7 +74,7 @@ static bool same_wait(const struct fiber *a, const struct fiber *b)
 /* Each kind of waiting once, with the threads that are in it. */
 static void list_waiting(void)
 {
-    static bool listed[THREADS_MOST];
+    bool listed[EMULATOR_THREADS];
     memset(listed, 0, sizeof listed);
     for (int i = 0; i < emulator.threads; i++) {
         const struct fiber *a = &emulator.fibers[i];
@@ -182,7 +164,7 @@ static uint64_t random_next(void) /* splitmix64 */
 static void make_ready(struct fiber *f)
 {
     f->state = READY;
-    emulator.ready[(emulator.ready_first + emulator.ready_count++) % THREADS_MOST] = f->index;
+    emulator.ready[(emulator.ready_first + emulator.ready_count++) % EMULATOR_THREADS] = f->index;
 }
 
 static struct fiber *next_ready(void)
@@ -191,12 +173,12 @@ static struct fiber *next_ready(void)
         return NULL;
     int *first = &emulator.ready[emulator.ready_first];
     if (emulator.seed) {
-        int *other = &emulator.ready[(emulator.ready_first + (int)(random_next() % (uint64_t)emulator.ready_count)) % THREADS_MOST];
+        int *other = &emulator.ready[(emulator.ready_first + (int)(random_next() % (uint64_t)emulator.ready_count)) % EMULATOR_THREADS];
         int i = *other;
         *other = *first;
         *first = i;
     }
-    emulator.ready_first = (emulator.ready_first + 1) % THREADS_MOST;
+    emulator.ready_first = (emulator.ready_first + 1) % EMULATOR_THREADS;
     emulator.ready_count--;
     return &emulator.fibers[*first];
 }
@@ -222,9 +204,14 @@ static void release(int id, struct barrier *b)
 {
     b->result = b->predicates;
     b->arrived = b->waiting = b->predicates = 0;
+    if (emulator_checks && id == 0)
+        emulator_check_barrier_all(emulator.threads);
     for (int i = 0; i < emulator.threads; i++)
-        if (emulator.fibers[i].state == AT_BARRIER && emulator.fibers[i].barrier == id)
+        if (emulator.fibers[i].state == AT_BARRIER && emulator.fibers[i].barrier == id) {
+            if (emulator_checks && id != 0)
+                emulator_check_leave(id, i);
             make_ready(&emulator.fibers[i]);
+        }
 }
 
 static void fiber_main(void)
@@ -262,14 +249,24 @@ void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, co
     self->mask = mask;
     self->combine = combine;
     self->lane = *lane;
-    if (*waiting & mask) {
-        const struct fiber *other = &lanes[__builtin_ctz(*waiting & mask)];
-        if (other->combine != combine || other->mask != mask || other->line != line || strcmp(other->file, file) != 0)
+    self->name = name;
+    self->file = file;
+    self->line = line;
+    *waiting |= UINT32_C(1) << i;
+    bool complete = (*waiting & mask) == mask;
+    for (uint32_t left = complete ? mask : *waiting & mask; left; left &= left - 1) {
+        const struct fiber *other = &lanes[__builtin_ctz(left)];
+        if (other->combine == combine && other->mask == mask && other->line == line && strcmp(other->file, file) == 0) {
+            if (!complete && other != self)
+                break; /* the others were compared with this one */
+            continue;
+        }
+        if (other->mask >> i & 1)
             emulator_fault("%s of lanes %08x at %s:%d, but lane %d is in %s of lanes %08x at %s:%d", name, mask, file, line,
                            other->index & 31, other->name, other->mask, other->file, other->line);
+        complete = false; /* it is still in an operation of other lanes */
     }
-    *waiting |= UINT32_C(1) << i;
-    if ((*waiting & mask) != mask) {
+    if (!complete) {
         wait_as(IN_WARP, name, file, line);
         return;
     }
@@ -277,7 +274,10 @@ void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, co
     for (int j = 0; j < 32; j++)
         if (mask >> j & 1)
             all[j] = lanes[j].lane;
-    combine(all, mask, &bad);
+    if (combine)
+        combine(all, mask, &bad);
+    else if (emulator_checks)
+        emulator_check_warp(warp * 32, mask);
     if (bad)
         emulator_fault("%s at %s:%d: %s", name, file, line, bad);
     *waiting &= ~mask;
@@ -295,8 +295,15 @@ static int arrive(int id, int count, bool wait, int predicate, const char *name,
     b->predicates += predicate != 0;
     if (++b->arrived > count)
         emulator_fault("%s at %s:%d: %d threads arrived at barrier %d for %d", name, file, line, b->arrived, id, count);
+    if (emulator_checks && id != 0)
+        emulator_check_arrive(id, self->index);
     if (b->arrived == count) {
         release(id, b);
+        if (emulator_checks && id != 0) {
+            if (wait)
+                emulator_check_leave(id, self->index);
+            emulator_check_reset(id);
+        }
         const int result = b->result;
         if (emulator.seed && (random_next() & 1))
             emulator_yield();
@@ -343,8 +350,21 @@ int emulator_lane_index(void)
     return emulator.running->index & 31;
 }
 
+int emulator_running(void)
+{
+    return emulator.running ? emulator.running->index : -1;
+}
+
+void emulator_touch(const void *p, size_t bytes, bool write, bool atomic)
+{
+    if (emulator_checks)
+        emulator_check_access(p, bytes, write, atomic, __builtin_return_address(0));
+}
+
 void emulator_waited(void)
 {
+    if (emulator_checks)
+        emulator_check_waited(emulator.running->index);
     emulator.running->waited = true;
 }
 
@@ -356,6 +376,8 @@ void *emulator_shared(void)
 /* ---- cp.async ---- */
 static void copy_now(const struct copy *c)
 {
+    emulator_touch(c->from, c->size, false, false);
+    emulator_touch(c->to, c->size + c->zeros, true, false);
     memcpy(c->to, c->from, c->size);
     memset((char *)c->to + c->size, 0, c->zeros);
 }
@@ -365,8 +387,10 @@ void emulator_copy(void *to, const void *from, size_t size, size_t zeros)
     const struct copy c = { to, from, size, zeros, emulator.running->group };
     if (emulator.seed & 1)
         copy_now(&c);
-    else
+    else {
+        emulator_touch(to, size + zeros, true, false); /* from now on it may arrive */
         emulator.running->copies.push_back(c);
+    }
 }
 
 void emulator_copy_commit(void)
@@ -405,8 +429,8 @@ static void start(void)
         return;
     emulator.seed = seed ? strtoull(seed, NULL, 10) : 0;
     emulator.random = emulator.seed;
-    emulator.stacks = (uint8_t *)map_guarded(THREADS_MOST * STACK_BYTES);
-    for (int i = 0; i < THREADS_MOST; i++)
+    emulator.stacks = (uint8_t *)map_guarded(EMULATOR_THREADS * STACK_BYTES);
+    for (int i = 0; i < EMULATOR_THREADS; i++)
         mprotect(emulator.stacks + (size_t)i * STACK_BYTES, page, PROT_NONE);
     emulator.shared_end = (uint8_t *)map_guarded(SHARED_MOST) + SHARED_MOST;
     stack.ss_sp = signal_stack;
@@ -447,7 +471,12 @@ static void run_block(uint3 block, dim3 block_size, dim3 grid_size)
     emulator.ready_first = emulator.ready_count = 0;
     memset(emulator.in_warp, 0, sizeof emulator.in_warp);
     memset(emulator.barriers, 0, sizeof emulator.barriers);
-    memset(emulator_shared(), FRESH, (emulator.shared + 127) / 128 * 128);
+    memset(emulator_shared(), EMULATOR_FRESH, (emulator.shared + 127) / 128 * 128);
+    for (const emulator_variable &v : *emulator.variables)
+        memset(v.address, EMULATOR_FRESH, v.bytes);
+    if (emulator_checks)
+        emulator_check_block(block.x + (int64_t)grid_size.x * (block.y + (int64_t)grid_size.y * block.z), emulator.threads,
+                             (uint8_t *)emulator_shared(), emulator.shared, *emulator.variables);
     for (int i = 0; i < emulator.threads; i++)
         prepare_fiber(i, block, block_size, grid_size);
     emulator.running = next_ready();
@@ -461,7 +490,7 @@ static void run_block(uint3 block, dim3 block_size, dim3 grid_size)
         emulator_fault("no thread of block (%u,%u,%u) called chip_wait_for_previous()", block.x, block.y, block.z);
 }
 
-void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()> &body)
+void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked, const std::function<void()> &body)
 {
     std::lock_guard<std::mutex> lock(emulator.mutex);
     const int64_t blocks = (int64_t)grid.x * grid.y * grid.z;
@@ -470,6 +499,9 @@ void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, 
     emulator.kernel = kernel;
     emulator.body = &body;
     emulator.shared = shared;
+    emulator.variables = &emulator_shared_variables(kernel);
+    if (emulator_checks)
+        emulator_check_launch(kernel, linked);
     if (getenv("QMI_EMULATOR_TRACE"))
         fprintf(stderr, "emulator: %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>\n", emulator_kernel_name(kernel), grid.x, grid.y, grid.z, block.x,
                 block.y, block.z, shared);

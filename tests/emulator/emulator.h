@@ -1,18 +1,26 @@
 /* Runs the kernels of cuda/ on the CPU: force-included before a .cu file that g++ compiles as C++ (no nvcc, no card; the headers of the
- * CUDA toolkit are needed). Links with emulator.cpp (blocks and threads) and emulator_runtime.cpp (the CUDA runtime's functions).
+ * CUDA toolkit are needed). The other files here are linked with it: emulator.cpp (blocks and threads), emulator_runtime.cpp (the CUDA
+ * runtime's functions), emulator_symbols.cpp (names), emulator_check.cpp (accesses to memory).
  *
  *   E=tests/emulator
  *   FLAGS="-O1 -g -std=c++17 -x c++ -DQMI_CUDA_EMULATED -I$E -Icuda -Ilib -Iinclude -isystem /usr/local/cuda/include
  *          -fno-strict-aliasing -Wall -Wextra -Wno-unknown-pragmas -include $E/emulator.h"
- *   g++ $FLAGS -c cuda/embed.cu -o embed.o            (likewise your test's .cu and $E/emulator.cpp, $E/emulator_runtime.cpp)
- *   g++ test.o embed.o emulator.o emulator_runtime.o cuda_layout.o libqwenmoe_objects.a -lm -lpthread -o test && ./test
+ *   g++ $FLAGS -fsanitize=thread -c cuda/embed.cu -o embed.o        (likewise a test's .cu)
+ *   g++ $FLAGS -c $E/emulator.cpp -o emulator.o                     (likewise the others; without -fsanitize)
+ *   g++ test.o embed.o emulator*.o cuda_layout.o libqwenmoe_objects.a -lm -ldl -lpthread -o test && ./test   (without -fsanitize)
  *
  * Threads of a block are fibers, switched only where they wait for each other; blocks run one after another. Found and reported, with
  * the kernel's name: deadlocks, lanes of a warp in different operations, shuffles from lanes that aren't there, kernels that never wait
  * for their predecessor, accesses past an allocation (by a guard page behind it). Fresh memory, shared memory too, is filled with 0xFF
- * bytes (NaN). Copies of cp.async arrive as late as they may. Environment:
- *   QMI_EMULATOR_SEED=N       N > 0: threads and blocks in random order; odd N: cp.async copies at once. Races show as wrong results.
- *   QMI_EMULATOR_CAPABILITY=86 | 90 (default), QMI_EMULATOR_MEMORY=bytes, QMI_EMULATOR_TRACE=1 (each launch on stderr) */
+ * bytes (NaN). Copies of cp.async arrive as late as they may, and streams work only when somebody waits for them.
+ * With -fsanitize=thread (it needs not be, and makes everything some five times slower) each access of a kernel is looked at: races in a
+ * block on shared memory, within and between blocks on the card's memory, accesses out of bounds, accesses before
+ * chip_wait_for_previous(); the report has file and line of both sides. Environment:
+ *   QMI_EMULATOR_SEED=N       N > 0: threads and blocks in random order; odd N: cp.async copies at once
+ *   QMI_EMULATOR_TRACE=1      each launch on stderr
+ *   QMI_EMULATOR_CAPABILITY=86 | 90 (default), QMI_EMULATOR_MEMORY=bytes, QMI_EMULATOR_PROCESSORS=n, QMI_EMULATOR_DEVICES=n
+ *   QMI_EMULATOR_FAIL_ALLOCATION=n, QMI_EMULATOR_FAIL_CALL=n: the n-th fails
+ * Not there: kernels whose blocks wait for each other, clusters, TMA. `__shared__` takes no `static` before it. */
 #ifndef QMI_EMULATOR_H
 #define QMI_EMULATOR_H
 
@@ -32,7 +40,7 @@
 #include <type_traits>
 
 #undef __shared__
-#define __shared__ static
+#define __shared__ static thread_local /* so that they can be told from other variables */
 #ifndef __launch_bounds__
 #define __launch_bounds__(...)
 #endif
@@ -61,7 +69,7 @@ typedef struct emulator_lane {
     int argument, width;
 } emulator_lane;
 
-/* Does the operation for the lanes of `mask`, once all have arrived. `bad` names a fault, or stays NULL. */
+/* Does the operation for the lanes of `mask`, once all have arrived. `bad` names a fault, or stays NULL. None at all: __syncwarp. */
 typedef void (*emulator_combine)(emulator_lane *lanes, uint32_t mask, const char **bad);
 
 void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file, int line);
@@ -78,11 +86,12 @@ void emulator_copy(void *to, const void *from, size_t size, size_t zeros); /* cp
 void emulator_copy_commit(void);
 void emulator_copy_wait(int left);
 
+/* An access to memory that the compiler doesn't see: of a warp operation, an atomic. */
+void emulator_touch(const void *p, size_t bytes, bool write, bool atomic);
+
 /* Launches; in a stream that is being captured, records. */
 void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked,
                      const std::function<void()> &body);
-/* Runs it now. */
-void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, const std::function<void()> &body);
 const char *emulator_kernel_name(const void *kernel);
 
 /* For tests: the n-th allocation, the n-th call of the runtime from now fails (0: none); bytes of the card now allocated. Also
@@ -126,11 +135,10 @@ static inline void __nanosleep(unsigned) { emulator_yield(); }
 static inline uint32_t __activemask(void) { return emulator_active(); }
 #define __trap() emulator_fault("__trap at %s:%d", __FILE__, __LINE__)
 
-static inline void emulator_nothing(emulator_lane *, uint32_t, const char **) {}
 static inline void __syncwarp(uint32_t mask = ~0u, EMULATOR_PLACE)
 {
     emulator_lane lane = {};
-    emulator_warp("__syncwarp", emulator_nothing, mask, &lane, file, line);
+    emulator_warp("__syncwarp", NULL, mask, &lane, file, line);
 }
 
 /* ---- shuffles (CUDA C++ Programming Guide, warp shuffle functions) ---- */

@@ -3,9 +3,11 @@
 #define QMI_EMULATOR_MATH_H
 
 /* ---- atomics: fibers are never interrupted ---- */
+#define EMULATOR_UNSEEN __attribute__((no_sanitize("thread"))) /* by the compiler's own reports of accesses */
 #define EMULATOR_ATOMIC(name, expression) \
-    template <class T, class V> static inline T name(T *at, V value) \
+    template <class T, class V> EMULATOR_UNSEEN static inline T name(T *at, V value) \
     { \
+        emulator_touch(at, sizeof *at, true, true); \
         T old = *at, v = (T)value; \
         *at = (T)(expression); \
         return old; \
@@ -21,8 +23,9 @@ EMULATOR_ATOMIC(atomicXor, old ^ v)
 EMULATOR_ATOMIC(atomicInc, old >= v ? 0 : old + 1)
 EMULATOR_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 #undef EMULATOR_ATOMIC
-template <class T, class C, class V> static inline T atomicCAS(T *at, C compare, V value)
+template <class T, class C, class V> EMULATOR_UNSEEN static inline T atomicCAS(T *at, C compare, V value)
 {
+    emulator_touch(at, sizeof *at, true, true);
     T old = *at;
     if (old == (T)compare)
         *at = (T)value;

@@ -1,20 +1,17 @@
 /* The functions of the CUDA runtime that the backend calls, for one made-up card whose memory is the host's. What a stream is given runs as
  * late as the rules allow, when somebody waits for it: so a host that touches a buffer too early is found. */
-#include "emulator.h"
+#include "emulator_inside.h"
 
 #include <deque>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <set>
-#include <string>
-#include <vector>
 
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#define FRESH 0xFF
 #define ALIGNMENT 256 /* of cudaMalloc */
 
 typedef std::function<void()> work;
@@ -226,7 +223,7 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
     CALL();
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return cudaSuccess;
-    if (value < 0 || value > shared_most())
+    if (value < 0 || (size_t)value + emulator_static_shared(kernel) > (size_t)shared_most())
         return failed(cudaErrorInvalidValue, "%s: %d bytes of shared memory; the card has %d", emulator_kernel_name(kernel), value,
                       shared_most());
     card.shared_limits[kernel] = value;
@@ -270,6 +267,7 @@ static void drain(cudaStream_t stream, cudaEvent_t until, int64_t number)
         if (item.run)
             item.run();
     }
+    emulator_check_unlinked();
 }
 
 static void drain_all(void)
@@ -530,6 +528,21 @@ static const struct allocation *allocation_of(const void *p, uintptr_t *start)
     return &i->second;
 }
 
+uintptr_t emulator_allocation(const void *p, size_t *bytes)
+{
+    auto i = card.allocations.upper_bound((uintptr_t)p + 2 * ALIGNMENT); /* also what lies a little before or after it */
+    while (i != card.allocations.begin()) {
+        --i;
+        if ((uintptr_t)p < (uintptr_t)i->second.map)
+            continue;
+        if ((uintptr_t)p >= (uintptr_t)i->second.map + i->second.mapped || i->second.host)
+            return 0;
+        *bytes = i->second.bytes;
+        return i->first;
+    }
+    return 0;
+}
+
 static cudaError_t allocate(void **out, size_t bytes, bool host)
 {
     const size_t page = (size_t)sysconf(_SC_PAGESIZE);
@@ -547,7 +560,7 @@ static cudaError_t allocate(void **out, size_t bytes, bool host)
     if (a.map == MAP_FAILED)
         return last_error = cudaErrorMemoryAllocation;
     mprotect(a.map + room, page, PROT_NONE);
-    memset(a.map, FRESH, room);
+    memset(a.map, EMULATOR_FRESH, room);
     uint8_t *p = a.map + room - rounded;
     card.allocations[(uintptr_t)p] = a;
     if (!host)
@@ -568,10 +581,11 @@ static cudaError_t release(void *p, bool host)
     const struct allocation a = i->second;
     const uint8_t *end = a.map + a.mapped - (size_t)sysconf(_SC_PAGESIZE);
     for (const uint8_t *q = a.map; q < end; q++)
-        if (*q != FRESH && !(q >= (uint8_t *)p && q < (uint8_t *)p + a.bytes))
+        if (*q != EMULATOR_FRESH && !(q >= (uint8_t *)p && q < (uint8_t *)p + a.bytes))
             emulator_fault("byte %td of an allocation of %zu bytes was written", q - (uint8_t *)p, a.bytes);
     if (!host)
         card.used -= a.bytes;
+    emulator_check_released(i->first);
     card.allocations.erase(i);
     munmap(a.map, a.mapped);
     return cudaSuccess;
@@ -617,6 +631,21 @@ static cudaError_t check_range(const void *p, size_t bytes, bool on_card, const 
     return cudaSuccess;
 }
 
+/* A copy or fill in a stream: kernels after it wait for it in any case. */
+static void move(void *to, const void *from, size_t bytes)
+{
+    emulator_check_unlinked();
+    emulator_check_overwritten(to, bytes);
+    memmove(to, from, bytes);
+}
+
+static void fill(void *p, int value, size_t bytes)
+{
+    emulator_check_unlinked();
+    emulator_check_overwritten(p, bytes);
+    memset(p, value, bytes);
+}
+
 static cudaError_t check_copy(void *to, const void *from, size_t bytes, enum cudaMemcpyKind kind)
 {
     cudaError_t e = cudaSuccess;
@@ -634,7 +663,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, enum cudaMemcpy
     if (e)
         return e;
     drain_blocking();
-    memmove(to, from, bytes);
+    move(to, from, bytes);
     return cudaSuccess;
 }
 
@@ -649,9 +678,9 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, enum cudaM
         return e;
     if (pageable_from && !s->capture) { /* such memory is read before the call returns */
         auto kept = std::make_shared<std::vector<uint8_t>>((const uint8_t *)from, (const uint8_t *)from + bytes);
-        enqueue(s, [=]() { memcpy(to, kept->data(), bytes); });
+        enqueue(s, [=]() { move(to, kept->data(), bytes); });
     } else
-        enqueue(s, [=]() { memmove(to, from, bytes); });
+        enqueue(s, [=]() { move(to, from, bytes); });
     if (pageable_to && !s->capture) /* and written before it returns */
         drain(s, NULL, 0);
     return cudaSuccess;
@@ -663,7 +692,7 @@ cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t strea
     cudaError_t e = bytes ? check_range(p, bytes, true, "cudaMemset") : cudaSuccess;
     if (e)
         return e;
-    enqueue(stream_of(stream), [=]() { memset(p, value, bytes); });
+    enqueue(stream_of(stream), [=]() { fill(p, value, bytes); });
     return cudaSuccess;
 }
 
@@ -675,7 +704,7 @@ cudaError_t cudaMemset(void *p, int value, size_t bytes)
     if (e)
         return e;
     drain_blocking();
-    memset(p, value, bytes);
+    fill(p, value, bytes);
     return cudaSuccess;
 }
 
@@ -696,8 +725,8 @@ void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 bl
 {
     std::lock_guard<std::recursive_mutex> lock(card.mutex);
     const size_t limit = card.shared_limits.count(kernel) ? (size_t)max(card.shared_limits[kernel], 48 << 10) : (size_t)48 << 10;
+    const size_t fixed = emulator_static_shared(kernel);
     begin();
-    (void)linked;
     if (counted_down(&card.fail_call)) {
         last_error = cudaErrorUnknown;
         return;
@@ -708,9 +737,11 @@ void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 bl
                grid.x, grid.y, grid.z, block.x, block.y, block.z);
         return;
     }
-    if (shared > limit) {
-        failed(cudaErrorInvalidValue, "%s: %zu bytes of shared memory; it was allowed %zu", emulator_kernel_name(kernel), shared, limit);
+    if (shared > limit || (shared + fixed > (size_t)48 << 10 && !card.shared_limits.count(kernel)) ||
+        shared + fixed > (size_t)shared_most()) {
+        failed(cudaErrorInvalidValue, "%s: %zu bytes of shared memory and %zu of variables; it was allowed %zu", emulator_kernel_name(kernel),
+               shared, fixed, limit);
         return;
     }
-    enqueue(stream_of(stream), [=]() { emulator_execute(kernel, grid, block, shared, body); });
+    enqueue(stream_of(stream), [=]() { emulator_execute(kernel, grid, block, shared, linked, body); });
 }

@@ -1,0 +1,386 @@
+/* Looks at every access to memory that kernels make, when their files were compiled with g++ -fsanitize=thread: the calls that it puts
+ * before loads and stores end here (and the program is not linked with the sanitizer's own library).
+ *
+ * Found: races in a block, on shared and on the card's memory; races between the blocks of a launch; accesses round an allocation;
+ * what a kernel touches before chip_wait_for_previous() although another kernel may still write it.
+ *
+ * Order within a block is by vector clocks (Lamport; Mattern 1989): thread a's access at a's time t happened before what b does now if
+ * b's clock for a is at least t. __syncthreads, named barriers and __syncwarp pass clocks on; shuffles and votes do not, as they order
+ * no memory. Blocks of a launch are ordered by atomics on the same address only. */
+#include "emulator_inside.h"
+
+#include <algorithm>
+#include <map>
+
+#include <stdarg.h>
+#include <sys/mman.h>
+
+#define CELL 4 /* bytes that are looked at as one */
+#define WARPS (EMULATOR_THREADS / 32)
+#define BARRIERS 16
+
+bool emulator_checks;
+
+struct access { /* the last of its kind */
+    uint32_t launch, block, time;
+    uint16_t thread;
+    bool atomic;
+    const void *pc;
+};
+
+struct cell {
+    struct access write, read, other_read; /* other_read: by another thread than read */
+    bool read_by_blocks;                   /* several of this launch */
+};
+
+struct shared_cell {
+    struct access write;
+    uint32_t readers[WARPS], read_time[WARPS]; /* lanes that read at that time of theirs */
+    const void *pc;                            /* of the last read */
+};
+
+typedef std::vector<uint32_t> clock_values;
+
+static struct {
+    uint32_t launch, chain;            /* number of this launch; the first that may still run beside it */
+    std::vector<const void *> kernels; /* by launch */
+    int64_t block;
+    int threads;
+    /* Thread i's clock for thread j: max(floor, known[i][j]), of itself: now[i]. */
+    uint32_t floor, now[EMULATOR_THREADS];
+    clock_values known[EMULATOR_THREADS], barrier[BARRIERS];
+    bool waited[EMULATOR_THREADS];
+    std::vector<const void *> calls[EMULATOR_THREADS];
+    uint8_t *shared;
+    size_t shared_bytes;
+    std::vector<struct shared_cell> shared_cells;
+    std::vector<emulator_variable> variables;
+    std::map<uintptr_t, std::vector<struct shared_cell>> variable_cells;
+    std::map<uintptr_t, struct cell *> cells; /* by allocation */
+    std::map<uintptr_t, size_t> cell_counts;
+    std::map<uintptr_t, std::vector<bool>> atomics; /* address -> blocks whose work it passes on */
+    std::map<int64_t, std::vector<bool>> ordered;   /* block -> blocks that came before it */
+} check = { 0, 1, { NULL }, 0, 0, 0, {}, {}, {}, {}, {}, NULL, 0, {}, {}, {}, {}, {}, {}, {} };
+
+/* ---- order ---- */
+static uint32_t clock_of(int thread, int other)
+{
+    if (thread == other)
+        return check.now[thread];
+    const clock_values &k = check.known[thread];
+    return k.empty() ? check.floor : std::max(check.floor, k[(size_t)other]);
+}
+
+static void join(clock_values &into, int thread)
+{
+    if (into.empty())
+        into.resize((size_t)check.threads);
+    for (int i = 0; i < check.threads; i++)
+        into[(size_t)i] = std::max(into[(size_t)i], clock_of(thread, i));
+}
+
+void emulator_check_barrier_all(int threads)
+{
+    uint32_t most = 0;
+    for (int i = 0; i < threads; i++)
+        most = std::max(most, check.now[i]);
+    check.floor = most;
+    for (int i = 0; i < threads; i++) {
+        check.now[i] = most + 1;
+        check.known[i].clear();
+    }
+}
+
+void emulator_check_arrive(int barrier, int thread)
+{
+    join(check.barrier[barrier], thread);
+    check.now[thread]++;
+}
+
+void emulator_check_leave(int barrier, int thread)
+{
+    clock_values &k = check.known[thread];
+    if (k.empty())
+        k.resize((size_t)check.threads);
+    for (size_t i = 0; i < k.size(); i++)
+        k[i] = std::max(k[i], check.barrier[barrier][i]);
+}
+
+void emulator_check_reset(int barrier)
+{
+    check.barrier[barrier].clear();
+}
+
+void emulator_check_warp(int first, uint32_t mask)
+{
+    clock_values all;
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1)
+            join(all, first + i);
+    for (int i = 0; i < 32; i++)
+        if (mask >> i & 1) {
+            check.known[first + i] = all;
+            check.now[first + i]++;
+        }
+}
+
+static bool before(const struct access &a, int thread) /* in the same block */
+{
+    return a.time <= clock_of(thread, a.thread);
+}
+
+/* An atomic passes on what its block and those before have done; see the limits in the file's comment. */
+static void pass_on(uintptr_t address)
+{
+    std::vector<bool> &at = check.atomics[address], &mine = check.ordered[check.block];
+    const size_t size = std::max(std::max(at.size(), mine.size()), (size_t)check.block + 1);
+    at.resize(size);
+    mine.resize(size);
+    mine[(size_t)check.block] = true;
+    for (size_t i = 0; i < size; i++)
+        at[i] = mine[i] = at[i] || mine[i];
+}
+
+static bool block_before(uint32_t block)
+{
+    const std::vector<bool> &mine = check.ordered[check.block];
+    return block < mine.size() && mine[block];
+}
+
+/* ---- what happens ---- */
+void emulator_check_unlinked(void)
+{
+    check.chain = check.launch + 1;
+}
+
+void emulator_check_launch(const void *kernel, bool linked)
+{
+    check.launch++;
+    if (!linked)
+        check.chain = check.launch;
+    check.kernels.push_back(kernel);
+    check.atomics.clear();
+    check.ordered.clear();
+}
+
+void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes, const std::vector<emulator_variable> &variables)
+{
+    check.block = block;
+    check.threads = threads;
+    check.floor = 0;
+    for (int i = 0; i < threads; i++) {
+        check.now[i] = 1;
+        check.known[i].clear();
+        check.waited[i] = false;
+        check.calls[i].clear();
+    }
+    check.shared = shared;
+    check.shared_bytes = bytes;
+    check.shared_cells.assign((bytes + CELL - 1) / CELL, {});
+    check.variables = variables;
+    check.variable_cells.clear();
+}
+
+void emulator_check_waited(int thread)
+{
+    check.waited[thread] = true;
+}
+
+static uint8_t *map_cells(size_t count)
+{
+    void *p = mmap(NULL, count * sizeof(struct cell), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (p == MAP_FAILED)
+        emulator_fault("no memory to look at accesses");
+    return (uint8_t *)p;
+}
+
+void emulator_check_released(uintptr_t allocation)
+{
+    auto i = check.cells.find(allocation);
+    if (i == check.cells.end())
+        return;
+    munmap((void *)i->second, check.cell_counts[allocation] * sizeof(struct cell));
+    check.cells.erase(i);
+}
+
+void emulator_check_overwritten(const void *p, size_t bytes)
+{
+    size_t size;
+    const uintptr_t start = emulator_allocation(p, &size);
+    auto i = check.cells.find(start);
+    if (!start || i == check.cells.end())
+        return;
+    const size_t first = ((uintptr_t)p - start) / CELL, last = ((uintptr_t)p - start + bytes + CELL - 1) / CELL;
+    for (size_t c = first; c < last && c < check.cell_counts[start]; c++)
+        i->second[c] = {};
+}
+
+/* ---- faults ---- */
+static std::string place_now(int thread, const void *pc)
+{
+    std::string out = emulator_place(pc);
+    const std::vector<const void *> &calls = check.calls[thread];
+    for (size_t i = calls.size(); i-- > 1 && i + 4 > calls.size();)
+        out += "\n    called from " + emulator_place(calls[i]);
+    return out;
+}
+
+static void race(const char *what, const void *p, const char *kind, const struct access &a, bool write, const void *pc)
+{
+    emulator_fault("race on %s at %p: %s\n    after thread %d of block %u %s at %s\n    %s", what, p, write ? "it writes" : "it reads",
+                   a.thread, a.block, kind, emulator_place(a.pc).c_str(), ("here: " + place_now(emulator_running(), pc)).c_str());
+}
+
+/* ---- shared memory ---- */
+static void look_shared(struct shared_cell *c, const void *p, int thread, bool write, bool atomic, const void *pc)
+{
+    const struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, atomic, pc };
+    if (c->write.launch && !before(c->write, thread) && !(atomic && c->write.atomic))
+        race("shared memory", p, "wrote", c->write, write, pc);
+    if (!write) {
+        const int warp = thread >> 5;
+        if (c->read_time[warp] != now.time)
+            c->readers[warp] = 0;
+        c->read_time[warp] = now.time;
+        c->readers[warp] |= UINT32_C(1) << (thread & 31);
+        c->pc = pc;
+        return;
+    }
+    for (int w = 0; w * 32 < check.threads && !atomic; w++)
+        for (uint32_t lanes = c->read_time[w] > check.floor ? c->readers[w] : 0; lanes; lanes &= lanes - 1) {
+            const struct access read = { check.launch, (uint32_t)check.block, c->read_time[w],
+                                         (uint16_t)(w * 32 + __builtin_ctz(lanes)), false, c->pc };
+            if (!before(read, thread))
+                race("shared memory", p, "read", read, true, pc);
+        }
+    c->write = now;
+}
+
+/* ---- the card's memory ---- */
+static void look_global(struct cell *c, const void *p, int thread, bool write, bool atomic, const void *pc)
+{
+    const struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, atomic, pc };
+    const bool same_launch = c->write.launch == check.launch;
+    if (!check.waited[thread] && (write || (c->write.launch >= check.chain && c->write.launch != check.launch && c->write.launch)))
+        emulator_fault("%s the card's memory at %p (%s) before chip_wait_for_previous()\n    at %s", write ? "writes" : "reads", p,
+                       write ? "which other kernels may still use" : emulator_kernel_name(check.kernels[c->write.launch]),
+                       place_now(thread, pc).c_str());
+    if (same_launch && !(atomic && c->write.atomic) &&
+        !(c->write.block == now.block ? before(c->write, thread) : block_before(c->write.block)))
+        race("the card's memory", p, "wrote", c->write, write, pc);
+    if (!write) {
+        if (c->read.launch != now.launch) {
+            c->read_by_blocks = false;
+            c->other_read = {};
+        } else if (c->read.block != now.block)
+            c->read_by_blocks = true;
+        else if (c->read.thread != now.thread)
+            c->other_read = c->read;
+        c->read = now;
+        return;
+    }
+    if (c->read.launch == now.launch && !atomic) {
+        if (c->read.block != now.block ? !block_before(c->read.block) : !before(c->read, thread))
+            race("the card's memory", p, "read", c->read, true, pc);
+        if (c->other_read.launch == now.launch && c->other_read.block == now.block && !before(c->other_read, thread))
+            race("the card's memory", p, "read", c->other_read, true, pc);
+    }
+    c->write = now;
+}
+
+static struct shared_cell *shared_cell_of(uintptr_t p)
+{
+    if (p - (uintptr_t)check.shared < check.shared_bytes)
+        return &check.shared_cells[(p - (uintptr_t)check.shared) / CELL];
+    for (const emulator_variable &v : check.variables)
+        if (p - (uintptr_t)v.address < v.bytes) {
+            std::vector<struct shared_cell> &cells = check.variable_cells[(uintptr_t)v.address];
+            if (cells.empty())
+                cells.resize((v.bytes + CELL - 1) / CELL);
+            return &cells[(p - (uintptr_t)v.address) / CELL];
+        }
+    return NULL;
+}
+
+void emulator_check_access(const void *p, size_t bytes, bool write, bool atomic, const void *pc)
+{
+    const int thread = emulator_running();
+    const uintptr_t first = (uintptr_t)p;
+    if (thread < 0 || !emulator_checks)
+        return;
+    struct shared_cell *s = shared_cell_of(first);
+    if (s) {
+        for (uintptr_t at = first / CELL * CELL; at < first + bytes; at += CELL)
+            if ((s = shared_cell_of(std::max(at, first))))
+                look_shared(s, (const void *)at, thread, write, atomic, pc);
+        return;
+    }
+    size_t size;
+    const uintptr_t start = emulator_allocation(p, &size);
+    if (!start)
+        return;
+    if (first < start || first + bytes > start + size)
+        emulator_fault("%s %zu bytes at %td of an allocation of %zu bytes\n    at %s", write ? "writes" : "reads", bytes,
+                       (ptrdiff_t)(first - start), size, place_now(thread, pc).c_str());
+    struct cell *&cells = check.cells[start];
+    if (!cells) {
+        check.cell_counts[start] = (size + CELL - 1) / CELL;
+        cells = (struct cell *)map_cells(check.cell_counts[start]);
+    }
+    if (atomic)
+        pass_on(first);
+    for (size_t c = (first - start) / CELL; c * CELL < first - start + bytes; c++)
+        look_global(&cells[c], (const void *)(start + c * CELL), thread, write, atomic, pc);
+}
+
+/* ---- what the compiler calls ---- */
+#define HERE __builtin_return_address(0)
+extern "C" {
+void __tsan_init(void) { emulator_checks = true; }
+void __tsan_func_entry(const void *pc) { if (emulator_running() >= 0) check.calls[emulator_running()].push_back(pc); }
+void __tsan_func_exit(void)
+{
+    if (emulator_running() >= 0 && !check.calls[emulator_running()].empty())
+        check.calls[emulator_running()].pop_back();
+}
+void __tsan_vptr_update(void **, void *) {}
+void __tsan_vptr_read(void **) {}
+void __tsan_read_range(const void *p, size_t n) { emulator_check_access(p, n, false, false, HERE); }
+void __tsan_write_range(const void *p, size_t n) { emulator_check_access(p, n, true, false, HERE); }
+#define SIZED(n) \
+    void __tsan_read##n(const void *p) { emulator_check_access(p, n, false, false, HERE); } \
+    void __tsan_write##n(const void *p) { emulator_check_access(p, n, true, false, HERE); } \
+    void __tsan_unaligned_read##n(const void *p) { emulator_check_access(p, n, false, false, HERE); } \
+    void __tsan_unaligned_write##n(const void *p) { emulator_check_access(p, n, true, false, HERE); } \
+    void __tsan_volatile_read##n(const void *p) { emulator_check_access(p, n, false, false, HERE); } \
+    void __tsan_volatile_write##n(const void *p) { emulator_check_access(p, n, true, false, HERE); }
+SIZED(1)
+SIZED(2)
+SIZED(4)
+SIZED(8)
+SIZED(16)
+
+/* std::atomic and the like of host code. */
+#define ATOMIC(bits, T) \
+    T __tsan_atomic##bits##_load(const T *p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
+    void __tsan_atomic##bits##_store(T *p, T v, int) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_exchange(T *p, T v, int) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_fetch_add(T *p, T v, int) { return __atomic_fetch_add(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_fetch_sub(T *p, T v, int) { return __atomic_fetch_sub(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_fetch_or(T *p, T v, int) { return __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_fetch_and(T *p, T v, int) { return __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); } \
+    T __tsan_atomic##bits##_compare_exchange_val(T *p, T expected, T v, int, int) \
+    { \
+        __atomic_compare_exchange_n(p, &expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+        return expected; \
+    } \
+    int __tsan_atomic##bits##_compare_exchange_strong(T *p, T *expected, T v, int, int) \
+    { \
+        return __atomic_compare_exchange_n(p, expected, v, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST); \
+    }
+ATOMIC(8, uint8_t)
+ATOMIC(16, uint16_t)
+ATOMIC(32, uint32_t)
+ATOMIC(64, uint64_t)
+void __tsan_atomic_thread_fence(int) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+}
