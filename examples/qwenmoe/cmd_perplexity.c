@@ -18,6 +18,7 @@ static const flag flags[] = {
     { "window", 'w', "N", "tokens the model sees at once (default 1024)" },
     { "overlap", 'o', "N", "tokens of a window that only lead up to the scored ones, 1 at least (default: half the window)" },
     { "tokens", 'n', "N", "use only this many tokens of the text" },
+    { "special", 0, "none|user|all", "which special tokens are recognised in the text (default none)" },
     { "save", 0, "FILE", "write the log probabilities of every token of the vocabulary after every scored token" },
     { "bits", 0, "16|32", "size of one of them in that file (default 16)" },
     { "against", 0, "FILE", "compare with a file saved before; takes text and windows from it" },
@@ -240,7 +241,8 @@ static int read_flags(measure *measure)
     if (code == EXIT_OK)
         code = arguments_number(arguments, "tokens", 2, INT32_MAX, INT32_MAX, &measure->limit);
     if (code == EXIT_OK && against &&
-        (arguments_flag(arguments, "window") || arguments_flag(arguments, "overlap") || arguments_flag(arguments, "file")))
+        (arguments_flag(arguments, "window") || arguments_flag(arguments, "overlap") || arguments_flag(arguments, "file") ||
+         arguments_flag(arguments, "special")))
         return arguments_usage(arguments, "--against takes text and windows from the saved file");
     if (code == EXIT_OK && against) {
         code = logits_open(&measure->against, against);
@@ -273,9 +275,11 @@ static int read_text(measure *measure)
     }
     char *text;
     int64_t length;
-    int code = read_prompt(measure->arguments, &text, &length);
+    int special, code = read_prompt(measure->arguments, &text, &length);
     if (code == EXIT_OK)
-        code = tokens_append(&measure->text, measure->model, text, length, QM_SPECIAL_NONE);
+        code = arguments_choice(measure->arguments, "special", "none|user|all", QM_SPECIAL_NONE, &special);
+    if (code == EXIT_OK)
+        code = tokens_append(&measure->text, measure->model, text, length, special);
     measure->bytes = length;
     free(text);
     if (code == EXIT_OK && measure->text.count > measure->limit) {

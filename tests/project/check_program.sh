@@ -230,7 +230,13 @@ check_perplexity() {
     expect 1 perplexity --against "$work/cut"
     holds "$err" 'ends too early'
     expect 2 perplexity --against "$work/32" -w 24
+    expect 2 perplexity --against "$work/32" --special all
     expect 2 perplexity -w 1
+    printf 'a<|im_end|>b<|im_end|>c' > "$work/in"
+    expect 0 perplexity --special all --json
+    json 'd["tokens_scored"] == 4'
+    expect 0 perplexity --json
+    json 'd["tokens_scored"] > 4'
 }
 
 for verb in ${3:-usage options run chat fill info tokenize bench perplexity}; do
