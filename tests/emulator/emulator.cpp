@@ -1,4 +1,5 @@
-/* Blocks of threads on the CPU: each thread is a fiber with a stack of its own; one that waits gives way to the next that is ready. */
+/* Blocks of threads on the CPU: each thread is a fiber with a stack of its own; one that waits gives way to the next that is
+ * ready. */
 #include "emulator_inside.h"
 
 #include <mutex>
@@ -17,6 +18,7 @@ struct copy {
     const void *from;
     size_t size, zeros;
     int group;
+    const void *pc; /* who asked for it */
 };
 
 enum state { READY, IN_WARP, AT_BARRIER, FINISHED };
@@ -112,8 +114,8 @@ void emulator_fault(const char *format, ...)
     if (emulator.running) {
         const emulator_position *p = &emulator.running->position;
         fprintf(stderr, "emulator: %s, block (%u,%u,%u) of (%u,%u,%u), thread (%u,%u,%u) of (%u,%u,%u): ",
-                emulator_kernel_name(emulator.kernel), p->block.x, p->block.y, p->block.z, p->grid_size.x, p->grid_size.y, p->grid_size.z,
-                p->thread.x, p->thread.y, p->thread.z, p->block_size.x, p->block_size.y, p->block_size.z);
+                emulator_kernel_name(emulator.kernel), p->block.x, p->block.y, p->block.z, p->grid_size.x, p->grid_size.y,
+                p->grid_size.z, p->thread.x, p->thread.y, p->thread.z, p->block_size.x, p->block_size.y, p->block_size.z);
     } else if (emulator.kernel)
         fprintf(stderr, "emulator: %s: ", emulator_kernel_name(emulator.kernel));
     else
@@ -173,8 +175,8 @@ static struct fiber *next_ready(void)
         return NULL;
     int *first = &emulator.ready[emulator.ready_first];
     if (emulator.seed) {
-        int *other = &emulator.ready[(emulator.ready_first + (int)(random_next() % (uint64_t)emulator.ready_count)) % EMULATOR_THREADS];
-        int i = *other;
+        const int by = (int)(random_next() % (uint64_t)emulator.ready_count);
+        int *other = &emulator.ready[(emulator.ready_first + by) % EMULATOR_THREADS], i = *other;
         *other = *first;
         *first = i;
     }
@@ -237,7 +239,8 @@ static void wait_as(enum state state, const char *name, const char *file, int li
     give_way();
 }
 
-void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file, int line)
+void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file,
+                   int line)
 {
     struct fiber *self = emulator.running;
     const int warp = self->index >> 5, i = self->index & 31;
@@ -374,23 +377,27 @@ void *emulator_shared(void)
 }
 
 /* ---- cp.async ---- */
+static void look_at_copy(const struct copy *c)
+{
+    if (!emulator_checks)
+        return;
+    emulator_check_access(c->from, c->size, false, false, c->pc);
+    emulator_check_access(c->to, c->size + c->zeros, true, false, c->pc);
+}
+
 static void copy_now(const struct copy *c)
 {
-    emulator_touch(c->from, c->size, false, false);
-    emulator_touch(c->to, c->size + c->zeros, true, false);
     memcpy(c->to, c->from, c->size);
     memset((char *)c->to + c->size, 0, c->zeros);
 }
 
 void emulator_copy(void *to, const void *from, size_t size, size_t zeros)
 {
-    const struct copy c = { to, from, size, zeros, emulator.running->group };
+    const struct copy c = { to, from, size, zeros, emulator.running->group, __builtin_return_address(0) };
+    look_at_copy(&c); /* it may arrive from now on */
     if (emulator.seed & 1)
         copy_now(&c);
-    else {
-        emulator_touch(to, size + zeros, true, false); /* from now on it may arrive */
-        emulator.running->copies.push_back(c);
-    }
+    emulator.running->copies.push_back(c);
 }
 
 void emulator_copy_commit(void)
@@ -402,8 +409,12 @@ void emulator_copy_wait(int left)
 {
     struct fiber *self = emulator.running;
     size_t done = 0;
-    while (done < self->copies.size() && self->copies[done].group < self->group - left)
-        copy_now(&self->copies[done++]);
+    while (done < self->copies.size() && self->copies[done].group < self->group - left) {
+        const struct copy *c = &self->copies[done++];
+        look_at_copy(c); /* and until now */
+        if (!(emulator.seed & 1))
+            copy_now(c);
+    }
     self->copies.erase(self->copies.begin(), self->copies.begin() + (ptrdiff_t)done);
 }
 
@@ -503,8 +514,8 @@ void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, 
     if (emulator_checks)
         emulator_check_launch(kernel, linked);
     if (getenv("QMI_EMULATOR_TRACE"))
-        fprintf(stderr, "emulator: %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>\n", emulator_kernel_name(kernel), grid.x, grid.y, grid.z, block.x,
-                block.y, block.z, shared);
+        fprintf(stderr, "emulator: %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>\n", emulator_kernel_name(kernel), grid.x, grid.y, grid.z,
+                block.x, block.y, block.z, shared);
     if (emulator.seed) {
         order.resize((size_t)blocks);
         for (size_t i = 0; i < order.size(); i++) { /* inside-out shuffle */

@@ -1,6 +1,6 @@
-/* Runs the kernels of cuda/ on the CPU: force-included before a .cu file that g++ compiles as C++ (no nvcc, no card; the headers of the
- * CUDA toolkit are needed). The other files here are linked with it: emulator.cpp (blocks and threads), emulator_runtime.cpp (the CUDA
- * runtime's functions), emulator_symbols.cpp (names), emulator_check.cpp (accesses to memory).
+/* Runs the kernels of cuda/ on the CPU: force-included before a .cu file that g++ compiles as C++ (no nvcc, no card; the
+ * headers of the CUDA toolkit are needed). The other files here are linked with it: emulator.cpp (blocks and threads),
+ * emulator_runtime.cpp (the CUDA runtime's functions), emulator_symbols.cpp (names), emulator_check.cpp (accesses to memory).
  *
  *   E=tests/emulator
  *   FLAGS="-O1 -g -std=c++17 -x c++ -DQMI_CUDA_EMULATED -I$E -Icuda -Ilib -Iinclude -isystem /usr/local/cuda/include
@@ -9,13 +9,13 @@
  *   g++ $FLAGS -c $E/emulator.cpp -o emulator.o                     (likewise the others; without -fsanitize)
  *   g++ test.o embed.o emulator*.o cuda_layout.o libqwenmoe_objects.a -lm -ldl -lpthread -o test && ./test   (without -fsanitize)
  *
- * Threads of a block are fibers, switched only where they wait for each other; blocks run one after another. Found and reported, with
- * the kernel's name: deadlocks, lanes of a warp in different operations, shuffles from lanes that aren't there, kernels that never wait
- * for their predecessor, accesses past an allocation (by a guard page behind it). Fresh memory, shared memory too, is filled with 0xFF
- * bytes (NaN). Copies of cp.async arrive as late as they may, and streams work only when somebody waits for them.
- * With -fsanitize=thread (it needs not be, and makes everything some five times slower) each access of a kernel is looked at: races in a
- * block on shared memory, within and between blocks on the card's memory, accesses out of bounds, accesses before
- * chip_wait_for_previous(); the report has file and line of both sides. Environment:
+ * Threads of a block are fibers, switched only where they wait for each other; blocks run one after another. Found and
+ * reported, with the kernel's name: deadlocks, lanes of a warp in different operations, shuffles from lanes that aren't there,
+ * kernels that never wait for their predecessor, accesses past an allocation (by a guard page behind it). Fresh memory, shared
+ * memory too, is filled with 0xFF bytes (NaN). Copies of cp.async arrive as late as they may, and streams work only when
+ * somebody waits for them. With -fsanitize=thread (it needs not be, and makes everything some five times slower) each access of
+ * a kernel is looked at: races in a block on shared memory, within and between blocks on the card's memory, accesses out of
+ * bounds, accesses before chip_wait_for_previous(); the report has file and line of both sides. Environment:
  *   QMI_EMULATOR_SEED=N       N > 0: threads and blocks in random order; odd N: cp.async copies at once
  *   QMI_EMULATOR_TRACE=1      each launch on stderr
  *   QMI_EMULATOR_CAPABILITY=86 | 90 (default), QMI_EMULATOR_MEMORY=bytes, QMI_EMULATOR_PROCESSORS=n, QMI_EMULATOR_DEVICES=n
@@ -69,10 +69,12 @@ typedef struct emulator_lane {
     int argument, width;
 } emulator_lane;
 
-/* Does the operation for the lanes of `mask`, once all have arrived. `bad` names a fault, or stays NULL. None at all: __syncwarp. */
+/* Does the operation for the lanes of `mask`, once all have arrived. `bad` names a fault, or stays NULL. None at all:
+ * __syncwarp. */
 typedef void (*emulator_combine)(emulator_lane *lanes, uint32_t mask, const char **bad);
 
-void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file, int line);
+void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, const emulator_lane *lane, const char *file,
+                   int line);
 int emulator_block(const char *name, int predicate, const char *file, int line); /* number of threads whose predicate is not 0 */
 /* Named barrier: `count` threads arrive; those with wait stay until all have. */
 void emulator_barrier(int id, int count, bool wait, const char *file, int line);
@@ -100,7 +102,8 @@ extern "C" void emulator_fail(int64_t allocation, int64_t call);
 extern "C" size_t emulator_allocated(void);
 
 /* The toolkit has these templates for nvcc only. */
-template <class... P> static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), enum cudaFuncAttribute attribute, int value)
+template <class... P>
+static inline cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), enum cudaFuncAttribute attribute, int value)
 {
     return cudaFuncSetAttribute((const void *)kernel, attribute, value);
 }
@@ -109,7 +112,8 @@ template <class... P> static inline cudaError_t cudaFuncGetAttributes(struct cud
     return cudaFuncGetAttributes(out, (const void *)kernel);
 }
 template <class... P>
-static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*kernel)(P...), int threads, size_t shared)
+static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, void (*kernel)(P...), int threads,
+                                                                        size_t shared)
 {
     return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, (const void *)kernel, threads, shared);
 }
@@ -207,9 +211,18 @@ static inline uint32_t emulator_votes(const char *name, uint32_t mask, int predi
     return out;
 }
 
-static inline uint32_t __ballot_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__ballot_sync", mask, p, file, line); }
-static inline int __any_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__any_sync", mask, p, file, line) != 0; }
-static inline int __all_sync(uint32_t mask, int p, EMULATOR_PLACE) { return emulator_votes("__all_sync", mask, p, file, line) == mask; }
+static inline uint32_t __ballot_sync(uint32_t mask, int predicate, EMULATOR_PLACE)
+{
+    return emulator_votes("__ballot_sync", mask, predicate, file, line);
+}
+static inline int __any_sync(uint32_t mask, int predicate, EMULATOR_PLACE)
+{
+    return emulator_votes("__any_sync", mask, predicate, file, line) != 0;
+}
+static inline int __all_sync(uint32_t mask, int predicate, EMULATOR_PLACE)
+{
+    return emulator_votes("__all_sync", mask, predicate, file, line) == mask;
+}
 
 template <class T> static void emulator_match(emulator_lane *lanes, uint32_t mask, const char **)
 {

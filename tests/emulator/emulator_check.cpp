@@ -1,12 +1,12 @@
-/* Looks at every access to memory that kernels make, when their files were compiled with g++ -fsanitize=thread: the calls that it puts
- * before loads and stores end here (and the program is not linked with the sanitizer's own library).
+/* Looks at every access to memory that kernels make, when their files were compiled with g++ -fsanitize=thread: the calls that
+ * it puts before loads and stores end here (and the program is not linked with the sanitizer's own library).
  *
- * Found: races in a block, on shared and on the card's memory; races between the blocks of a launch; accesses round an allocation;
- * what a kernel touches before chip_wait_for_previous() although another kernel may still write it.
+ * Found: races in a block, on shared and on the card's memory; races between the blocks of a launch; accesses round an
+ * allocation; what a kernel touches before chip_wait_for_previous() although another kernel may still write it.
  *
- * Order within a block is by vector clocks (Lamport; Mattern 1989): thread a's access at a's time t happened before what b does now if
- * b's clock for a is at least t. __syncthreads, named barriers and __syncwarp pass clocks on; shuffles and votes do not, as they order
- * no memory. Blocks of a launch are ordered by atomics on the same address only. */
+ * Order within a block is by vector clocks (Lamport; Mattern 1989): thread a's access at a's time t happened before what b does
+ * now if b's clock for a is at least t. __syncthreads, named barriers and __syncwarp pass clocks on; shuffles and votes do not,
+ * as they order no memory. Blocks of a launch are ordered by atomics on the same address only. */
 #include "emulator_inside.h"
 
 #include <algorithm>
@@ -163,7 +163,8 @@ void emulator_check_launch(const void *kernel, bool linked)
     check.ordered.clear();
 }
 
-void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes, const std::vector<emulator_variable> &variables)
+void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes,
+                          const std::vector<emulator_variable> &variables)
 {
     check.block = block;
     check.threads = threads;
@@ -227,8 +228,9 @@ static std::string place_now(int thread, const void *pc)
 
 static void race(const char *what, const void *p, const char *kind, const struct access &a, bool write, const void *pc)
 {
-    emulator_fault("race on %s at %p: %s\n    after thread %d of block %u %s at %s\n    %s", what, p, write ? "it writes" : "it reads",
-                   a.thread, a.block, kind, emulator_place(a.pc).c_str(), ("here: " + place_now(emulator_running(), pc)).c_str());
+    const std::string then = emulator_place(a.pc), now = place_now(emulator_running(), pc);
+    emulator_fault("race on %s at %p: it %s\n    here: %s\n    after thread %d of block %u %s\n    there: %s", what, p,
+                   write ? "writes" : "reads", now.c_str(), a.thread, a.block, kind, then.c_str());
 }
 
 /* ---- shared memory ---- */
@@ -261,10 +263,12 @@ static void look_global(struct cell *c, const void *p, int thread, bool write, b
 {
     const struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, atomic, pc };
     const bool same_launch = c->write.launch == check.launch;
-    if (!check.waited[thread] && (write || (c->write.launch >= check.chain && c->write.launch != check.launch && c->write.launch)))
-        emulator_fault("%s the card's memory at %p (%s) before chip_wait_for_previous()\n    at %s", write ? "writes" : "reads", p,
-                       write ? "which other kernels may still use" : emulator_kernel_name(check.kernels[c->write.launch]),
+    if (!check.waited[thread] && write)
+        emulator_fault("writes the card's memory at %p before chip_wait_for_previous()\n    at %s", p,
                        place_now(thread, pc).c_str());
+    if (!check.waited[thread] && !same_launch && c->write.launch >= check.chain && c->write.launch)
+        emulator_fault("reads what %s wrote, at %p, before chip_wait_for_previous()\n    at %s",
+                       emulator_kernel_name(check.kernels[c->write.launch]), p, place_now(thread, pc).c_str());
     if (same_launch && !(atomic && c->write.atomic) &&
         !(c->write.block == now.block ? before(c->write, thread) : block_before(c->write.block)))
         race("the card's memory", p, "wrote", c->write, write, pc);

@@ -1,4 +1,5 @@
-/* What cuda/chip.cuh does in assembly, in C++. Included by emulator.h; chip.cuh leaves these out when QMI_CUDA_EMULATED is defined. */
+/* What cuda/chip.cuh does in assembly, in C++. Included by emulator.h; chip.cuh leaves these out when QMI_CUDA_EMULATED is
+ * defined. */
 #ifndef QMI_EMULATOR_CHIP_H
 #define QMI_EMULATOR_CHIP_H
 
@@ -31,15 +32,18 @@ static inline void chip_copy16(void *to_shared, const void *from, bool real, EMU
 static inline void chip_copy_commit(void) { emulator_copy_commit(); }
 template <int LEFT> static inline void chip_copy_wait(void) { emulator_copy_wait(LEFT); }
 static inline void chip_copy_wait_for(int left) { emulator_copy_wait(left); }
-static inline void chip_copy16_once(void *to_shared, const void *from, EMULATOR_PLACE) { chip_copy16(to_shared, from, true, file, line); }
+static inline void chip_copy16_once(void *to_shared, const void *from, EMULATOR_PLACE)
+{
+    chip_copy16(to_shared, from, true, file, line);
+}
 static inline void chip_prefetch(const void *p) { (void)p; }
 
 static inline void chip_load_matrices(uint32_t out[4], const void *row, EMULATOR_PLACE)
 {
     const int lane = emulator_lane_index();
     for (int i = 0; i < 4; i++) {
-        const char *from = (const char *)(uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, 8 * i + (lane >> 2), 32, file, line);
-        out[i] = emulator_load<uint32_t>(from + 4 * (lane & 3), file, line);
+        const uintptr_t at = (uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, 8 * i + (lane >> 2), 32, file, line);
+        out[i] = emulator_load<uint32_t>((const char *)at + 4 * (lane & 3), file, line);
     }
 }
 
@@ -94,8 +98,14 @@ static inline int chip_dot4(uint32_t codes, uint32_t values, int sum)
 /* ---- tensor cores: mma.m16n8k16, fragments as chip.cuh describes them ---- */
 typedef struct emulator_fragments { uint32_t a[4], b[2]; float c[4]; } emulator_fragments;
 
-static inline float emulator_half(uint32_t pair, int i) { return __half2float(__ushort_as_half((unsigned short)(pair >> (16 * i)))); }
-static inline float emulator_bfloat(uint32_t pair, int i) { return __uint_as_float(pair >> (16 * i) << 16); }
+static inline float emulator_half(uint32_t pair, int i)
+{
+    return __half2float(__ushort_as_half((unsigned short)(pair >> (16 * i))));
+}
+static inline float emulator_bfloat(uint32_t pair, int i)
+{
+    return __uint_as_float(pair >> (16 * i) << 16);
+}
 
 template <float (*UNPACK)(uint32_t, int)> static void emulator_mma(emulator_lane *lanes, uint32_t mask, const char **bad)
 {
@@ -126,7 +136,8 @@ template <float (*UNPACK)(uint32_t, int)> static void emulator_mma(emulator_lane
 }
 
 template <float (*UNPACK)(uint32_t, int)>
-static inline void emulator_multiply(const char *name, float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, const char *file, int line)
+static inline void emulator_multiply(const char *name, float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1,
+                                     const char *file, int line)
 {
     const emulator_fragments f = { { a[0], a[1], a[2], a[3] }, { b0, b1 }, { c[0], c[1], c[2], c[3] } };
     const emulator_lane lane = { &f, c, sizeof f, 0, 32 };

@@ -37,7 +37,8 @@ uintptr_t emulator_allocation(const void *p, size_t *bytes);
 extern bool emulator_checks;   /* such a file is there */
 void emulator_check_unlinked(void);                 /* what was launched so far has ended */
 void emulator_check_launch(const void *kernel, bool linked);
-void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes, const std::vector<emulator_variable> &variables);
+void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes,
+                          const std::vector<emulator_variable> &variables);
 void emulator_check_waited(int thread);
 void emulator_check_barrier_all(int threads);       /* all threads of the block met */
 void emulator_check_arrive(int barrier, int thread);

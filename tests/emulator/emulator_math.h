@@ -197,15 +197,16 @@ static inline long min(int a, long b) { return min((long)a, b); }
 static inline long max(long a, int b) { return max(a, (long)b); }
 static inline long max(int a, long b) { return max((long)a, b); }
 
-/* ---- half floats: the host's headers lack the fused ones. A product of two halves is exact in float; the sum is rounded in double
- * first, which has bits enough for the second rounding to be right. ---- */
+/* ---- half floats: the host's headers lack the fused ones. A product of two halves is exact in float; the sum is rounded in
+ * double first, which has bits enough for the second rounding to be right. ---- */
 static inline __half __hfma(__half a, __half b, __half c)
 {
     return __double2half((double)__half2float(a) * (double)__half2float(b) + (double)__half2float(c));
 }
 static inline __half2 __hfma2(__half2 a, __half2 b, __half2 c)
 {
-    return __halves2half2(__hfma(__low2half(a), __low2half(b), __low2half(c)), __hfma(__high2half(a), __high2half(b), __high2half(c)));
+    return __halves2half2(__hfma(__low2half(a), __low2half(b), __low2half(c)),
+                          __hfma(__high2half(a), __high2half(b), __high2half(c)));
 }
 static inline __nv_bfloat16 __hfma(__nv_bfloat16 a, __nv_bfloat16 b, __nv_bfloat16 c)
 {

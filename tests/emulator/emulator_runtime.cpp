@@ -1,5 +1,5 @@
-/* The functions of the CUDA runtime that the backend calls, for one made-up card whose memory is the host's. What a stream is given runs as
- * late as the rules allow, when somebody waits for it: so a host that touches a buffer too early is found. */
+/* The functions of the CUDA runtime that the backend calls, for one made-up card whose memory is the host's. What a stream is
+ * given runs as late as the rules allow, when somebody waits for it: so a host that touches a buffer too early is found. */
 #include "emulator_inside.h"
 
 #include <deque>
@@ -155,7 +155,9 @@ cudaError_t cudaGetDeviceCount(int *count)
 cudaError_t cudaSetDevice(int device)
 {
     CALL();
-    return device >= 0 && device < setting("QMI_EMULATOR_DEVICES", 1) ? cudaSuccess : failed(cudaErrorInvalidDevice, "no device %d", device);
+    if (device < 0 || device >= setting("QMI_EMULATOR_DEVICES", 1))
+        return failed(cudaErrorInvalidDevice, "no device %d", device);
+    return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int *device)
@@ -224,8 +226,8 @@ cudaError_t cudaFuncSetAttribute(const void *kernel, enum cudaFuncAttribute attr
     if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize)
         return cudaSuccess;
     if (value < 0 || (size_t)value + emulator_static_shared(kernel) > (size_t)shared_most())
-        return failed(cudaErrorInvalidValue, "%s: %d bytes of shared memory; the card has %d", emulator_kernel_name(kernel), value,
-                      shared_most());
+        return failed(cudaErrorInvalidValue, "%s: %d bytes of shared memory; the card has %d", emulator_kernel_name(kernel),
+                      value, shared_most());
     card.shared_limits[kernel] = value;
     return cudaSuccess;
 }
@@ -576,7 +578,7 @@ static cudaError_t release(void *p, bool host)
         return cudaSuccess;
     NOT_CAPTURING("a release of memory");
     if (i == card.allocations.end() || i->second.host != host)
-        return failed(cudaErrorInvalidValue, "release of %p, which %s", p, host ? "is no pinned memory" : "is no memory of the card");
+        return failed(cudaErrorInvalidValue, "release of %p, which is no %s memory", p, host ? "pinned" : "card's");
     drain_all();
     const struct allocation a = i->second;
     const uint8_t *end = a.map + a.mapped - (size_t)sysconf(_SC_PAGESIZE);
@@ -733,14 +735,14 @@ void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 bl
     }
     if (!grid.x || !grid.y || !grid.z || grid.y > 65535 || grid.z > 65535 || !block.x || !block.y || !block.z || block.z > 64 ||
         (uint64_t)block.x * block.y * block.z > 1024) {
-        failed(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks of %u x %u x %u threads", emulator_kernel_name(kernel),
-               grid.x, grid.y, grid.z, block.x, block.y, block.z);
+        failed(cudaErrorInvalidConfiguration, "%s: a grid of %u x %u x %u blocks of %u x %u x %u threads",
+               emulator_kernel_name(kernel), grid.x, grid.y, grid.z, block.x, block.y, block.z);
         return;
     }
     if (shared > limit || (shared + fixed > (size_t)48 << 10 && !card.shared_limits.count(kernel)) ||
         shared + fixed > (size_t)shared_most()) {
-        failed(cudaErrorInvalidValue, "%s: %zu bytes of shared memory and %zu of variables; it was allowed %zu", emulator_kernel_name(kernel),
-               shared, fixed, limit);
+        failed(cudaErrorInvalidValue, "%s: %zu bytes of shared memory and %zu of variables; it was allowed %zu",
+               emulator_kernel_name(kernel), shared, fixed, limit);
         return;
     }
     enqueue(stream_of(stream), [=]() { emulator_execute(kernel, grid, block, shared, linked, body); });

@@ -1,5 +1,5 @@
-/* The program's own symbol table: what a kernel's address is called, and where the variables are that kernels share in a block. In
- * the emulator `__shared__` is `static thread_local`, so those are the thread-local symbols inside of functions. */
+/* The program's own symbol table: what a kernel's address is called, and where the variables are that kernels share in a block.
+ * In the emulator `__shared__` is `static thread_local`, so those are the thread-local symbols inside of functions. */
 #include "emulator_inside.h"
 
 #include <map>

@@ -55,7 +55,8 @@ static void make_weights(uint32_t type, uint8_t *bytes)
 }
 
 template <uint32_t T>
-static __global__ void unpack_and_dot(cuda_matrix m, const block_activation *activations, uint32_t *pairs, float *dots, int32_t *places)
+static __global__ void unpack_and_dot(cuda_matrix m, const block_activation *activations, uint32_t *pairs, float *dots,
+                                      int32_t *places)
 {
     const int i = (int)(blockIdx.x * blockDim.x + threadIdx.x);
     block<T> w;
@@ -121,7 +122,8 @@ template <uint32_t T> static void run_kernel(scene *s)
     cudaMemcpy(data, host, (size_t)planes.bytes, cudaMemcpyHostToDevice);
     cudaMemcpy(activations, s->activations, sizeof s->activations, cudaMemcpyHostToDevice);
     matrix.data = (qmi_address)data;
-    cuda_launch(&run, dim3((BLOCKS + 31) / 32), dim3(32), 0, unpack_and_dot<T>, cuda_matrix_of(&matrix), activations, pairs, dots, places);
+    cuda_launch(&run, dim3((BLOCKS + 31) / 32), dim3(32), 0, unpack_and_dot<T>, cuda_matrix_of(&matrix), activations, pairs, dots,
+                places);
     cudaMemcpy(s->pairs, pairs, sizeof s->pairs, cudaMemcpyDeviceToHost);
     cudaMemcpy(s->dots, dots, sizeof s->dots, cudaMemcpyDeviceToHost);
     cudaMemcpy(s->places, places, sizeof s->places, cudaMemcpyDeviceToHost);

@@ -162,7 +162,8 @@ static void test_last_block(void **)
 }
 
 /* ---- tensor cores, fed by cp.async and ldmatrix: c = a b, a [16][16], b [8][16] (its columns), c [16][8] ---- */
-static __global__ void multiply(const __half *a, const __half *b, const __nv_bfloat16 *a_wide, const __nv_bfloat16 *b_wide, float *out)
+static __global__ void multiply(const __half *a, const __half *b, const __nv_bfloat16 *a_wide, const __nv_bfloat16 *b_wide,
+                                float *out)
 {
     __shared__ __align__(16) __half rows[24][16];
     const int lane = (int)threadIdx.x, g = lane >> 2, t = lane & 3;
@@ -314,8 +315,8 @@ static void test_launches(void **)
 }
 
 /* ---- faults: a child process runs into each, and says so ---- */
-enum { DEADLOCK, MIXED, MASKED, NEVER_WAITS, TOO_FAR, ODD_ADDRESS, RACE_SHARED, RACE_WARP, RACE_BLOCKS, TOO_EARLY, TOO_LATE, NO_COPY_WAIT,
-       NO_FAULT };
+enum { DEADLOCK, MIXED, MASKED, NEVER_WAITS, TOO_FAR, ODD_ADDRESS, RACE_SHARED, RACE_WARP, RACE_BLOCKS, TOO_EARLY, TOO_LATE,
+       NO_COPY_WAIT, NO_FAULT };
 
 static __global__ void faulty(int what, int *p)
 {
@@ -355,7 +356,7 @@ static __global__ void faulty(int what, int *p)
     }
     if (what == NO_COPY_WAIT) {
         if (i < 32)
-            chip_copy16(mail + 4 * i, p, true);
+            chip_copy16(mail + 4 * i, p, false);
         chip_copy_commit();
         __syncthreads();
         p[i] = mail[i];
