@@ -294,7 +294,7 @@ static void reader_body(void *argument)
 {
     upload_reader *r = (upload_reader *)argument;
     cuda_uploader *u = r->uploader;
-    upload_piece piece;
+    upload_piece piece = {};
     int32_t code = reader_open(r);
     for (int n = 0; code >= 0 && take_piece(u, &piece); n = (n + 1) % BUFFERS) {
         code = send_piece(r, &r->buffers[n], &piece);
