@@ -13,7 +13,7 @@ log=build/quickstart.log
 mkdir -p build
 if [ ! -f build/build.ninja ]; then
     echo "==> configuring ./build"
-    meson setup build --buildtype=release -Dtests=false >"$log" 2>&1 || { cat "$log"; exit 1; }
+    meson setup build --buildtype=release -Dtests=false -Dcuda=disabled >"$log" 2>&1 || { cat "$log"; exit 1; }
 fi
 echo "==> building"
 if [ -t 1 ]; then

@@ -45,7 +45,7 @@ else
         echo "0 passed, 1 failed"
         exit 1
     fi
-    [ -f $build/build.ninja ] || check "configure" meson setup $build -Dcuda=enabled -Dcuda_arch=native,portable || finish
+    [ -f $build/build.ninja ] || check "configure" meson setup $build -Dcuda=enabled -Dgpu_arch=native,portable || finish
     check "build" ninja -C $build
 fi
 backends=$(find "$build/cuda" -name 'libqwenmoe-cuda*.so' | sort)

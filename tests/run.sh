@@ -3,7 +3,8 @@
 #     tests/run.sh                 everything, about ten minutes on two cores
 #     tests/run.sh gcc fuzz        only these tiers
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
-#     gcc      release build without a warning, all tests, installation, README's commands, ABI
+#     gcc      release build without a warning, with the CUDA backend where there is nvcc, all tests, installation, README's
+#              commands, ABI
 #     clang    the same build by clang, all tests
 #     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests
 #     thread   ThreadSanitizer, the tests that use threads
@@ -84,7 +85,9 @@ END
 
 tier_gcc() {
     # Debugging information costs no speed, and the ABI dump is made from it.
-    build gcc gcc --buildtype=release -Ddebug=true -Ddefault_library=both --prefix="$builds/prefix" || return
+    # One target of the CUDA backend: the code is the same for all, and compiling takes long.
+    command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ] || say "gcc: without the CUDA backend: there is no nvcc"
+    build gcc gcc --buildtype=release -Ddebug=true -Ddefault_library=both -Dgpu_arch=90a --prefix="$builds/prefix" || return
     run_tests gcc
     check "gcc: ABI" tests/abi/check_dump.sh "$builds/gcc/lib/libqwenmoe.so"
     check "gcc: install" tests/project/check_install.sh "$builds/gcc" "$builds/prefix"
@@ -93,22 +96,22 @@ tier_gcc() {
 }
 
 tier_clang() {
-    build clang clang --buildtype=release || return
+    build clang clang --buildtype=release -Dcuda=disabled || return
     run_tests clang
 }
 
 tier_address() {
-    build address gcc --buildtype=debugoptimized -Db_sanitize=address,undefined || return
+    build address gcc --buildtype=debugoptimized -Dcuda=disabled -Db_sanitize=address,undefined || return
     run_tests address --timeout-multiplier 4
 }
 
 tier_thread() {
-    build thread gcc --buildtype=debugoptimized -Db_sanitize=thread || return
+    build thread gcc --buildtype=debugoptimized -Dcuda=disabled -Db_sanitize=thread || return
     run_tests thread --timeout-multiplier 8 --suite threads
 }
 
 tier_fuzz() {
-    build fuzz clang --buildtype=debugoptimized -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
+    build fuzz clang --buildtype=debugoptimized -Dcuda=disabled -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
         -Dc_args=-fsanitize=fuzzer-no-link || return
     say "fuzz: running"
     for target in "$builds"/fuzz/tests/fuzz/fuzz_*; do
@@ -121,7 +124,7 @@ tier_fuzz() {
 }
 
 tier_haswell() {
-    build haswell gcc --buildtype=release -Dmarch=haswell -Dtests=false
+    build haswell gcc --buildtype=release -Dcuda=disabled -Dmarch=haswell -Dtests=false
 }
 
 for tier in $tiers; do

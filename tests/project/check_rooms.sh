@@ -31,6 +31,15 @@ for folder in lib/*/; do
     fi
 done
 
+# The CUDA backend sees the rooms that a backend may, and itself.
+found=$(grep -rnE '^[[:space:]]*#[[:space:]]*include[[:space:]]*"' --include='*.c' --include='*.h' --include='*.cu' \
+    --include='*.cuh' cuda | grep -vE "include[[:space:]]*\"((base|quant|backend)/|[a-z_0-9]+\.(h|cuh)\")" || true)
+if [ -n "$found" ]; then
+    echo "cuda includes what it may not:"
+    echo "$found"
+    failed=1
+fi
+
 inner='(\.\./|lib/|base/|quant/|backend/|file/|text/|model/|memory/|run/|api/|cpu/)'
 found=$(grep -rnE '#[[:space:]]*include[[:space:]]*["<]'"$inner" \
     --include='*.[ch]' examples || true)
