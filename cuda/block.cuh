@@ -70,6 +70,28 @@ template <uint32_t T> static __device__ __forceinline__ void block_load(block<T>
     }
 }
 
+/* The matrix from its block i on; formats with scales of 8 blocks: i is a multiple of 8. */
+template <uint32_t T> static __device__ __forceinline__ cuda_matrix block_from(const cuda_matrix &m, int64_t i)
+{
+    cuda_matrix from = m;
+    if constexpr (T == QMI_TYPE_F32 || T == QMI_TYPE_F16 || T == QMI_TYPE_BF16 || T == QMI_TYPE_Q8_0)
+        from.plane[0] += i * (int)(sizeof(block<T>::q));
+    else
+        from.plane[0] += i * 16;
+    if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
+        from.plane[1] += i * 4;
+    if constexpr (T == QMI_TYPE_Q6_K) {
+        from.plane[1] += i * 8;
+        from.plane[3] += (i >> 3) * 2;
+    }
+    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K || T == QMI_TYPE_Q6_K || T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 ||
+                  T == QMI_TYPE_Q5_0 || T == QMI_TYPE_IQ4_NL)
+        from.plane[2] += i * 2;
+    if constexpr (T == QMI_TYPE_IQ4_XS)
+        from.plane[2] += i;
+    return from;
+}
+
 /* ---- pieces ---- */
 
 /* Scale and minimum of block b of 8 (layout.h, MINS). */
@@ -170,6 +192,56 @@ template <uint32_t T> static __device__ __forceinline__ float block_dot(const bl
         return a.scale * (scale * (float)(low + high) - minimum * (float)(sum_low + sum_high));
     }
     return 0;
+}
+
+/* ---- as floats: the values of dequant.c ---- */
+
+template <uint32_t T> static __device__ __forceinline__ void block_values(const block<T> &w, int64_t i, float out[32])
+{
+    if constexpr (T == QMI_TYPE_F32) {
+#pragma unroll
+        for (int v = 0; v < 32; v++)
+            out[v] = __uint_as_float(block_word(w.q[v >> 2], v & 3));
+    } else if constexpr (T == QMI_TYPE_F16 || T == QMI_TYPE_BF16) {
+#pragma unroll
+        for (int v = 0; v < 32; v += 2) {
+            uint32_t pair = block_word(w.q[v >> 3], (v >> 1) & 3);
+            out[v] = T == QMI_TYPE_F16 ? chip_half_low(pair) : __uint_as_float(pair << 16);
+            out[v + 1] = T == QMI_TYPE_F16 ? chip_half_high(pair) : __uint_as_float(pair & 0xffff0000u);
+        }
+    } else {
+        float scale = 0, scale_high = 0, minimum = 0;
+        if constexpr (T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q5_0 || T == QMI_TYPE_IQ4_NL)
+            scale = scale_high = chip_half_low(w.d);
+        if constexpr (T == QMI_TYPE_IQ4_XS)
+            scale = scale_high = block_iq4_xs_scale(w.scales, (int)(i & 7));
+        if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
+            block_mins(w.mins, (int)(i & 7), &scale, &minimum);
+            scale_high = scale;
+        }
+        if constexpr (T == QMI_TYPE_Q6_K) {
+            scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
+            scale_high = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
+        }
+        constexpr bool table = T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS, is_signed = table || T == QMI_TYPE_Q8_0;
+        constexpr int offset = T == QMI_TYPE_Q4_0 ? 8 : T == QMI_TYPE_Q5_0 ? 16 : T == QMI_TYPE_Q6_K ? 32 : 0;
+#pragma unroll
+        for (int k = 0; k < 8; k++) {
+            uint32_t codes;
+            if constexpr (table) {
+                uint32_t low, high;
+                block_iq4_values(block_word(w.q, k & 3), &low, &high);
+                codes = k < 4 ? low : high;
+            } else
+                codes = block_codes(w, k);
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t byte = (codes >> (8 * j)) & 255;
+                int code = is_signed ? (int)(int8_t)byte : (int)byte - offset;
+                out[4 * k + j] = (k < 4 ? scale : scale_high) * (float)code - minimum;
+            }
+        }
+    }
 }
 
 /* ---- unpacking to half floats ----

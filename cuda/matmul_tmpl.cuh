@@ -1,0 +1,295 @@
+/* The product kernel: MATMUL_INSTANCE(type) makes the instances of one type; several files share them out, so that they compile
+ * side by side.
+ *
+ * A block of 8 warps has a tile of rows x tokens. A warp has two tiles of 16 rows (m = 0, 1; GLU: one of gate, one of up) times
+ * all tokens of the tile; lane 4 g + c holds block 4 j + c of rows g and g + 8 of each for chunk j, loads them as they lie in
+ * memory, one chunk ahead, and unpacks a quarter (k 32 of the chunk's 128) at a time. Activations come through shared memory,
+ * three or four stages of cp.async; each fragment read from there serves two mma, so that shared memory (128 bytes a clock) is
+ * 2/3 busy when the tensor cores are full.
+ *
+ * Floors, for R rows, K columns, n tokens: bytes R K x bits / 8 over the bandwidth (few tokens), 2 R K n over the rate of
+ * mma.sync (on sm_90 about 0.6 of the tensor cores' rate). Unpacking takes 300 instructions a warp and chunk for its 32 rows,
+ * the mma of 128 tokens 256: they overlap. Where there are few tokens the warps share out k, so that enough loads are under
+ * way. */
+#ifndef QMI_CUDA_MATMUL_TMPL_CUH
+#define QMI_CUDA_MATMUL_TMPL_CUH
+
+#include "block.cuh"
+#include "matmul.cuh"
+
+#define MATMUL_GROUP 8 /* tiles of tokens whose activations stay in L2 while all rows pass by */
+
+template <int TOKENS> __host__ __device__ constexpr int matmul_stages(void)
+{
+    return TOKENS >= 128 ? 3 : 4;
+}
+
+/* Registers for weights now and next, and sums: where they do not fit, weights are loaded when needed. */
+template <uint32_t T, int TOKENS> __host__ __device__ constexpr bool matmul_ahead(void)
+{
+    return sizeof(block<T>) / 4 * 8 + TOKENS <= 208;
+}
+
+template <uint32_t T, int TOKENS> __host__ __device__ constexpr int matmul_resident(void)
+{
+    return TOKENS <= 32 && sizeof(block<T>) <= 36 ? 2 : 1;
+}
+
+struct matmul_place {
+    int row_tile, first, count, expert;
+};
+
+/* Which tile a block has; count 0: none. */
+template <int TOKENS> static __device__ __forceinline__ matmul_place matmul_find(const matmul_part &part, int block)
+{
+    matmul_place at = {};
+    if (part.tiles) {
+        int tile = block / part.row_tiles;
+        at.row_tile = block - tile * part.row_tiles;
+        if (tile < *part.tile_count) {
+            matmul_tile t = part.tiles[tile];
+            at.expert = t.expert;
+            at.first = t.first;
+            at.count = t.count;
+        }
+    } else {
+        int group_blocks = MATMUL_GROUP * part.row_tiles, group = block / group_blocks, rest = block - group * group_blocks;
+        int tiles = min(MATMUL_GROUP, part.token_tiles - group * MATMUL_GROUP);
+        at.row_tile = rest / tiles;
+        at.first = (group * MATMUL_GROUP + rest - at.row_tile * tiles) * TOKENS;
+        at.count = min(TOKENS, part.tokens - at.first);
+    }
+    return at;
+}
+
+/* Chunks [first, first + shares) of the tile's tokens to shared memory: token t's unit u at u ^ (t & 7), so that the eight rows
+ * an ldmatrix takes lie in different banks. */
+template <int TOKENS>
+static __device__ __forceinline__ void matmul_fetch(const matmul_input &in, const int32_t *source, int live, uint8_t *stage,
+                                                    int first, int shares, int chunks)
+{
+#pragma unroll 4
+    for (int i = threadIdx.x; i < TOKENS * 16 * shares; i += MATMUL_THREADS) {
+        int unit = i & 15, token = (i >> 4) & (TOKENS - 1), share = (i >> 4) / TOKENS;
+        if (token >= live * 8)
+            continue;
+        int row = source[token];
+        bool real = row >= 0 && first + share < chunks;
+        const __half *from = in.x + (real ? (int64_t)row * in.stride + (first + share) * MATMUL_CHUNK + unit * 8 : 0);
+        chip_copy16(stage + (share * TOKENS + token) * 256 + ((unit ^ (token & 7)) << 4), from, real);
+    }
+}
+
+/* sums += weights of one chunk (the lane's: block b of its rows) times the tokens at `tokens` in shared memory; live: groups of
+ * eight tokens that exist. */
+template <uint32_t T, int TOKENS>
+static __device__ __forceinline__ void matmul_multiply(float sums[2][TOKENS / 8][4], const block<T> w[2][2], int b,
+                                                       const uint8_t *tokens, int live)
+{
+    constexpr int skip = TOKENS >= 128 ? 4 : 1; /* groups left out together: a branch less often */
+    const int lane = threadIdx.x & 31;
+    const uint8_t *row = tokens + (lane & 7) * 256;
+    block_factors factors[2][2];
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            factors[m][h] = block_factors_of(w[m][h], b);
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+        uint32_t a[2][2][4]; /* two steps of k 16 for each m */
+#pragma unroll
+        for (int m = 0; m < 2; m++)
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                uint32_t pairs[4];
+                block_unpack_quarter(w[m][h], factors[m][h], k, pairs);
+#pragma unroll
+                for (int p = 0; p < 4; p++)
+                    a[m][p >> 1][h + 2 * (p & 1)] = pairs[p];
+            }
+        const uint8_t *units = row + (((4 * k + (lane >> 3)) ^ (lane & 7)) << 4);
+#pragma unroll
+        for (int group = 0; group < TOKENS / 8; group += skip) {
+            if (group >= live)
+                break;
+#pragma unroll
+            for (int n = group; n < group + skip; n++) {
+                uint32_t b[4];
+                chip_load_matrices(b, units + n * 2048);
+#pragma unroll
+                for (int step = 0; step < 2; step++)
+#pragma unroll
+                    for (int m = 0; m < 2; m++)
+                        chip_mma_half(sums[m][n], a[m][step], b[2 * step], b[2 * step + 1]);
+            }
+        }
+    }
+}
+
+/* The warps that shared out k add up; the first of each has the sums. */
+template <int TOKENS>
+static __device__ __forceinline__ void matmul_gather_sums(float sums[2][TOKENS / 8][4], float *room, int row_warps, int share)
+{
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, shares = MATMUL_WARPS / row_warps;
+    room += warp % row_warps * TOKENS * 32 + lane;
+    __syncthreads(); /* the stages are free */
+    if (share)
+#pragma unroll
+        for (int i = 0; i < TOKENS; i++)
+            room[(share - 1) * row_warps * TOKENS * 32 + i * 32] = sums[i / (TOKENS / 2)][i % (TOKENS / 2) / 4][i & 3];
+    __syncthreads();
+    if (!share)
+        for (int s = 1; s < shares; s++)
+#pragma unroll
+            for (int i = 0; i < TOKENS; i++)
+                sums[i / (TOKENS / 2)][i % (TOKENS / 2) / 4][i & 3] += room[(s - 1) * row_warps * TOKENS * 32 + i * 32];
+}
+
+/* A lane has rows g and g + 8 of tokens 8 n + 2 c, + 1: a warp's store covers eight neighbouring floats, whole sectors. */
+template <int TOKENS>
+static __device__ __forceinline__ void matmul_store(const matmul_part &part, const float sums[2][TOKENS / 8][4], int row,
+                                                    int first, int count, const float *scale)
+{
+    const int c = threadIdx.x & 3;
+    const bool glu = part.mode == MATMUL_GLU, add = part.mode == MATMUL_ADD;
+#pragma unroll
+    for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            int token = 8 * n + 2 * c + e;
+            if (token >= count)
+                continue;
+            float factor = scale[token], *out = part.out + (int64_t)(first + token) * part.out_stride;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float low = sums[0][n][2 * h + e] * factor, high = sums[1][n][2 * h + e] * factor;
+                int r = row + 8 * h;
+                if (glu) {
+                    if (r < part.rows)
+                        out[r] = chip_silu(low) * high;
+                } else {
+                    if (r < part.rows)
+                        out[r] = add ? out[r] + low : low;
+                    if (r + 16 < part.rows)
+                        out[r + 16] = add ? out[r + 16] + high : high;
+                }
+            }
+        }
+}
+
+template <uint32_t T, int TOKENS>
+__global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
+    matmul_kernel(const __grid_constant__ matmul_work work)
+{
+    constexpr int stages = matmul_stages<TOKENS>();
+    constexpr bool ahead = matmul_ahead<T, TOKENS>();
+    CHIP_SHARED(uint8_t, shared);
+    __shared__ int32_t source[TOKENS];
+    __shared__ float scale[TOKENS];
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
+    chip_let_next_start();
+    int p = 0;
+    while (p + 1 < work.parts && (int)blockIdx.x >= work.part[p + 1].first_block)
+        p++;
+    const matmul_part &part = work.part[p];
+    const bool late = part.tiles || part.written;
+    if (late)
+        chip_wait_for_previous();
+    const matmul_place place = matmul_find<TOKENS>(part, blockIdx.x - part.first_block);
+    if (part.tiles && place.count <= 0)
+        return;
+
+    const bool glu = part.mode == MATMUL_GLU;
+    const int share = warp / work.row_warps, shares = MATMUL_WARPS / work.row_warps;
+    const int blocks = part.a.blocks, chunks = (blocks + 3) / 4;
+    const int warp_rows = glu ? 16 : 32;
+    const int tile_row = place.row_tile * work.row_warps * warp_rows, warp_row = warp % work.row_warps * warp_rows + g;
+    /* Both matrices from the tile's first row on; m = 1 is b, or the 16 rows after those of m = 0. */
+    const int64_t expert = place.expert;
+    const cuda_matrix matrix[2] = { block_from<T>(part.a, (expert * part.a.rows + tile_row) * blocks),
+                                    glu ? block_from<T>(part.b, (expert * part.b.rows + part.b_first + tile_row) * blocks) :
+                                          block_from<T>(part.a, (expert * part.a.rows + tile_row) * blocks) };
+    int at[2][2]; /* first block of each of the lane's rows */
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            at[m][h] = min(warp_row + 8 * h + (glu ? 0 : 16 * m), part.rows - 1 - tile_row) * blocks;
+    /* Blocks past the end of a row count for nothing (the activations are zero there), but must exist. */
+    block<T> now[2][2], next[ahead ? 2 : 1][ahead ? 2 : 1];
+    auto load = [&](block<T> *w, int chunk) {
+        int b = min(4 * chunk + c, blocks - 1);
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            block_load(w[i], matrix[i >> 1], at[i >> 1][i & 1] + b);
+    };
+    if (ahead && share < chunks)
+        load(&next[0][0], share);
+    if (!late)
+        chip_wait_for_previous();
+
+    for (int t = threadIdx.x; t < TOKENS; t += MATMUL_THREADS) {
+        int i = place.first + t, from = t < place.count ? part.gather ? part.gather[i] : i : -1;
+        source[t] = from;
+        scale[t] = from >= 0 ? part.in.scale[from] * (1.f / block_gain<T>()) : 0.f;
+    }
+    __syncthreads();
+    const int live = (place.count + 7) / 8, rounds = (chunks + shares - 1) / shares;
+    float sums[2][TOKENS / 8][4] = {};
+#pragma unroll
+    for (int s = 0; s < stages - 1; s++) {
+        if (s < rounds)
+            matmul_fetch<TOKENS>(part.in, source, live, shared + s * work.stage_bytes, s * shares, shares, chunks);
+        chip_copy_commit();
+    }
+    int stage = 0, fill = stages - 1;
+    for (int round = 0; round < rounds; round++) {
+        const int chunk = round * shares + share;
+        chip_copy_wait<stages - 2>();
+        __syncthreads();
+        if (round + stages - 1 < rounds)
+            matmul_fetch<TOKENS>(part.in, source, live, shared + fill * work.stage_bytes, (round + stages - 1) * shares, shares,
+                                 chunks);
+        chip_copy_commit();
+        if (chunk < chunks) {
+            if constexpr (ahead) {
+#pragma unroll
+                for (int i = 0; i < 4; i++)
+                    now[i >> 1][i & 1] = next[i >> 1][i & 1];
+                if (chunk + shares < chunks)
+                    load(&next[0][0], chunk + shares);
+            } else
+                load(&now[0][0], chunk);
+            matmul_multiply<T, TOKENS>(sums, now, 4 * chunk + c, shared + stage * work.stage_bytes + share * TOKENS * 256, live);
+        }
+        stage = stage + 1 == stages ? 0 : stage + 1;
+        fill = fill + 1 == stages ? 0 : fill + 1;
+    }
+    chip_copy_wait<0>();
+    if (shares > 1)
+        matmul_gather_sums<TOKENS>(sums, (float *)shared, work.row_warps, share);
+    if (!share)
+        matmul_store<TOKENS>(part, sums, tile_row + warp_row, place.first, place.count, scale);
+}
+
+#define MATMUL_INSTANCE(type) \
+    void matmul_start_##type(const cuda_run *run, const matmul_work *work, int32_t tokens, int32_t blocks, int32_t shared) \
+    { \
+        constexpr uint32_t T = QMI_TYPE_##type; \
+        auto kernel = tokens <= 16 ? matmul_kernel<T, 16> : tokens <= 32 ? matmul_kernel<T, 32> : matmul_kernel<T, 128>; \
+        cuda_launch(run, dim3(blocks), dim3(MATMUL_THREADS), shared, kernel, *work); \
+    } \
+    cudaError_t matmul_setup_##type(int32_t shared_most) \
+    { \
+        constexpr uint32_t T = QMI_TYPE_##type; \
+        void (*const kernels[])(matmul_work) = { matmul_kernel<T, 16>, matmul_kernel<T, 32>, matmul_kernel<T, 128> }; \
+        for (auto kernel : kernels) { \
+            cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_most); \
+            if (code != cudaSuccess) \
+                return code; \
+        } \
+        return cudaSuccess; \
+    }
+
+#endif
