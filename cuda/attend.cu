@@ -1,0 +1,264 @@
+/* Attention: chooses the kernels and how many blocks share a head's tokens; appends keys and values; merges partial results; and
+ * computes heads of unusual size. */
+#include "attend.cuh"
+
+#define WARPS 4
+#define THREADS (WARPS * QMI_WARP)
+
+/* ---- appending: a warp normalises, turns and stores a row's key of one key-value head, and stores its value ---- */
+template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_append(attend_arguments a)
+{
+    CHIP_SHARED(float, heads);
+    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
+    const int64_t item = (int64_t)blockIdx.x * WARPS + warp;
+    const int row = (int)(item / a.kv_heads), kv_head = (int)(item % a.kv_heads);
+    chip_let_next_start();
+    chip_wait_for_previous();
+    if (row >= a.rows)
+        return;
+    float *head = heads + warp * size;
+    const float *key = a.key + item * size, *value = a.value + item * size;
+    const int position = a.step.position[row];
+    const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[row]].page_first;
+    for (int i = lane; i < size; i += QMI_WARP)
+        head[i] = key[i];
+    const uint64_t place = attend_place<T>(a, pages, kv_head, position);
+    attend_turn(head, size, a.key_norm, a.key_epsilon, a.rotary, a.frequency, position, lane);
+    for (int i = 2 * lane; i < size; i += 2 * QMI_WARP)
+        for (int j = i; j < min(i + 2, size); j++) {
+            attend_store<T>(place + a.key_offset, j, head[j]);
+            attend_store<T>(place + a.value_offset, j, value[j]);
+        }
+}
+
+/* ---- merging: a block merges 64 values of a row's head from all splits; eight groups of threads take every eighth split ---- */
+#define MERGED 64
+#define GROUPS (THREADS / (MERGED / 4))
+
+static __global__ void __launch_bounds__(THREADS) attend_merge(attend_arguments a)
+{
+    __shared__ float4 part[GROUPS][MERGED / 4];
+    const int lane = threadIdx.x % QMI_WARP, group = threadIdx.x / (MERGED / 4), column = threadIdx.x % (MERGED / 4);
+    const int first = blockIdx.x * MERGED + 4 * column, head = blockIdx.y, row = blockIdx.z;
+    const int64_t mark = attend_mark(a, row, head, 0);
+    const float2 *marks = (const float2 *)a.marks + mark;
+    const float *from = a.partial + mark * a.head_size + first;
+    chip_let_next_start();
+    chip_wait_for_previous();
+    float most = -INFINITY, all = 0;
+    for (int i = lane; i < a.splits; i += QMI_WARP)
+        most = fmaxf(most, marks[i].x);
+    most = chip_warp_max(most); /* finite: a row sees itself */
+    for (int i = lane; i < a.splits; i += QMI_WARP)
+        all += marks[i].y * chip_exp2(marks[i].x - most);
+    all = chip_warp_sum(all);
+    float4 y = make_float4(0, 0, 0, 0);
+#pragma unroll 4
+    for (int i = group; i < a.splits; i += GROUPS) {
+        const float4 x = *(const float4 *)(from + (int64_t)i * a.head_size); /* of an empty split: whatever was there before */
+        const float largest = marks[i].x, factor = chip_exp2(largest - most);
+        const bool empty = largest == -INFINITY;
+        y.x += empty ? 0 : factor * x.x;
+        y.y += empty ? 0 : factor * x.y;
+        y.z += empty ? 0 : factor * x.z;
+        y.w += empty ? 0 : factor * x.w;
+    }
+    part[group][column] = y;
+    __syncthreads();
+    if (group)
+        return;
+#pragma unroll
+    for (int i = 1; i < GROUPS; i++) {
+        const float4 x = part[i][column];
+        y = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
+    }
+    attend_finish(a, row, head, first, y, all);
+}
+
+/* ---- any head size, after appending: a block a row and head, THREADS tokens at a time, in float32 ---- */
+#define OWN (QMI_HEAD_SIZE_MAX / THREADS) /* values of the result that a thread has */
+
+template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
+{
+    __shared__ float weight[THREADS];
+    CHIP_SHARED(float, query);
+    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
+    const int head = blockIdx.x, row = blockIdx.y, kv_head = head / a.group;
+    chip_let_next_start();
+    chip_wait_for_previous();
+    const float *from = a.query + ((int64_t)row * a.heads + head) * a.query_step;
+    const int position = a.step.position[row];
+    const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[row]].page_first;
+    if (warp == 0) {
+        for (int i = lane; i < size; i += QMI_WARP)
+            query[i] = from[i];
+        attend_turn(query, size, a.query_norm, a.query_epsilon, a.rotary, a.frequency, position, lane);
+    }
+    __syncthreads();
+    float y[OWN] = {}, largest = -INFINITY, sum = 0;
+    for (int first = 0; first <= position; first += THREADS) {
+        const int count = min(THREADS, position + 1 - first);
+        for (int i = warp; i < THREADS; i += WARPS) {
+            float score = 0;
+            if (i < count) {
+                const uint64_t key = attend_place<T>(a, pages, kv_head, first + i) + a.key_offset;
+                for (int d = lane; d < size; d += QMI_WARP)
+                    score += query[d] * attend_load<T>(key, d);
+            }
+            score = chip_warp_sum(score);
+            if (lane == 0)
+                weight[i] = i < count ? score * a.scale : -INFINITY;
+        }
+        __syncthreads();
+        float most = largest, added = 0;
+        for (int i = lane; i < THREADS; i += QMI_WARP)
+            most = fmaxf(most, weight[i]);
+        most = chip_warp_max(most);
+        for (int i = lane; i < THREADS; i += QMI_WARP)
+            added += chip_exp2(weight[i] - most);
+        const float before = chip_exp2(largest - most), own = chip_exp2(weight[threadIdx.x] - most);
+        sum = sum * before + chip_warp_sum(added);
+        largest = most;
+        __syncthreads();
+        weight[threadIdx.x] = own;
+        __syncthreads();
+#pragma unroll
+        for (int k = 0; k < OWN; k++)
+            y[k] *= before;
+        for (int i = 0; i < count; i++) {
+            const uint64_t value = attend_place<T>(a, pages, kv_head, first + i) + a.value_offset;
+#pragma unroll
+            for (int k = 0; k < OWN; k++)
+                if (k * THREADS + (int)threadIdx.x < size)
+                    y[k] += weight[i] * attend_load<T>(value, k * THREADS + threadIdx.x);
+        }
+        __syncthreads();
+    }
+    const float *gate = attend_gate(a, row, head);
+    float *out = a.out + ((int64_t)row * a.heads + head) * size;
+#pragma unroll
+    for (int k = 0; k < OWN; k++) {
+        const int d = k * THREADS + threadIdx.x;
+        if (d < size)
+            out[d] = y[k] / sum * (a.gated ? chip_sigmoid(gate[d]) : 1);
+    }
+}
+
+/* ---- splits ----
+ * Cost of a launch in steps of 64 tokens: each wave of blocks passes over its tokens and has a start of about three steps;
+ * merging is another kernel. Up to 64 steps a split, so that the tokens of one long sequence among short ones are not one
+ * block's alone. */
+#define STEP 64
+
+static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t blocks)
+{
+    const int64_t steps = (run->longest + STEP - 1) / STEP, room = ATTEND_PARTIALS / ((int64_t)run->rows * op->heads);
+    int64_t limit = steps < ATTEND_SPLITS_MOST ? steps : ATTEND_SPLITS_MOST, best = 1, best_cost = INT64_MAX, best_each = steps;
+    limit = limit < room ? limit : room;
+    for (int64_t splits = 1; splits <= limit; splits++) {
+        const int64_t waves = (blocks * splits + run->processors - 1) / run->processors, each = (steps + splits - 1) / splits;
+        const int64_t cost = waves * (each + 3) + (splits > 1 ? 3 : 0);
+        if (cost < best_cost || best_each > 64) {
+            best = splits;
+            best_cost = cost;
+            best_each = each;
+        }
+    }
+    return (int32_t)best;
+}
+
+static int32_t head_blocks(const qmi_op_attend *op, int32_t most)
+{
+    return (op->heads / op->kv_heads + most - 1) / most;
+}
+
+static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *op)
+{
+    attend_arguments a = {};
+    a.step = run->step;
+    a.query = cuda_slot(run, op->query);
+    a.key = cuda_slot(run, op->key);
+    a.value = cuda_slot(run, op->value);
+    a.out = cuda_slot(run, op->out);
+    a.query_norm = cuda_vector(&op->query_norm.weight);
+    a.key_norm = cuda_vector(&op->key_norm.weight);
+    a.frequency = cuda_vector(&op->inverse_frequency);
+    a.query_epsilon = op->query_norm.epsilon;
+    a.key_epsilon = op->key_norm.epsilon;
+    a.scale = 1.44269504f / sqrtf((float)op->head_size);
+    a.rows = run->rows;
+    a.sequences = run->sequences;
+    a.heads = op->heads;
+    a.kv_heads = op->kv_heads;
+    a.group = op->heads / op->kv_heads;
+    a.head_size = op->head_size;
+    a.rotary = op->rotary;
+    a.query_step = op->gated ? 2 * op->head_size : op->head_size;
+    a.gated = op->gated;
+    a.page_tokens = op->page_tokens;
+    a.key_offset = op->key_offset;
+    a.value_offset = op->value_offset;
+    a.head_blocks = head_blocks(op, run->single ? attend_decode_heads() : attend_prefill_heads());
+    a.block_heads = (a.group + a.head_blocks - 1) / a.head_blocks;
+    a.splits = 1;
+    return a;
+}
+
+/* Partial results first: their rows of a multiple of 64 values keep what follows aligned. */
+static void share(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, attend_arguments *a)
+{
+    a->splits = splits_of(run, op, blocks);
+    a->partial = (float *)run->scratch;
+    a->marks = a->partial + (int64_t)a->rows * a->heads * a->splits * a->head_size;
+}
+
+static bool has_kernels(const qmi_op_attend *op)
+{
+    return op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
+}
+
+static void append(const cuda_run *run, const qmi_op_attend *op, const attend_arguments *a)
+{
+    const int64_t items = (int64_t)a->rows * a->kv_heads;
+    cuda_launch(run, (uint32_t)((items + WARPS - 1) / WARPS), THREADS, WARPS * sizeof(float) * (size_t)a->head_size,
+                op->kv_type == QMI_TYPE_F16 ? attend_append<QMI_TYPE_F16> : attend_append<QMI_TYPE_F32>, *a);
+}
+
+void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
+{
+    attend_arguments a = arguments_of(run, op);
+    if (!run->single || !has_kernels(op))
+        append(run, op, &a);
+    if (!has_kernels(op)) {
+        cuda_launch(run, dim3(a.heads, a.rows), THREADS, sizeof(float) * (size_t)a.head_size,
+                    op->kv_type == QMI_TYPE_F16 ? attend_any<QMI_TYPE_F16> : attend_any<QMI_TYPE_F32>, a);
+        return;
+    }
+    if (run->single) {
+        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
+        attend_decode(run, &a, op->kv_type);
+    } else {
+        share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
+        attend_prefill(run, &a, op->kv_type);
+    }
+    if (a.splits > 1)
+        cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, 0, attend_merge, a);
+}
+
+int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows)
+{
+    const int64_t most = (int64_t)rows * op->heads * ATTEND_SPLITS_MOST;
+    const int64_t partials = most < ATTEND_PARTIALS ? most : ATTEND_PARTIALS;
+    return has_kernels(op) ? partials * (op->head_size + 2) * (int64_t)sizeof(float) : 0;
+}
+
+cudaError_t cuda_attend_setup(void)
+{
+    int device = 0, shared_most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess)
+        error = attend_decode_setup(shared_most);
+    return error == cudaSuccess ? attend_prefill_setup(shared_most) : error;
+}

@@ -1,0 +1,235 @@
+/* Attention on the card: what its kernels share.
+ *
+ *   attend.cu          which kernels run, appending, merging of partial results, head sizes without a kernel of their own
+ *   attend_decode.cu   one row a sequence
+ *   attend_prefill.cu  several rows a sequence
+ *
+ * Keys and values are multiplied as halves on tensor cores, sums and softmax are float32. The softmax counts in powers of two:
+ * the queries are multiplied by log2(e) / sqrt(head_size). A head's tokens may be shared by several blocks ("splits"), each of
+ * which leaves its largest score, sum and weighted values; the tokens of a split depend on the row's position and the launch
+ * only, and splits are merged in their order, so that the same run gives the same bits. */
+#ifndef QMI_CUDA_ATTEND_CUH
+#define QMI_CUDA_ATTEND_CUH
+
+#include "chip.cuh"
+#include "cuda.h"
+
+#define ATTEND_SPLITS_MOST 144  /* for one head: as many as a large card has processors */
+#define ATTEND_PARTIALS 16384   /* partial results of one head that the scratch holds: 17 MB for heads of 256 */
+
+typedef struct attend_arguments {
+    cuda_step step;
+    const float *query, *key, *value; /* rows of heads as the projections left them */
+    float *out;
+    const float *query_norm, *key_norm, *frequency;
+    float query_epsilon, key_epsilon;
+    float scale;               /* log2(e) / sqrt(head_size) */
+    int32_t rows, sequences;
+    int32_t heads, kv_heads, group, head_size, rotary;
+    int32_t query_step;        /* floats from a head's query to the next one's */
+    bool gated;
+    int32_t page_tokens;
+    int64_t key_offset, value_offset;
+    int32_t block_heads;       /* query heads that a block takes; a group has head_blocks times that or less */
+    int32_t head_blocks;
+    int32_t splits;
+    float *marks;              /* [rows][heads][splits] largest score and sum; no token: -infinity, 0 */
+    float *partial;            /* [rows][heads][splits][head_size] */
+} attend_arguments;
+
+/* Head sizes 64, 128, 256. */
+void attend_decode(const cuda_run *run, const attend_arguments *a, uint32_t kv_type);
+void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_type);
+int32_t attend_decode_heads(void);                           /* the most for block_heads */
+int32_t attend_prefill_heads(void);
+int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a); /* at most, of all sequences */
+cudaError_t attend_decode_setup(int32_t shared_most);
+cudaError_t attend_prefill_setup(int32_t shared_most);
+
+/* ---- stored types: bytes, one value written, and eight values as halves in shared memory ---- */
+
+template <uint32_t T> __device__ constexpr int64_t attend_bytes(int64_t values)
+{
+    static_assert(T == QMI_TYPE_F32 || T == QMI_TYPE_F16, "types of keys and values");
+    return values * (T == QMI_TYPE_F16 ? 2 : 4);
+}
+
+static __device__ __forceinline__ __half attend_half(float x)
+{
+    return __float2half_rn(fminf(fmaxf(x, -65504.f), 65504.f));
+}
+
+/* x in the low half. */
+static __device__ __forceinline__ uint32_t attend_pair(float x, float y)
+{
+    const __half2 pair = __floats2half2_rn(x, y);
+    return *(const uint32_t *)&pair;
+}
+
+static __device__ __forceinline__ uint32_t attend_halves(float x, float y)
+{
+    return attend_pair(fminf(fmaxf(x, -65504.f), 65504.f), fminf(fmaxf(y, -65504.f), 65504.f));
+}
+
+template <uint32_t T> static __device__ __forceinline__ void attend_store(uint64_t to, int i, float x)
+{
+    if constexpr (T == QMI_TYPE_F16)
+        ((__half *)to)[i] = attend_half(x);
+    else
+        ((float *)to)[i] = x;
+}
+
+template <uint32_t T> static __device__ __forceinline__ float attend_load(uint64_t from, int i)
+{
+    if constexpr (T == QMI_TYPE_F16)
+        return __half2float(((const __half *)from)[i]);
+    else
+        return ((const float *)from)[i];
+}
+
+/* Zeros where `real` is false. Arrives like cp.async: wait for it. */
+template <uint32_t T> static __device__ __forceinline__ void attend_copy8(__half *to_shared, uint64_t from, bool real)
+{
+    if constexpr (T == QMI_TYPE_F16)
+        chip_copy16(to_shared, (const void *)from, real);
+    else {
+        float4 a = make_float4(0, 0, 0, 0), b = a;
+        if (real) {
+            a = ((const float4 *)from)[0];
+            b = ((const float4 *)from)[1];
+        }
+        *(uint4 *)to_shared = make_uint4(attend_halves(a.x, a.y), attend_halves(a.z, a.w), attend_halves(b.x, b.y),
+                                         attend_halves(b.z, b.w));
+    }
+}
+
+/* ---- pages ---- */
+
+/* Keys of a key-value head at a position, less key_offset. */
+template <uint32_t T>
+static __device__ __forceinline__ uint64_t attend_place(const attend_arguments &a, const uint64_t *pages, int kv_head,
+                                                        int position)
+{
+    int page = position / a.page_tokens, slot = position - page * a.page_tokens;
+    return pages[page] + attend_bytes<T>(((int64_t)kv_head * a.page_tokens + slot) * a.head_size);
+}
+
+/* ---- tiles in shared memory ----
+ * Row r of a tile has D halves, in pieces of eight; piece c lies at c ^ (r & 7), so that eight rows' pieces of the same number
+ * are in different banks when an instruction loads them. */
+template <int D> static __device__ __forceinline__ int attend_piece(int row, int piece)
+{
+    return row * D + 8 * (piece ^ (row & 7));
+}
+
+/* Copies ROWS tokens, of which the first `real` exist. Lane r holds the place of row r; a warp copies them all. */
+template <uint32_t T, int D, int ROWS>
+static __device__ __forceinline__ void attend_fetch(__half *tile, int first_row, uint64_t place, int64_t offset, int real,
+                                                    int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
+#pragma unroll
+    for (int i = 0; i < ROWS; i += together) {
+        int row = i + lane / pieces, piece = lane % pieces;
+        uint64_t from = __shfl_sync(~0u, (unsigned long long)place, row) + offset + attend_bytes<T>(8 * piece);
+        attend_copy8<T>(tile + attend_piece<D>(first_row + row, piece), from, row < real);
+    }
+}
+
+/* Where a lane finds its row of four 8 x 8 matrices: [i & 3] + 64 (i >> 2) halves from the tile's row 0, for values 16 i .. 16
+ * i + 15. row and high: of this lane; high = 1: the second eight of the sixteen values. */
+struct attend_offsets {
+    int at[4];
+};
+
+template <int D> static __device__ __forceinline__ attend_offsets attend_offsets_of(int row, int high)
+{
+    attend_offsets o;
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+        o.at[i] = attend_piece<D>(row, 2 * i + high);
+    return o;
+}
+
+/* Matrices: rows 0-7 and 8-15 of values 0-7, then of values 8-15. */
+template <int D> static __device__ __forceinline__ attend_offsets attend_rows_first(int lane)
+{
+    return attend_offsets_of<D>(lane & 15, lane >> 4);
+}
+
+/* Matrices: values 0-7 and 8-15 of rows 0-7, then of rows 8-15. */
+template <int D> static __device__ __forceinline__ attend_offsets attend_values_first(int lane)
+{
+    return attend_offsets_of<D>((lane & 7) + 8 * (lane >> 4), (lane >> 3) & 1);
+}
+
+static __device__ __forceinline__ int attend_offset(const attend_offsets &o, int i)
+{
+    return o.at[i & 3] + 64 * (i >> 2);
+}
+
+/* ---- heads as they come from the projections ---- */
+
+/* cos and sin of the float product position * frequency. Its nearest multiple of 2 pi is taken off in two parts (2 pi as the
+ * nearest float, and what that has too much), each by a fused multiply-add: below 2^20 the error is less than 3e-7. */
+static __device__ __forceinline__ void attend_angle(int position, float frequency, float *cosine, float *sine)
+{
+    float angle = __fmul_rn((float)position, frequency), turns = rintf(angle * 0.15915494f);
+    angle = fmaf(turns, -6.2831855f, angle);
+    angle = fmaf(turns, 1.7484555e-7f, angle);
+    __sincosf(angle, sine, cosine);
+}
+
+/* A warp normalises and turns a head of `size` floats in shared memory; lane l comes with the values l, l + 32, ... visible to
+ * it, and leaves with all visible to all. */
+static __device__ __forceinline__ void attend_turn(float *head, int size, const float *norm, float epsilon, int rotary,
+                                                   const float *frequency, int position, int lane)
+{
+    if (norm) {
+        float sum = 0;
+#pragma unroll 8
+        for (int i = lane; i < size; i += QMI_WARP)
+            sum += head[i] * head[i];
+        float factor = rsqrtf(chip_warp_sum(sum) / (float)size + epsilon);
+#pragma unroll 8
+        for (int i = lane; i < size; i += QMI_WARP)
+            head[i] *= factor * norm[i];
+    }
+    __syncwarp();
+    int half = rotary / 2;
+    for (int i = lane; i < half; i += QMI_WARP) {
+        float cosine, sine, x = head[i], y = head[i + half];
+        attend_angle(position, frequency[i], &cosine, &sine);
+        head[i] = x * cosine - y * sine;
+        head[i + half] = y * cosine + x * sine;
+    }
+    __syncwarp();
+}
+
+/* ---- results ---- */
+
+static __device__ __forceinline__ int64_t attend_mark(const attend_arguments &a, int row, int head, int split)
+{
+    return ((int64_t)row * a.heads + head) * a.splits + split;
+}
+
+static __device__ __forceinline__ const float *attend_gate(const attend_arguments &a, int row, int head)
+{
+    return a.query + ((int64_t)row * a.heads + head) * a.query_step + a.head_size;
+}
+
+/* Four values of a head from `first` on: divided by the softmax's sum, gated. */
+static __device__ __forceinline__ void attend_finish(const attend_arguments &a, int row, int head, int first, float4 y, float sum)
+{
+    float factor = 1.f / sum;
+    float4 f = make_float4(factor, factor, factor, factor);
+    if (a.gated) {
+        float4 gate = *(const float4 *)(attend_gate(a, row, head) + first);
+        f = make_float4(factor * chip_sigmoid(gate.x), factor * chip_sigmoid(gate.y), factor * chip_sigmoid(gate.z),
+                        factor * chip_sigmoid(gate.w));
+    }
+    *(float4 *)(a.out + ((int64_t)row * a.heads + head) * a.head_size + first) =
+        make_float4(y.x * f.x, y.y * f.y, y.z * f.z, y.w * f.w);
+}
+
+#endif

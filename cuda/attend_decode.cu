@@ -1,0 +1,344 @@
+/* Attention of sequences that have one row each (decode).
+ *
+ * A block takes a row, the query heads of a key-value head (up to eight, so that each key is read once for all of them) and a
+ * split of the tokens. It normalises and turns the queries itself; the block whose split holds the row's own position does so
+ * with the key, and appends key and value. Each warp passes over its own chunks of 16 tokens with a ring of copies ahead of it,
+ * without waiting for the other warps: scores[16 tokens][8 heads] = K[16][D] q[D][8], then out[D][8] += V^T[D][16] p[16][8]. At
+ * the end the warps' results are merged.
+ *
+ * Floors (heads of 256, f16, one key-value head): a token is 1 KB, 29 ns of the processor's share of 4.6 TB/s (H200); a chunk
+ * needs 32 products of 16 x 8 x 16 and 16 KB from shared memory, which takes one warp about 0.5 us and four warps a quarter of
+ * the time that the bytes need. Short context: three dependent loads (position, page, keys), about 1 us. */
+#include "attend.cuh"
+
+#define WARPS 4
+#define HEADS 8
+#define CHUNK 16
+#define RING_DEEP 4  /* halves of chunks (keys or values) on their way or in use, a warp: 128 KB a block for heads of 256 */
+#define RING_SHALLOW 2
+
+template <int D, int RING> struct decode_memory {
+    __half ring[WARPS][RING][CHUNK * D]; /* at the end each warp's part holds its out[HEADS][D + 4] */
+    __half query[HEADS * D];
+    __half fresh[2][D];                  /* the row's own key and value */
+    float head[HEADS + 2][D];            /* queries, key, value on their way */
+    float norm[2][D], frequency[D / 2];
+    float largest[WARPS][HEADS], sum[WARPS][HEADS];
+};
+
+/* The block's place in the work. */
+struct decode_work {
+    int row, split, kv_head, first_head, heads, position;
+    int chunk, chunks_end; /* the split's */
+    bool owns;             /* the row's position */
+};
+
+static __device__ __forceinline__ decode_work decode_place(const attend_arguments &a)
+{
+    decode_work w = {};
+    w.row = blockIdx.z;
+    w.split = blockIdx.x;
+    w.kv_head = blockIdx.y / a.head_blocks;
+    int first = blockIdx.y % a.head_blocks * a.block_heads;
+    w.first_head = w.kv_head * a.group + first;
+    w.heads = min(a.block_heads, a.group - first);
+    return w;
+}
+
+static __device__ __forceinline__ void decode_share(const attend_arguments &a, decode_work *w)
+{
+    w->position = a.step.position[w->row];
+    int chunks = w->position / CHUNK + 1, each = max((chunks + a.splits - 1) / a.splits, WARPS);
+    w->chunk = w->split * each;
+    w->chunks_end = min(chunks, w->chunk + each);
+    w->owns = w->chunk < chunks && w->chunks_end == chunks;
+}
+
+/* Item i: query head i, the key, the value. NULL: there is none. */
+static __device__ __forceinline__ const float *decode_item(const attend_arguments &a, const decode_work &w, int item)
+{
+    if (item < HEADS)
+        return item < w.heads ? a.query + ((int64_t)w.row * a.heads + w.first_head + item) * a.query_step : NULL;
+    return (item == HEADS ? a.key : a.value) + ((int64_t)w.row * a.kv_heads + w.kv_head) * a.head_size;
+}
+
+template <int D, int RING>
+static __device__ __forceinline__ void decode_take_items(const attend_arguments &a, const decode_work &w,
+                                                         decode_memory<D, RING> *m, int warp, int lane)
+{
+    for (int item = warp; item < HEADS + 2; item += WARPS) {
+        const float *from = decode_item(a, w, item);
+#pragma unroll
+        for (int i = 4 * lane; i < D; i += 4 * QMI_WARP)
+            chip_copy16(m->head[item] + i, from ? from + i : a.query, from != NULL);
+    }
+}
+
+/* Queries to the tile, key and value to `fresh` and into their page. */
+template <uint32_t T, int D, int RING>
+static __device__ __forceinline__ void decode_prepare(const attend_arguments &a, const decode_work &w, const uint64_t *pages,
+                                                      decode_memory<D, RING> *m, int warp, int lane)
+{
+    for (int item = warp; item < HEADS + 2; item += WARPS) {
+        float *head = m->head[item];
+        if (item >= HEADS && !w.owns)
+            break;
+        if (item <= HEADS && (item == HEADS || item < w.heads))
+            attend_turn(head, D, item < HEADS ? (a.query_norm ? m->norm[0] : NULL) : (a.key_norm ? m->norm[1] : NULL),
+                        item < HEADS ? a.query_epsilon : a.key_epsilon, a.rotary, m->frequency, w.position, lane);
+        if (item < HEADS) {
+#pragma unroll
+            for (int i = 2 * lane; i < D; i += 2 * QMI_WARP)
+                *(uint32_t *)(m->query + attend_piece<D>(item, i / 8) + i % 8) =
+                    attend_halves(head[i] * a.scale, head[i + 1] * a.scale);
+        } else {
+            uint64_t to = attend_place<T>(a, pages, w.kv_head, w.position) + (item == HEADS ? a.key_offset : a.value_offset);
+#pragma unroll
+            for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
+                *(uint32_t *)(m->fresh[item - HEADS] + i) = attend_halves(head[i], head[i + 1]);
+                if (w.first_head == w.kv_head * a.group) { /* one of the blocks that need them appends */
+                    attend_store<T>(to, i, head[i]);
+                    attend_store<T>(to, i + 1, head[i + 1]);
+                }
+            }
+        }
+    }
+}
+
+template <uint32_t T, int D, int RING>
+static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(attend_arguments a)
+{
+    typedef decode_memory<D, RING> memory;
+    CHIP_SHARED(memory, m);
+    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
+    chip_let_next_start();
+    for (int i = threadIdx.x; i < D; i += WARPS * QMI_WARP) {
+        m->norm[0][i] = a.query_norm ? a.query_norm[i] : 1;
+        m->norm[1][i] = a.key_norm ? a.key_norm[i] : 1;
+        if (i < a.rotary / 2)
+            m->frequency[i] = a.frequency[i];
+    }
+    chip_wait_for_previous();
+    decode_work w = decode_place(a);
+    decode_take_items(a, w, m, warp, lane);
+    chip_copy_commit();
+    const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
+    decode_share(a, &w);
+    if (w.chunk >= w.chunks_end) {
+        chip_copy_wait<0>();
+        if ((int)threadIdx.x < w.heads)
+            *(float2 *)(a.marks + 2 * attend_mark(a, w.row, w.first_head + threadIdx.x, w.split)) = make_float2(-INFINITY, 0);
+        return;
+    }
+
+    /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. */
+    const int parts = 2 * ((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS);
+    auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
+    auto place_of = [&](int part) {
+        return attend_place<T>(a, pages, w.kv_head, min(chunk_of(part) * CHUNK + lane % CHUNK, w.position));
+    };
+    uint64_t place = place_of(0), place_ahead = place_of(2);
+    int ahead = 0, ahead_slot = 0;
+    auto fetch = [&]() {
+        if (ahead < parts)
+            attend_fetch<T, D, CHUNK>(m->ring[warp][ahead_slot], 0, place, ahead & 1 ? a.value_offset : a.key_offset,
+                                      w.position - chunk_of(ahead) * CHUNK, lane);
+        if (ahead & 1) {
+            place = place_ahead;
+            place_ahead = place_of(ahead + 3);
+        }
+        chip_copy_commit();
+        ahead++;
+        ahead_slot = ahead_slot + 1 == RING ? 0 : ahead_slot + 1;
+    };
+#pragma unroll
+    for (int i = 0; i < RING - 1; i++)
+        fetch();
+    chip_copy_wait<RING - 1>(); /* the heads */
+    __syncthreads();            /* and norms */
+    decode_prepare<T>(a, w, pages, m, warp, lane);
+    __syncthreads();
+
+    uint32_t query[D / 16][2];
+#pragma unroll
+    for (int i = 0; i < D / 32; i++) { /* rows are heads: b of 32 values */
+        uint32_t b[4];
+        chip_load_matrices(b, m->query + attend_piece<D>(lane & 7, 4 * i + (lane >> 3)));
+        query[2 * i][0] = b[0];
+        query[2 * i][1] = b[1];
+        query[2 * i + 1][0] = b[2];
+        query[2 * i + 1][1] = b[3];
+    }
+    const attend_offsets key_rows = attend_rows_first<D>(lane), value_rows = attend_values_first<D>(lane);
+    float out[D / 16][4] = {}, largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }; /* of heads 2 t, 2 t + 1 */
+    uint32_t weight[2] = { 0, 0 };
+    int slot = 0;
+    for (int part = 0; part < parts; part++) {
+        __half *tile = m->ring[warp][slot];
+        const int first = chunk_of(part) * CHUNK; /* token */
+        chip_copy_wait<RING - 2>();
+        __syncwarp();                 /* all lanes have done the part before: its place is free */
+        fetch();
+        if (first + CHUNK > w.position) { /* the row's own token */
+            const __half *from = m->fresh[part & 1];
+            for (int i = lane; i < D / 8; i += QMI_WARP)
+                *(uint4 *)(tile + attend_piece<D>(w.position - first, i)) = *(const uint4 *)(from + 8 * i);
+            __syncwarp();
+        }
+        if (!(part & 1)) {
+            float score[2][4] = {};
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                uint32_t key[4];
+                chip_load_matrices(key, tile + attend_offset(key_rows, i));
+                chip_mma_half(score[i & 1], key, query[i][0], query[i][1]);
+            }
+            float s[4], before[2];
+#pragma unroll
+            for (int i = 0; i < 4; i++) /* tokens g, g + 8 */
+                s[i] = first + g + 8 * (i >> 1) <= w.position ? score[0][i] + score[1][i] : -INFINITY;
+#pragma unroll
+            for (int h = 0; h < 2; h++) {
+                float most = fmaxf(s[h], s[h + 2]);
+#pragma unroll
+                for (int o = 4; o < QMI_WARP; o *= 2)
+                    most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
+                most = fmaxf(most, largest[h]); /* a chunk has at least one token: finite */
+                before[h] = chip_exp2(largest[h] - most);
+                largest[h] = most;
+                s[h] = chip_exp2(s[h] - most);
+                s[h + 2] = chip_exp2(s[h + 2] - most);
+                sum[h] = sum[h] * before[h] + s[h] + s[h + 2]; /* of this lane's tokens */
+            }
+            weight[0] = chip_turn_matrix(attend_pair(s[0], s[1]));
+            weight[1] = chip_turn_matrix(attend_pair(s[2], s[3]));
+#pragma unroll
+            for (int i = 0; i < D / 16; i++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    out[i][j] *= before[j & 1];
+        } else {
+#pragma unroll
+            for (int i = 0; i < D / 16; i++) {
+                uint32_t value[4];
+                chip_load_matrices_turned(value, tile + attend_offset(value_rows, i));
+                chip_mma_half(out[i], value, weight[0], weight[1]);
+            }
+        }
+        slot = slot + 1 == RING ? 0 : slot + 1;
+    }
+
+    /* Merge the warps. */
+    __syncwarp();
+    constexpr int stride = D + 4; /* lanes of one store in different banks */
+    float *mine = (float *)m->ring[warp];
+    static_assert(sizeof m->ring[0] >= HEADS * stride * sizeof(float), "a warp's results take its ring's place");
+#pragma unroll
+    for (int i = 0; i < D / 16; i++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            mine[(2 * t + (j & 1)) * stride + 16 * i + 8 * (j >> 1) + g] = out[i][j];
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+#pragma unroll
+        for (int o = 4; o < QMI_WARP; o *= 2)
+            sum[h] += __shfl_xor_sync(~0u, sum[h], o);
+        if (g == 0) {
+            m->largest[warp][2 * t + h] = largest[h];
+            m->sum[warp][2 * t + h] = sum[h];
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < w.heads * (D / 4); i += WARPS * QMI_WARP) {
+        const int h = i / (D / 4), d = i % (D / 4) * 4, head = w.first_head + h;
+        float most = m->largest[0][h], all = 0;
+        float4 y = make_float4(0, 0, 0, 0);
+#pragma unroll
+        for (int k = 1; k < WARPS; k++)
+            most = fmaxf(most, m->largest[k][h]);
+#pragma unroll
+        for (int k = 0; k < WARPS; k++) {
+            const float4 x = *(const float4 *)((const float *)m->ring[k] + h * stride + d);
+            const float factor = chip_exp2(m->largest[k][h] - most);
+            all += factor * m->sum[k][h];
+            y.x += factor * x.x;
+            y.y += factor * x.y;
+            y.z += factor * x.z;
+            y.w += factor * x.w;
+        }
+        if (a.splits == 1)
+            attend_finish(a, w.row, head, d, y, all);
+        else {
+            const int64_t mark = attend_mark(a, w.row, head, w.split);
+            *(float4 *)(a.partial + mark * D + d) = y;
+            if (d == 0)
+                *(float2 *)(a.marks + 2 * mark) = make_float2(most, all);
+        }
+    }
+}
+
+/* ---- launching ---- */
+template <uint32_t T, int D, int RING> static void launch(const cuda_run *run, const attend_arguments *a)
+{
+    cuda_launch(run, dim3(a->splits, a->kv_heads * a->head_blocks, a->rows), WARPS * QMI_WARP, sizeof(decode_memory<D, RING>),
+                attend_decode_kernel<T, D, RING>, *a);
+}
+
+template <uint32_t T, int D> static void launch_size(const cuda_run *run, const attend_arguments *a)
+{
+    /* The deep ring fills a processor; more blocks than processors are better off when several share one. */
+    const int64_t blocks = (int64_t)a->splits * a->kv_heads * a->head_blocks * a->rows;
+    if ((int32_t)sizeof(decode_memory<D, RING_DEEP>) <= run->shared_most && blocks <= run->processors)
+        launch<T, D, RING_DEEP>(run, a);
+    else
+        launch<T, D, RING_SHALLOW>(run, a);
+}
+
+template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a)
+{
+    if (a->head_size == 64)
+        launch_size<T, 64>(run, a);
+    else if (a->head_size == 128)
+        launch_size<T, 128>(run, a);
+    else
+        launch_size<T, 256>(run, a);
+}
+
+void attend_decode(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
+{
+    if (kv_type == QMI_TYPE_F16)
+        launch_type<QMI_TYPE_F16>(run, a);
+    else
+        launch_type<QMI_TYPE_F32>(run, a);
+}
+
+int32_t attend_decode_heads(void)
+{
+    return HEADS;
+}
+
+template <uint32_t T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
+{
+    const int32_t bytes = (int32_t)sizeof(decode_memory<D, RING>);
+    if (bytes > shared_most)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(attend_decode_kernel<T, D, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+template <uint32_t T, int D> static cudaError_t set_up_size(int32_t shared_most)
+{
+    cudaError_t error = set_up<T, D, RING_DEEP>(shared_most);
+    return error == cudaSuccess ? set_up<T, D, RING_SHALLOW>(shared_most) : error;
+}
+
+cudaError_t attend_decode_setup(int32_t shared_most)
+{
+    cudaError_t (*const each[])(int32_t) = {
+        set_up_size<QMI_TYPE_F16, 64>, set_up_size<QMI_TYPE_F16, 128>, set_up_size<QMI_TYPE_F16, 256>,
+        set_up_size<QMI_TYPE_F32, 64>, set_up_size<QMI_TYPE_F32, 128>, set_up_size<QMI_TYPE_F32, 256>,
+    };
+    cudaError_t error = cudaSuccess;
+    for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)
+        error = each[i](shared_most);
+    return error;
+}

@@ -1,0 +1,379 @@
+/* Attention of sequences of several rows, after the batch's keys and values were appended.
+ *
+ * A block takes some rows of a sequence with the query heads of one key-value head, as one tile of (row, head) pairs, so that
+ * each key is read for all of them; and a split of the tokens. A warp has 16 pairs: scores[16][64 tokens] = q[16][D] K^T,
+ * softmax so far, then out[16][D] += p[16][64] V (Dao 2023, arXiv 2307.08691, with pairs for queries). Keys and values of the
+ * next 64 tokens are copied meanwhile.
+ *
+ * Floor: 4 D operations for each pair and token; a tile of 128 pairs and 64 tokens of 256 values takes 4096 products of 16 x 8
+ * x 16, about 3300 cycles of the tensor cores by mma.sync (H200), and 576 KB from shared memory, 4500 cycles: keys and values
+ * are loaded by each warp for its 16 pairs. So 60 % of what mma.sync could give, 400 TFLOP/s. Larger tiles a warp don't fit its
+ * registers. */
+#include "attend.cuh"
+
+#define TOKENS 64
+#define HEADS_MOST 16 /* of a block */
+#define BATCH 8       /* queries that a warp has on their way at a time: they fit into one buffer of values */
+
+template <int D, int WARPS, int STAGES> struct prefill_memory {
+    __half query[16 * WARPS * D];
+    __half tile[STAGES][2][TOKENS * D]; /* keys, values */
+};
+
+/* Tile `index` of all sequences' -> its sequence, and what is left of the index; -1: there is none. A warp together. */
+static __device__ __forceinline__ int prefill_sequence(const attend_arguments &a, int rows_each, int *index, int lane)
+{
+    for (int first = 0; first < a.sequences; first += QMI_WARP) {
+        const int rows = first + lane < a.sequences ? a.step.sequences[first + lane].count : 0;
+        const int tiles = (rows + rows_each - 1) / rows_each;
+        int end = tiles;
+#pragma unroll
+        for (int o = 1; o < QMI_WARP; o *= 2) {
+            int before = __shfl_up_sync(~0u, end, o);
+            end += lane >= o ? before : 0;
+        }
+        uint32_t past = __ballot_sync(~0u, end > *index);
+        if (past) {
+            int found = __ffs((int)past) - 1;
+            *index -= __shfl_sync(~0u, end - tiles, found);
+            return first + found;
+        }
+        *index -= __shfl_sync(~0u, end, QMI_WARP - 1);
+    }
+    return -1;
+}
+
+/* What a block computes. */
+struct prefill_work {
+    int row, rows, position;   /* first row and its position */
+    int kv_head, first_head, heads, split;
+    int step, steps_end;       /* of 64 tokens, the split's */
+    int last;                  /* position of the last row */
+    const uint64_t *pages;
+};
+
+/* False: nothing. The tiles of a sequence come in descending order: the last ones see most tokens. */
+static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a, int pairs, int lane, prefill_work *w)
+{
+    const int rows_each = pairs / a.block_heads, head_places = a.kv_heads * a.head_blocks;
+    int index = blockIdx.x / (head_places * a.splits), place = blockIdx.x % head_places;
+    const int sequence = prefill_sequence(a, rows_each, &index, lane);
+    if (sequence < 0)
+        return false;
+    const cuda_sequence s = a.step.sequences[sequence];
+    const int first = ((s.count + rows_each - 1) / rows_each - 1 - index) * rows_each;
+    w->row = s.first + first;
+    w->rows = min(rows_each, s.count - first);
+    w->position = s.start + first;
+    w->last = w->position + w->rows - 1;
+    w->pages = a.step.pages + s.page_first;
+    w->kv_head = place / a.head_blocks;
+    const int first_head = place % a.head_blocks * a.block_heads;
+    w->first_head = w->kv_head * a.group + first_head;
+    w->heads = min(a.block_heads, a.group - first_head);
+    w->split = blockIdx.x / head_places % a.splits;
+    const int steps = w->last / TOKENS + 1, each = (steps + a.splits - 1) / a.splits;
+    w->step = w->split * each;
+    w->steps_end = min(steps, w->step + each);
+    return true;
+}
+
+/* The warp's 16 queries: normalised, turned, to the tile as halves. room: BATCH * D floats of the warp's own. */
+template <int D>
+static __device__ __forceinline__ void prefill_queries(const attend_arguments &a, const prefill_work &w, __half *tile,
+                                                       float *room, int first, int lane)
+{
+    for (int batch = first; batch < first + 16; batch += BATCH) {
+#pragma unroll
+        for (int i = 0; i < BATCH; i++) {
+            const int row = (batch + i) / w.heads, head = batch + i - row * w.heads;
+            const bool real = row < w.rows;
+            const int64_t index = (int64_t)(w.row + row) * a.heads + w.first_head + head;
+            const float *from = a.query + (real ? index * a.query_step : 0);
+#pragma unroll
+            for (int d = 4 * lane; d < D; d += 4 * QMI_WARP)
+                chip_copy16(room + i * D + d, from + d, real);
+        }
+        chip_copy_commit();
+        chip_copy_wait<0>();
+        __syncwarp();
+        for (int i = 0; i < BATCH; i++) {
+            const int row = (batch + i) / w.heads;
+            float *query = room + i * D;
+            if (row < w.rows)
+                attend_turn(query, D, a.query_norm, a.query_epsilon, a.rotary, a.frequency, w.position + row, lane);
+#pragma unroll
+            for (int d = 2 * lane; d < D; d += 2 * QMI_WARP)
+                *(uint32_t *)(tile + attend_piece<D>(batch + i, d / 8) + d % 8) =
+                    attend_halves(query[d] * a.scale, query[d + 1] * a.scale);
+        }
+        __syncwarp();
+    }
+}
+
+/* scores[n]: tokens 8 n .. 8 n + 7 of the tile, as c of the product. */
+template <int D>
+static __device__ __forceinline__ void prefill_scores(float scores[TOKENS / 8][4], const __half *query, const __half *keys,
+                                                      const attend_offsets &query_rows, const attend_offsets &key_rows)
+{
+#pragma unroll
+    for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+        for (int j = 0; j < 4; j++)
+            scores[n][j] = 0;
+#pragma unroll
+    for (int i = 0; i < D / 16; i++) {
+        uint32_t q[4];
+        chip_load_matrices(q, query + attend_offset(query_rows, i));
+#pragma unroll
+        for (int n = 0; n < TOKENS / 16; n++) {
+            uint32_t k[4];
+            chip_load_matrices(k, keys + 16 * n * D + attend_offset(key_rows, i));
+            chip_mma_half(scores[2 * n], q, k[0], k[1]);
+            chip_mma_half(scores[2 * n + 1], q, k[2], k[3]);
+        }
+    }
+}
+
+/* Scores become weights, as a of the product with 16 values each. Of the lane's two pairs: the largest score so far, the sum of
+ * this lane's weights, the position that limits what they see; `token` is that of scores[0][0]. */
+template <int D>
+static __device__ __forceinline__ void prefill_softmax(float scores[TOKENS / 8][4], uint32_t weights[TOKENS / 16][4],
+                                                       float out[D / 8][4], float largest[2], float sum[2],
+                                                       const int position[2], int token)
+{
+    float before[2];
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        float most = largest[r], added = 0;
+        if (token + TOKENS > position[r]) {
+#pragma unroll
+            for (int n = 0; n < TOKENS / 8; n++)
+#pragma unroll
+                for (int j = 0; j < 2; j++)
+                    scores[n][2 * r + j] = token + 8 * n + j <= position[r] ? scores[n][2 * r + j] : -INFINITY;
+        }
+#pragma unroll
+        for (int n = 0; n < TOKENS / 8; n++)
+            most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
+        const float base = most == -INFINITY ? 0 : most; /* no token yet */
+        before[r] = chip_exp2(largest[r] - base);
+        largest[r] = most;
+#pragma unroll
+        for (int n = 0; n < TOKENS / 8; n++) {
+            const float x = chip_exp2(scores[n][2 * r] - base), y = chip_exp2(scores[n][2 * r + 1] - base);
+            added += x + y;
+            weights[n / 2][2 * (n & 1) + r] = attend_pair(x, y);
+        }
+        sum[r] = sum[r] * before[r] + added;
+    }
+    if (__any_sync(~0u, before[0] != 1 || before[1] != 1)) {
+#pragma unroll
+        for (int d = 0; d < D / 8; d++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                out[d][j] *= before[j >> 1];
+    }
+}
+
+template <int D>
+static __device__ __forceinline__ void prefill_mix(float out[D / 8][4], const uint32_t weights[TOKENS / 16][4],
+                                                   const __half *values, const attend_offsets &value_rows)
+{
+#pragma unroll
+    for (int n = 0; n < TOKENS / 16; n++)
+#pragma unroll
+        for (int i = 0; i < D / 16; i++) {
+            uint32_t v[4];
+            chip_load_matrices_turned(v, values + 16 * n * D + attend_offset(value_rows, i));
+            chip_mma_half(out[2 * i], weights[n], v[0], v[1]);
+            chip_mma_half(out[2 * i + 1], weights[n], v[2], v[3]);
+        }
+}
+
+/* A pair's values of this lane. */
+template <int D>
+static __device__ __forceinline__ void prefill_store(const attend_arguments &a, const prefill_work &w, int pair,
+                                                     const float out[D / 8][4], int r, float largest, float sum, int t)
+{
+    const int row = pair / w.heads, head = w.first_head + pair - row * w.heads;
+    if (row >= w.rows)
+        return;
+    if (a.splits > 1) {
+        const int64_t mark = attend_mark(a, w.row + row, head, w.split);
+        if (t == 0)
+            *(float2 *)(a.marks + 2 * mark) = make_float2(largest, sum);
+#pragma unroll
+        for (int d = 0; d < D / 8; d++)
+            *(float2 *)(a.partial + mark * D + 8 * d + 2 * t) = make_float2(out[d][2 * r], out[d][2 * r + 1]);
+        return;
+    }
+    const float *gate = attend_gate(a, w.row + row, head) + 2 * t;
+    float *to = a.out + ((int64_t)(w.row + row) * a.heads + head) * D + 2 * t;
+    const float factor = 1.f / sum;
+#pragma unroll
+    for (int d = 0; d < D / 8; d++) {
+        float2 f = make_float2(factor, factor);
+        if (a.gated) {
+            const float2 x = *(const float2 *)(gate + 8 * d);
+            f = make_float2(factor * chip_sigmoid(x.x), factor * chip_sigmoid(x.y));
+        }
+        *(float2 *)(to + 8 * d) = make_float2(out[d][2 * r] * f.x, out[d][2 * r + 1] * f.y);
+    }
+}
+
+/* STAGES 2: keys and values of the next step arrive during a step. STAGES 1, for half the memory: values during the scores, the
+ * next keys during the mixing. */
+template <uint32_t T, int D, int WARPS, int STAGES>
+static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_kernel(attend_arguments a)
+{
+    typedef prefill_memory<D, WARPS, STAGES> memory;
+    CHIP_SHARED(memory, m);
+    constexpr int own = TOKENS / WARPS; /* tokens of a step that a warp copies */
+    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
+    static_assert(BATCH * WARPS * D * sizeof(float) <= sizeof m->tile[0][0] * STAGES, "queries on their way take the free tiles");
+    prefill_work w;
+    chip_let_next_start();
+    chip_wait_for_previous();
+    if (!prefill_work_of(a, 16 * WARPS, lane, &w))
+        return;
+    if (w.step >= w.steps_end) {
+        for (int pair = threadIdx.x; pair < w.rows * w.heads; pair += WARPS * QMI_WARP)
+            *(float2 *)(a.marks + 2 * attend_mark(a, w.row + pair / w.heads, w.first_head + pair % w.heads, w.split)) =
+                make_float2(-INFINITY, 0);
+        return;
+    }
+    auto place_of = [&](int step) {
+        return attend_place<T>(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
+    };
+    uint64_t place = place_of(w.step);
+    auto fetch = [&](__half *tile, int step, int64_t offset) {
+        attend_fetch<T, D, own>(tile, warp * own, place, offset, w.last + 1 - step * TOKENS - warp * own, lane);
+    };
+    fetch(m->tile[0][0], w.step, a.key_offset);
+    if (STAGES == 2) {
+        fetch(m->tile[0][1], w.step, a.value_offset);
+        place = place_of(w.step + 1);
+    }
+    chip_copy_commit();
+
+    const int first_pair = 16 * warp, pairs = w.rows * w.heads;
+    const bool active = first_pair < pairs;
+    float *room = (float *)(STAGES == 2 ? m->tile[STAGES - 1][0] : m->tile[0][1]); /* needed later */
+    if (active)
+        prefill_queries<D>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
+
+    const attend_offsets rows_first = attend_rows_first<D>(lane), values_first = attend_values_first<D>(lane);
+    const __half *query = m->query + first_pair * D;
+    const int position[2] = { first_pair + g < pairs ? w.position + (first_pair + g) / w.heads : -1,
+                              first_pair + g + 8 < pairs ? w.position + (first_pair + g + 8) / w.heads : -1 };
+    const int last = w.position + min(first_pair + 15, pairs - 1) / w.heads; /* that the warp sees */
+    float out[D / 8][4] = {}, largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
+    uint32_t weights[TOKENS / 16][4] = {};
+    for (int step = w.step; step < w.steps_end; step++) {
+        const int stage = STAGES == 2 ? (step - w.step) & 1 : 0;
+        const bool takes = active && step * TOKENS <= last;
+        chip_copy_wait<0>();
+        __syncthreads();
+        if (STAGES == 1) {
+            fetch(m->tile[0][1], step, a.value_offset);
+            place = place_of(step + 1);
+        } else if (step + 1 < w.steps_end) {
+            fetch(m->tile[stage ^ 1][0], step + 1, a.key_offset);
+            fetch(m->tile[stage ^ 1][1], step + 1, a.value_offset);
+            place = place_of(step + 2);
+        }
+        chip_copy_commit();
+        if (takes) {
+            float scores[TOKENS / 8][4];
+            prefill_scores<D>(scores, query, m->tile[stage][0], rows_first, values_first);
+            prefill_softmax<D>(scores, weights, out, largest, sum, position, step * TOKENS + 2 * t);
+        }
+        if (STAGES == 1) {
+            chip_copy_wait<0>();
+            __syncthreads();
+            if (step + 1 < w.steps_end)
+                fetch(m->tile[0][0], step + 1, a.key_offset);
+            chip_copy_commit();
+        }
+        if (takes)
+            prefill_mix<D>(out, weights, m->tile[stage][1], rows_first);
+    }
+    if (!active)
+        return;
+#pragma unroll
+    for (int r = 0; r < 2; r++) {
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
+        sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+        prefill_store<D>(a, w, first_pair + g + 8 * r, out, r, largest[r], sum[r], t);
+    }
+}
+
+/* ---- launching ----
+ * Eight warps with two stages: 192 KB for heads of 256, 96 KB for 128. Where that is too much, four warps with one: 96 KB. */
+static bool prefill_wide(int32_t head_size, int32_t shared_most)
+{
+    const size_t bytes = head_size == 256 ? sizeof(prefill_memory<256, 8, 2>) : sizeof(prefill_memory<128, 8, 2>);
+    return (int32_t)bytes <= shared_most;
+}
+
+template <uint32_t T, int D, int WARPS, int STAGES> static void launch(const cuda_run *run, const attend_arguments *a)
+{
+    const int64_t blocks = attend_prefill_tiles(run, a) * a->kv_heads * a->head_blocks * a->splits;
+    cuda_launch(run, (uint32_t)blocks, WARPS * QMI_WARP, sizeof(prefill_memory<D, WARPS, STAGES>),
+                attend_prefill_kernel<T, D, WARPS, STAGES>, *a);
+}
+
+template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a)
+{
+    if (a->head_size == 64)
+        launch<T, 64, 8, 2>(run, a);
+    else if (a->head_size == 128)
+        launch<T, 128, 8, 2>(run, a);
+    else if (prefill_wide(a->head_size, run->shared_most))
+        launch<T, 256, 8, 2>(run, a);
+    else
+        launch<T, 256, 4, 1>(run, a);
+}
+
+void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
+{
+    if (kv_type == QMI_TYPE_F16)
+        launch_type<QMI_TYPE_F16>(run, a);
+    else
+        launch_type<QMI_TYPE_F32>(run, a);
+}
+
+int32_t attend_prefill_heads(void)
+{
+    return HEADS_MOST;
+}
+
+int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a)
+{
+    const int64_t rows_each = (prefill_wide(a->head_size, run->shared_most) ? 8 : 4) * 16 / a->block_heads;
+    return (a->rows - a->sequences) / rows_each + a->sequences; /* a sequence of n rows has at most (n - 1) / rows_each + 1 */
+}
+
+template <uint32_t T, int D, int WARPS, int STAGES> static cudaError_t set_up(int32_t shared_most)
+{
+    const int32_t bytes = (int32_t)sizeof(prefill_memory<D, WARPS, STAGES>);
+    if (bytes > shared_most)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(attend_prefill_kernel<T, D, WARPS, STAGES>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t attend_prefill_setup(int32_t shared_most)
+{
+    cudaError_t (*const each[])(int32_t) = {
+        set_up<QMI_TYPE_F16, 64, 8, 2>, set_up<QMI_TYPE_F16, 128, 8, 2>, set_up<QMI_TYPE_F16, 256, 8, 2>,
+        set_up<QMI_TYPE_F16, 256, 4, 1>, set_up<QMI_TYPE_F32, 64, 8, 2>, set_up<QMI_TYPE_F32, 128, 8, 2>,
+        set_up<QMI_TYPE_F32, 256, 8, 2>, set_up<QMI_TYPE_F32, 256, 4, 1>,
+    };
+    cudaError_t error = cudaSuccess;
+    for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)
+        error = each[i](shared_most);
+    return error;
+}
