@@ -92,7 +92,7 @@ template <class... P, class... A>
 static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... arguments)
 {
 #ifdef QMI_CUDA_EMULATED /* tests/emulator */
-    emulator_call(run->stream, grid, block, shared, run->linked, kernel, arguments...);
+    emulator_call(run->stream, 1, grid, block, shared, run->linked, kernel, arguments...);
 #else
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attribute = {};
@@ -114,8 +114,7 @@ static inline void cuda_launch_cluster(const cuda_run *run, uint32_t cluster, di
                                        A... arguments)
 {
 #ifdef QMI_CUDA_EMULATED
-    (void)cluster; /* blocks run one after another there */
-    emulator_call(run->stream, grid, block, shared, run->linked, kernel, arguments...);
+    emulator_call(run->stream, (int)cluster, grid, block, shared, run->linked, kernel, arguments...);
 #else
     cudaLaunchConfig_t config = {};
     cudaLaunchAttribute attributes[2] = {};

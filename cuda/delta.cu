@@ -257,6 +257,5 @@ int64_t cuda_scratch_delta(const qmi_op_delta *op, int32_t rows)
 
 cudaError_t cuda_delta_setup(void)
 {
-    cudaError_t code = delta_step_setup();
-    return code == cudaSuccess ? delta_chunk_setup() : code;
+    return delta_chunk_setup();
 }

@@ -80,7 +80,6 @@ void delta_run_step(const cuda_run *run, const delta_work *work);
 void delta_run_chunks(const cuda_run *run, const delta_work *work);
 bool delta_step_finishes(const cuda_run *run, const delta_work *work); /* does the norm and moves the columns on, too */
 int64_t delta_chunk_scratch(const qmi_op_delta *op, int32_t rows);
-cudaError_t delta_step_setup(void);
 cudaError_t delta_chunk_setup(void);
 
 #endif

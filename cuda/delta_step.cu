@@ -1,35 +1,33 @@
-/* The gated delta rule for few rows a sequence (decoding, drafts), heads of 128: all of the op in one kernel where blocks of a cluster
- * can speak to each other (sm_90 and later), else up to the recurrence (delta_finish does the rest).
+/* The gated delta rule for few rows a sequence (decoding, drafts), heads of 128: all of the op in one kernel where blocks of a
+ * cluster can speak to each other (sm_90 and later), else up to the recurrence (delta_finish does the rest).
  *
- * A block has some columns of a value head's S in registers, 16 rows of one column a thread: a warp has 16 of the 128 key rows (its
- * "group") and 32 columns, so it convolves the 32 query and key channels that it needs itself, one a lane. The length of q and k is a
- * factor of the sums, so sums over the groups of S^T k, S^T q, k.k, q.q, k.q all cross the block behind one barrier:
+ * A block has some columns of a value head's S in registers, 16 rows of one column a thread: a warp has 16 of the 128 key rows
+ * (its "group") and 32 columns, so it convolves the 32 query and key channels that it needs itself, one a lane. The length of q
+ * and k is a factor of the sums, so sums over the groups of S^T k, S^T q, k.k, q.q, k.q all cross the block behind one barrier:
  *   r = g S^T k,  change = beta (v - r),  o = g S^T q + (k.q) change,  S = g S + k change
- * A cluster has the blocks of all value heads of a key head. They exchange the squares of o for the norm, and the barrier for that also
- * means that all have read the old columns of the convolution, so that the new ones can be written in their place.
+ * A cluster has the blocks of all value heads of a key head. They exchange the squares of o for the norm, and the barrier for
+ * that also means that all have read the old columns of the convolution, so that the new ones can be written in their place.
  *
- * Why a cluster: whole heads a block would be 32 blocks that each move 64 KB in and out, 0.7 us longer than 128 blocks; a second kernel
- * for the norm is a hop, 1.5 us; the cluster's barrier is hidden behind the writes of the state.
+ * Why a cluster: whole heads a block would be 32 blocks that each move 64 KB in and out, 0.7 us longer than 128 blocks; a second
+ * kernel for the norm is a hop, 1.5 us; the cluster's barrier is hidden behind the writes of the state.
  *
- * What is read before chip_wait_for_previous(): weights; the step and the state. Kernels let their successor start before they have
- * waited themselves, so any number of kernels may be in flight and "the last but one has ended" is no rule. The step is complete
- * because nothing of a run starts before the kernel that writes it has ended; the state, because it was written by an earlier run (or a
- * copy between runs), and by no other kernel of this one. */
+ * What is read before chip_wait_for_previous(): weights; the step and the state. Kernels let their successor start before they
+ * have waited themselves, so any number of kernels may be in flight and "the last but one has ended" is no rule. The step is
+ * complete because nothing of a run starts before the kernel that writes it has ended; the state, because it was written by an
+ * earlier run (or a copy between runs), and by no other kernel of this one. */
 #include "delta.cuh"
 
 #define GROUPS 8       /* warps beside each other along the key rows */
 #define GROUP_ROWS 16  /* = DELTA_SIZE / GROUPS; queries and keys of them are a warp's 32 channels */
-#define COLUMNS_MOST 64
-#define WARPS_MOST (GROUPS * COLUMNS_MOST / QMI_WARP)
 #define CLUSTER_MOST 8 /* what every card with clusters has */
 
-typedef struct step_shared {
-    float4 mixed[WARPS_MOST][2 * GROUP_ROWS / 4];  /* a warp's own: 16 of q, 16 of k */
-    float recalled[2][GROUPS][COLUMNS_MOST];       /* two of each, for even and odd rows: one barrier a row is enough */
-    float out[2][GROUPS][COLUMNS_MOST];
-    float4 lengths[2][3][GROUPS / 4];              /* q.q, k.k, q.k */
-    float squares[2][DELTA_SIZE / QMI_WARP];       /* of o, by 32 columns; written by the blocks that have them */
-} step_shared;
+/* Of a block that has COLUMNS columns. Two of most, for even and odd rows: one barrier a row is enough. */
+template <int COLUMNS> struct step_shared {
+    float4 mixed[GROUPS * COLUMNS / QMI_WARP][2 * GROUP_ROWS / 4]; /* a warp's own: 16 of q, 16 of k */
+    float recalled[2][GROUPS][COLUMNS], out[2][GROUPS][COLUMNS];
+    float4 lengths[2][3][GROUPS / 4];                              /* q.q, k.k, q.k */
+    float squares[2][DELTA_SIZE / QMI_WARP];                       /* of o, by 32 columns; written by who has them */
+};
 
 /* One channel: the columns behind the present one, oldest first, and the taps. */
 typedef struct step_channel {
@@ -72,7 +70,7 @@ static __device__ __forceinline__ float sum8(const float4 x[2])
     return ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w));
 }
 
-static __device__ __forceinline__ float sum_groups(const float (*x)[COLUMNS_MOST], int column)
+template <int COLUMNS> static __device__ __forceinline__ float sum_groups(const float (*x)[COLUMNS], int column)
 {
     float sum = 0;
 #pragma unroll
@@ -82,8 +80,9 @@ static __device__ __forceinline__ float sum_groups(const float (*x)[COLUMNS_MOST
 }
 
 /* The warp's sums over its 16 rows, of its q and k (x: a lane's own channel), into `parity` of the shared sums. */
-static __device__ __forceinline__ void add_up(step_shared &s, int parity, int group, int column, float x, const float state[GROUP_ROWS],
-                                              float key[GROUP_ROWS])
+template <int COLUMNS>
+static __device__ __forceinline__ void add_up(step_shared<COLUMNS> &s, int parity, int group, int column, float x,
+                                              const float state[GROUP_ROWS], float key[GROUP_ROWS])
 {
     const int lane = threadIdx.x % QMI_WARP;
     const float4 *mixed = s.mixed[threadIdx.x / QMI_WARP];
@@ -107,23 +106,26 @@ static __device__ __forceinline__ void add_up(step_shared &s, int parity, int gr
         square += __shfl_xor_sync(~0u, square, o);
         together += __shfl_xor_sync(~0u, together, o);
     }
-    if (lane % GROUP_ROWS == 0)
+    if (column == lane && lane % GROUP_ROWS == 0) /* of several warps with these rows the first */
         ((float *)s.lengths[parity][lane / GROUP_ROWS])[group] = square;
-    if (lane == 0)
+    if (column == 0)
         ((float *)s.lengths[parity][2])[group] = together;
 }
 
-/* Grid: blocks of a key head's value heads, by columns; key heads; then sequences. */
-template <bool CLUSTER> static __global__ void __launch_bounds__(GROUPS * COLUMNS_MOST) delta_step(delta_work w)
+/* Grid: blocks of a key head's value heads, by columns; key heads; then sequences. Three blocks of 32 columns a processor: with
+ * many sequences the loads that are under way make the speed. */
+template <int COLUMNS, bool CLUSTER>
+static __global__ void __launch_bounds__(GROUPS * COLUMNS, 96 / COLUMNS) delta_step(delta_work w)
 {
-    CHIP_SHARED(step_shared, shared);
-    step_shared &s = *shared;
+    CHIP_SHARED(step_shared<COLUMNS>, shared);
+    step_shared<COLUMNS> &s = *shared;
+    constexpr int parts = DELTA_SIZE / COLUMNS;
     const int lane = threadIdx.x % QMI_WARP, warp = threadIdx.x / QMI_WARP, group = warp % GROUPS;
-    const int columns = blockDim.x / GROUPS, parts = DELTA_SIZE / columns, members = w.per_key * parts;
-    const int member = blockIdx.x % members, key_head = blockIdx.x / members, head = delta_value_head(w, key_head, member / parts);
-    const int column = warp / GROUPS * QMI_WARP + lane, head_column = member % parts * columns + column;
+    const int members = w.per_key * parts, member = blockIdx.x % members, key_head = blockIdx.x / members;
+    const int head = delta_value_head(w, key_head, member / parts), column = warp / GROUPS * QMI_WARP + lane;
+    const int head_column = member % parts * COLUMNS + column, inner = head * DELTA_SIZE + head_column;
     const int key_channel = (lane < GROUP_ROWS ? 0 : w.key_width) + key_head * DELTA_SIZE + group * GROUP_ROWS + lane % GROUP_ROWS;
-    const int inner = head * DELTA_SIZE + head_column, value_channel = 2 * w.key_width + inner;
+    const int value_channel = 2 * w.key_width + inner;
     chip_let_next_start();
     const cuda_sequence sequence = w.step.sequences[blockIdx.y];
     if (sequence.count > DELTA_FEW) {
@@ -149,23 +151,24 @@ template <bool CLUSTER> static __global__ void __launch_bounds__(GROUPS * COLUMN
         const int parity = t & 1;
         const float x = w.qkv[row * w.channels + key_channel], x_value = w.qkv[row * w.channels + value_channel];
         const delta_gate gate = delta_load_gate(w, row, head);
-        const float z = CLUSTER && group == 0 ? w.z[row * w.value_heads * DELTA_SIZE + inner] : 0;
+        const int64_t place_out = row * w.value_heads * DELTA_SIZE + inner;
+        const float z = CLUSTER && group == 0 ? w.z[place_out] : 0;
         add_up(s, parity, group, column, convolve(mine, x), state, key);
         const float decay = expf(delta_log_decay(gate.alpha, bias, rate)), beta = chip_sigmoid(gate.beta);
         const float v = convolve(value, x_value);
         __syncthreads();
 
         const float key_scale = rsqrtf(sum8(s.lengths[parity][1]) + DELTA_EPSILON);
-        const float change = beta * (v - decay * key_scale * sum_groups(s.recalled[parity], column)) * key_scale;
+        const float change = beta * (v - decay * key_scale * sum_groups<COLUMNS>(s.recalled[parity], column)) * key_scale;
         float out = 0;
         if (group == 0) {
             const float query_scale = rsqrtf((sum8(s.lengths[parity][0]) + DELTA_EPSILON) * DELTA_SIZE);
-            out = query_scale * (decay * sum_groups(s.out[parity], column) + sum8(s.lengths[parity][2]) * change);
+            out = query_scale * (decay * sum_groups<COLUMNS>(s.out[parity], column) + sum8(s.lengths[parity][2]) * change);
         }
         if (CLUSTER) {
             if (t == 0)
                 chip_cluster_wait();
-            if (group == 0) {
+            if (group == 0) { /* to the blocks of this head, this one too */
                 const float squares = chip_warp_sum(out * out);
                 if (lane < parts)
                     chip_cluster_store(&s.squares[parity][head_column / QMI_WARP], member / parts * parts + lane, squares);
@@ -189,7 +192,7 @@ template <bool CLUSTER> static __global__ void __launch_bounds__(GROUPS * COLUMN
             out *= scale * chip_silu(z);
         }
         if (group == 0)
-            w.out[row * w.value_heads * DELTA_SIZE + inner] = out;
+            w.out[place_out] = out;
     }
     if (CLUSTER) { /* all blocks of the key head have read the old columns */
         float *after = delta_columns(w, sequence.next_state);
@@ -200,7 +203,8 @@ template <bool CLUSTER> static __global__ void __launch_bounds__(GROUPS * COLUMN
     }
 }
 
-static int blocks_of_head(const delta_work *w) /* as many as fit: 32 columns each, or 64; 0: too many value heads */
+/* As many as fit: 32 columns each, or 64; 0: too many value heads. */
+static int blocks_of_head(const delta_work *w)
 {
     const int parts = CLUSTER_MOST / w->per_key;
     return parts >= 4 ? 4 : parts >= 2 ? 2 : 0;
@@ -208,24 +212,25 @@ static int blocks_of_head(const delta_work *w) /* as many as fit: 32 columns eac
 
 bool delta_step_finishes(const cuda_run *run, const delta_work *w)
 {
-#ifdef QMI_CUDA_EMULATED /* it has no clusters */
-    return false && blocks_of_head(w);
-#endif
     return run->capability >= 90 && blocks_of_head(w) > 0;
+}
+
+template <int COLUMNS, bool CLUSTER> static void launch(const cuda_run *run, const delta_work *w)
+{
+    const uint32_t members = (uint32_t)w->per_key * (DELTA_SIZE / COLUMNS);
+    const dim3 grid(members * (uint32_t)w->key_heads, (uint32_t)run->sequences), block(GROUPS * COLUMNS);
+    if constexpr (CLUSTER)
+        cuda_launch_cluster(run, members, grid, block, sizeof(step_shared<COLUMNS>), delta_step<COLUMNS, true>, *w);
+    else
+        cuda_launch(run, grid, block, sizeof(step_shared<COLUMNS>), delta_step<COLUMNS, false>, *w);
 }
 
 void delta_run_step(const cuda_run *run, const delta_work *w)
 {
-    const bool cluster = delta_step_finishes(run, w);
-    const uint32_t parts = cluster ? (uint32_t)blocks_of_head(w) : 4, members = (uint32_t)w->per_key * parts;
-    const dim3 grid(members * (uint32_t)w->key_heads, (uint32_t)run->sequences), block(DELTA_SIZE / parts * GROUPS);
-    if (cluster)
-        cuda_launch_cluster(run, members, grid, block, sizeof(step_shared), delta_step<true>, *w);
+    if (!delta_step_finishes(run, w))
+        launch<32, false>(run, w);
+    else if (blocks_of_head(w) == 4)
+        launch<32, true>(run, w);
     else
-        cuda_launch(run, grid, block, sizeof(step_shared), delta_step<false>, *w);
-}
-
-cudaError_t delta_step_setup(void)
-{
-    return cudaSuccess;
+        launch<64, true>(run, w);
 }

@@ -11,7 +11,8 @@
 
 #define STACK_BYTES ((size_t)128 << 10)
 #define SHARED_MOST ((size_t)256 << 10)
-#define BARRIERS 16
+#define BARRIERS EMULATOR_BARRIERS
+#define CLUSTER_BARRIER (EMULATOR_CLUSTER * BARRIERS) /* and the next one, in turn: after those of the blocks */
 
 struct copy {
     void *to;
@@ -26,7 +27,7 @@ enum state { READY, IN_WARP, AT_BARRIER, FINISHED };
 struct fiber {
     void *stack;                    /* its pointer, while it doesn't run */
     emulator_position position;
-    int index;
+    int index, block;               /* of the cluster */
     enum state state;
     const char *name, *file;        /* what it waits in */
     int line;
@@ -35,6 +36,7 @@ struct fiber {
     emulator_combine combine;
     emulator_lane lane;
     bool waited;                    /* for the kernel before */
+    int cluster_turns;              /* how often it arrived at the cluster's barrier */
     int group;                      /* of the next cp.async */
     std::vector<struct copy> copies;
 };
@@ -50,10 +52,12 @@ static struct {
     uint8_t *stacks, *shared_end;
     void *scheduler;                /* its stack pointer */
     struct fiber fibers[EMULATOR_THREADS];
-    int threads, live;
+    int blocks, block_threads, live[EMULATOR_CLUSTER]; /* of a cluster; one block, where there is none */
+    int threads;                    /* of all */
     int ready[EMULATOR_THREADS], ready_first, ready_count;
     uint32_t in_warp[EMULATOR_THREADS / 32];
-    struct barrier barriers[BARRIERS];
+    struct barrier barriers[CLUSTER_BARRIER]; /* of each block */
+    int cluster_arrived, cluster_turns;
     struct fiber *running;
     const std::function<void()> *body;
     const void *kernel;
@@ -202,15 +206,21 @@ void emulator_yield(void)
     give_way();
 }
 
+/* All threads that run wait at it: the check has a shorter way for that. */
+static bool of_all(int id)
+{
+    return id == 0 && emulator.blocks == 1;
+}
+
 static void release(int id, struct barrier *b)
 {
     b->result = b->predicates;
     b->arrived = b->waiting = b->predicates = 0;
-    if (emulator_checks && id == 0)
+    if (emulator_checks && of_all(id))
         emulator_check_barrier_all(emulator.threads);
     for (int i = 0; i < emulator.threads; i++)
         if (emulator.fibers[i].state == AT_BARRIER && emulator.fibers[i].barrier == id) {
-            if (emulator_checks && id != 0)
+            if (emulator_checks && !of_all(id))
                 emulator_check_leave(id, i);
             make_ready(&emulator.fibers[i]);
         }
@@ -222,9 +232,9 @@ static void fiber_main(void)
     (*emulator.body)();
     emulator_copy_wait(0);
     self->state = FINISHED;
-    emulator.live--;
-    if (emulator.live && emulator.barriers[0].arrived == emulator.live) /* threads that have ended count as arrived */
-        release(0, &emulator.barriers[0]);
+    const int live = --emulator.live[self->block], id = self->block * BARRIERS;
+    if (live && emulator.barriers[id].arrived == live) /* threads that have ended count as arrived */
+        release(id, &emulator.barriers[id]);
     give_way();
 }
 
@@ -298,11 +308,11 @@ static int arrive(int id, int count, bool wait, int predicate, const char *name,
     b->predicates += predicate != 0;
     if (++b->arrived > count)
         emulator_fault("%s at %s:%d: %d threads arrived at barrier %d for %d", name, file, line, b->arrived, id, count);
-    if (emulator_checks && id != 0)
+    if (emulator_checks && !of_all(id))
         emulator_check_arrive(id, self->index);
     if (b->arrived == count) {
         release(id, b);
-        if (emulator_checks && id != 0) {
+        if (emulator_checks && !of_all(id)) {
             if (wait)
                 emulator_check_leave(id, self->index);
             emulator_check_reset(id);
@@ -321,22 +331,73 @@ static int arrive(int id, int count, bool wait, int predicate, const char *name,
 
 int emulator_block(const char *name, int predicate, const char *file, int line)
 {
-    struct barrier *b = &emulator.barriers[0];
+    const int block = emulator.running->block, id = block * BARRIERS;
+    struct barrier *b = &emulator.barriers[id];
     if (b->arrived && (b->line != line || strcmp(b->file, file) != 0))
         emulator_fault("%s at %s:%d, but other threads are in %s at %s:%d", name, file, line, b->name, b->file, b->line);
     b->name = name;
     b->file = file;
     b->line = line;
-    return arrive(0, emulator.live, true, predicate, name, file, line);
+    return arrive(id, emulator.live[block], true, predicate, name, file, line);
 }
 
 void emulator_barrier(int id, int count, bool wait, const char *file, int line)
 {
     if (id < 1 || id >= BARRIERS)
         emulator_fault("%s:%d: barrier %d; the named ones are 1 to %d", file, line, id, BARRIERS - 1);
-    if (count < 32 || count % 32 || count > emulator.threads)
+    if (count < 32 || count % 32 || count > emulator.block_threads)
         emulator_fault("%s:%d: a barrier of %d threads; they come in warps", file, line, count);
-    arrive(id, count, wait, 0, "a named barrier", file, line);
+    arrive(emulator.running->block * BARRIERS + id, count, wait, 0, "a named barrier", file, line);
+}
+
+void emulator_cluster_arrive(const char *file, int line)
+{
+    struct fiber *self = emulator.running;
+    const int id = CLUSTER_BARRIER + self->cluster_turns % 2; /* the other one's clocks may still be needed */
+    if (self->cluster_turns++ != emulator.cluster_turns)
+        emulator_fault("%s:%d: arrives at the cluster's barrier, but never waited for it", file, line);
+    if (emulator_checks && emulator.cluster_arrived == 0)
+        emulator_check_reset(id);
+    if (emulator_checks)
+        emulator_check_arrive(id, self->index);
+    if (++emulator.cluster_arrived < emulator.threads)
+        return;
+    emulator.cluster_arrived = 0;
+    emulator.cluster_turns++;
+    for (int i = 0; i < emulator.threads; i++)
+        if (emulator.fibers[i].state == AT_BARRIER && emulator.fibers[i].barrier == CLUSTER_BARRIER)
+            make_ready(&emulator.fibers[i]);
+}
+
+void emulator_cluster_wait(const char *file, int line)
+{
+    struct fiber *self = emulator.running;
+    if (!self->cluster_turns)
+        emulator_fault("%s:%d: waits for the cluster's barrier, at which it did not arrive", file, line);
+    if (emulator.cluster_turns < self->cluster_turns) {
+        self->barrier = CLUSTER_BARRIER;
+        wait_as(AT_BARRIER, "the cluster's barrier", file, line);
+    }
+    if (emulator_checks)
+        emulator_check_leave(CLUSTER_BARRIER + (self->cluster_turns - 1) % 2, self->index);
+}
+
+static uint8_t *shared_of(int block)
+{
+    return emulator.shared_end - (size_t)(block + 1) * ((emulator.shared + 127) / 128 * 128);
+}
+
+void *emulator_cluster_address(void *own, int rank, const char *file, int line)
+{
+    struct fiber *self = emulator.running;
+    const size_t at = (size_t)((uint8_t *)own - shared_of(self->block));
+    if (rank < 0 || rank >= emulator.blocks)
+        emulator_fault("%s:%d: block %d of a cluster of %d", file, line, rank, emulator.blocks);
+    if (at >= emulator.shared)
+        emulator_fault("%s:%d: %p is not in the block's shared memory", file, line, own);
+    if (!emulator.cluster_turns && emulator.blocks > 1)
+        emulator_fault("%s:%d: the other block may not have begun", file, line);
+    return shared_of(rank) + at;
 }
 
 uint32_t emulator_active(void)
@@ -373,7 +434,7 @@ void emulator_waited(void)
 
 void *emulator_shared(void)
 {
-    return emulator.shared_end - (emulator.shared + 127) / 128 * 128;
+    return shared_of(emulator.running->block);
 }
 
 /* ---- cp.async ---- */
@@ -452,8 +513,9 @@ static void start(void)
     sigaction(SIGSEGV, &action, NULL);
 }
 
-static void prepare_fiber(int i, uint3 block, dim3 block_size, dim3 grid_size)
+static void prepare_fiber(int i, uint3 first_block, dim3 block_size, dim3 grid_size)
 {
+    const unsigned thread = (unsigned)(i % emulator.block_threads);
     struct fiber *f = &emulator.fibers[i];
     void **top = (void **)(emulator.stacks + (size_t)(i + 1) * STACK_BYTES);
     /* As a call leaves it: return address (none) where the stack pointer is 8 past a multiple of 16. */
@@ -463,50 +525,69 @@ static void prepare_fiber(int i, uint3 block, dim3 block_size, dim3 grid_size)
         *--top = NULL;
     f->stack = top;
     f->index = i;
-    f->position.thread.x = (unsigned)i % block_size.x;
-    f->position.thread.y = (unsigned)i / block_size.x % block_size.y;
-    f->position.thread.z = (unsigned)i / (block_size.x * block_size.y);
-    f->position.block = block;
+    f->block = i / emulator.block_threads;
+    f->position.thread.x = thread % block_size.x;
+    f->position.thread.y = thread / block_size.x % block_size.y;
+    f->position.thread.z = thread / (block_size.x * block_size.y);
+    f->position.block = first_block;
+    f->position.block.x += (unsigned)f->block;
     f->position.block_size = block_size;
     f->position.grid_size = grid_size;
     f->waited = false;
+    f->cluster_turns = 0;
     f->group = 0;
     f->copies.clear();
     make_ready(f);
 }
 
-static void run_block(uint3 block, dim3 block_size, dim3 grid_size)
+/* The blocks of a cluster, beside each other from `block` on; they run together. */
+static void run_blocks(int blocks, uint3 block, dim3 block_size, dim3 grid_size)
 {
-    bool waited = false;
-    emulator.threads = emulator.live = (int)(block_size.x * block_size.y * block_size.z);
+    const size_t shared = (emulator.shared + 127) / 128 * 128;
+    bool waited[EMULATOR_CLUSTER] = {};
+    emulator.blocks = blocks;
+    emulator.block_threads = (int)(block_size.x * block_size.y * block_size.z);
+    emulator.threads = blocks * emulator.block_threads;
+    for (int i = 0; i < blocks; i++)
+        emulator.live[i] = emulator.block_threads;
     emulator.ready_first = emulator.ready_count = 0;
+    emulator.cluster_arrived = emulator.cluster_turns = 0;
     memset(emulator.in_warp, 0, sizeof emulator.in_warp);
     memset(emulator.barriers, 0, sizeof emulator.barriers);
-    memset(emulator_shared(), EMULATOR_FRESH, (emulator.shared + 127) / 128 * 128);
+    memset(shared_of(blocks - 1), EMULATOR_FRESH, (size_t)blocks * shared);
     for (const emulator_variable &v : *emulator.variables)
         memset(v.address, EMULATOR_FRESH, v.bytes);
     if (emulator_checks)
         emulator_check_block(block.x + (int64_t)grid_size.x * (block.y + (int64_t)grid_size.y * block.z), emulator.threads,
-                             (uint8_t *)emulator_shared(), emulator.shared, *emulator.variables);
+                             emulator.block_threads, shared_of(blocks - 1), (size_t)(blocks - 1) * shared + emulator.shared,
+                             *emulator.variables);
     for (int i = 0; i < emulator.threads; i++)
         prepare_fiber(i, block, block_size, grid_size);
     emulator.running = next_ready();
     emulator_self = &emulator.running->position;
     emulator_switch(&emulator.scheduler, emulator.running->stack);
-    if (emulator.live)
-        emulator_fault("deadlock: no thread of block (%u,%u,%u) can go on", block.x, block.y, block.z);
-    for (int i = 0; i < emulator.threads; i++)
-        waited |= emulator.fibers[i].waited;
-    if (!waited)
-        emulator_fault("no thread of block (%u,%u,%u) called chip_wait_for_previous()", block.x, block.y, block.z);
+    for (int i = 0; i < emulator.threads; i++) {
+        if (emulator.fibers[i].state != FINISHED)
+            emulator_fault("deadlock: no thread of block (%u,%u,%u) can go on", block.x, block.y, block.z);
+        waited[emulator.fibers[i].block] |= emulator.fibers[i].waited;
+    }
+    for (int i = 0; i < blocks; i++)
+        if (!waited[i])
+            emulator_fault("no thread of block (%u,%u,%u) called chip_wait_for_previous()", block.x + (unsigned)i, block.y, block.z);
 }
 
-void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked, const std::function<void()> &body)
+void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
+                      const std::function<void()> &body)
 {
     std::lock_guard<std::mutex> lock(emulator.mutex);
-    const int64_t blocks = (int64_t)grid.x * grid.y * grid.z;
+    const uint32_t width = grid.x / (unsigned)cluster;
+    const int64_t clusters = (int64_t)width * grid.y * grid.z;
     std::vector<uint32_t> order;
     start();
+    if (cluster > 1 && emulator_static_shared(kernel))
+        emulator_fault("%s has `__shared__` variables; blocks of a cluster would have them in common here", emulator_kernel_name(kernel));
+    if ((size_t)cluster * (shared + 128) > SHARED_MOST)
+        emulator_fault("%s: no room for %d times %zu bytes of shared memory", emulator_kernel_name(kernel), cluster, shared);
     emulator.kernel = kernel;
     emulator.body = &body;
     emulator.shared = shared;
@@ -517,17 +598,17 @@ void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, 
         fprintf(stderr, "emulator: %s<<<(%u,%u,%u), (%u,%u,%u), %zu>>>\n", emulator_kernel_name(kernel), grid.x, grid.y, grid.z,
                 block.x, block.y, block.z, shared);
     if (emulator.seed) {
-        order.resize((size_t)blocks);
+        order.resize((size_t)clusters);
         for (size_t i = 0; i < order.size(); i++) { /* inside-out shuffle */
             const size_t j = random_next() % (i + 1);
             order[i] = order[j];
             order[j] = (uint32_t)i;
         }
     }
-    for (int64_t i = 0; i < blocks; i++) {
-        const uint32_t b = emulator.seed ? order[(size_t)i] : (uint32_t)i;
-        const uint3 at = { b % grid.x, b / grid.x % grid.y, b / (grid.x * grid.y) };
-        run_block(at, block, grid);
+    for (int64_t i = 0; i < clusters; i++) {
+        const uint32_t c = emulator.seed ? order[(size_t)i] : (uint32_t)i;
+        const uint3 at = { c % width * (unsigned)cluster, c / width % grid.y, c / (width * grid.y) };
+        run_blocks(cluster, at, block, grid);
     }
     emulator.kernel = NULL;
 }

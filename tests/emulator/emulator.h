@@ -20,7 +20,7 @@
  *   QMI_EMULATOR_TRACE=1      each launch on stderr
  *   QMI_EMULATOR_CAPABILITY=86 | 90 (default), QMI_EMULATOR_MEMORY=bytes, QMI_EMULATOR_PROCESSORS=n, QMI_EMULATOR_DEVICES=n
  *   QMI_EMULATOR_FAIL_ALLOCATION=n, QMI_EMULATOR_FAIL_CALL=n: the n-th fails
- * Not there: kernels whose blocks wait for each other, clusters, TMA. `__shared__` takes no `static` before it. */
+ * Not there: kernels whose blocks wait for each other (but for clusters'), TMA. `__shared__` takes no `static` before it. */
 #ifndef QMI_EMULATOR_H
 #define QMI_EMULATOR_H
 
@@ -78,6 +78,10 @@ void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, co
 int emulator_block(const char *name, int predicate, const char *file, int line); /* number of threads whose predicate is not 0 */
 /* Named barrier: `count` threads arrive; those with wait stay until all have. */
 void emulator_barrier(int id, int count, bool wait, const char *file, int line);
+/* The barrier of a cluster's blocks, in two halves; and where another block has what this one has at `own` of its shared memory. */
+void emulator_cluster_arrive(const char *file, int line);
+void emulator_cluster_wait(const char *file, int line);
+void *emulator_cluster_address(void *own, int rank, const char *file, int line);
 uint32_t emulator_active(void);
 int emulator_lane_index(void);
 void emulator_yield(void);
@@ -92,7 +96,7 @@ void emulator_copy_wait(int left);
 void emulator_touch(const void *p, size_t bytes, bool write, bool atomic);
 
 /* Launches; in a stream that is being captured, records. */
-void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked,
+void emulator_launch(cudaStream_t stream, const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
                      const std::function<void()> &body);
 const char *emulator_kernel_name(const void *kernel);
 
@@ -119,12 +123,12 @@ static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blo
 }
 
 template <class... P, class... A>
-static inline void emulator_call(cudaStream_t stream, dim3 grid, dim3 block, size_t shared, bool linked, void (*kernel)(P...),
-                                 A... arguments)
+static inline void emulator_call(cudaStream_t stream, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
+                                 void (*kernel)(P...), A... arguments)
 {
     static_assert((sizeof(P) + ... + 0) <= 4096, "a kernel's parameters have at most 4096 bytes");
     std::tuple<P...> values{ P(arguments)... };
-    emulator_launch(stream, (const void *)kernel, grid, block, shared, linked, [=]() { std::apply(kernel, values); });
+    emulator_launch(stream, (const void *)kernel, cluster, grid, block, shared, linked, [=]() { std::apply(kernel, values); });
 }
 
 /* ---- barriers ---- */

@@ -6,7 +6,8 @@
  *
  * Order within a block is by vector clocks (Lamport; Mattern 1989): thread a's access at a's time t happened before what b does
  * now if b's clock for a is at least t. __syncthreads, named barriers and __syncwarp pass clocks on; shuffles and votes do not,
- * as they order no memory. Blocks of a launch are ordered by atomics on the same address only. */
+ * as they order no memory. The blocks of a cluster count as one. Blocks of a launch are ordered by atomics on the same address
+ * only. */
 #include "emulator_inside.h"
 
 #include <algorithm>
@@ -15,9 +16,9 @@
 #include <stdarg.h>
 #include <sys/mman.h>
 
-#define CELL 4 /* bytes that are looked at as one */
-#define WARPS (EMULATOR_THREADS / 32)
-#define BARRIERS 16
+#define CELL 4   /* bytes that are looked at as one */
+#define WARPS 32 /* of a block, at most */
+#define BARRIERS (EMULATOR_CLUSTER * EMULATOR_BARRIERS + 2) /* of the blocks; the cluster's in turn */
 
 bool emulator_checks;
 
@@ -35,6 +36,7 @@ struct cell {
 
 struct shared_cell {
     struct access write;
+    int first;                                 /* thread of the block that reads it */
     uint32_t readers[WARPS], read_time[WARPS]; /* lanes that read at that time of theirs */
     const void *pc;                            /* of the last read */
 };
@@ -45,7 +47,7 @@ static struct {
     uint32_t launch, chain;            /* number of this launch; the first that may still run beside it */
     std::vector<const void *> kernels; /* by launch */
     int64_t block;
-    int threads;
+    int threads, block_threads;
     /* Thread i's clock for thread j: max(floor, known[i][j]), of itself: now[i]. */
     uint32_t floor, now[EMULATOR_THREADS];
     clock_values known[EMULATOR_THREADS], barrier[BARRIERS];
@@ -60,7 +62,7 @@ static struct {
     std::map<uintptr_t, size_t> cell_counts;
     std::map<uintptr_t, std::vector<bool>> atomics; /* address -> blocks whose work it passes on */
     std::map<int64_t, std::vector<bool>> ordered;   /* block -> blocks that came before it */
-} check = { 0, 1, { NULL }, 0, 0, 0, {}, {}, {}, {}, {}, NULL, 0, {}, {}, {}, {}, {}, {}, {} };
+} check = { 0, 1, { NULL }, 0, 0, 0, 0, {}, {}, {}, {}, {}, NULL, 0, {}, {}, {}, {}, {}, {}, {} };
 
 /* ---- order ---- */
 static uint32_t clock_of(int thread, int other)
@@ -163,11 +165,12 @@ void emulator_check_launch(const void *kernel, bool linked)
     check.ordered.clear();
 }
 
-void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes,
+void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t *shared, size_t bytes,
                           const std::vector<emulator_variable> &variables)
 {
     check.block = block;
     check.threads = threads;
+    check.block_threads = block_threads;
     check.floor = 0;
     for (int i = 0; i < threads; i++) {
         check.now[i] = 1;
@@ -240,7 +243,8 @@ static void look_shared(struct shared_cell *c, const void *p, int thread, bool w
     if (c->write.launch && !before(c->write, thread) && !(atomic && c->write.atomic))
         race("shared memory", p, "wrote", c->write, write, pc);
     if (!write) {
-        const int warp = thread >> 5;
+        const int warp = thread % check.block_threads >> 5;
+        c->first = thread / check.block_threads * check.block_threads;
         if (c->read_time[warp] != now.time)
             c->readers[warp] = 0;
         c->read_time[warp] = now.time;
@@ -248,10 +252,10 @@ static void look_shared(struct shared_cell *c, const void *p, int thread, bool w
         c->pc = pc;
         return;
     }
-    for (int w = 0; w * 32 < check.threads && !atomic; w++)
+    for (int w = 0; w * 32 < check.block_threads && !atomic; w++)
         for (uint32_t lanes = c->read_time[w] > check.floor ? c->readers[w] : 0; lanes; lanes &= lanes - 1) {
             const struct access read = { check.launch, (uint32_t)check.block, c->read_time[w],
-                                         (uint16_t)(w * 32 + __builtin_ctz(lanes)), false, c->pc };
+                                         (uint16_t)(c->first + w * 32 + __builtin_ctz(lanes)), false, c->pc };
             if (!before(read, thread))
                 race("shared memory", p, "read", read, true, pc);
         }

@@ -68,11 +68,6 @@ static inline uint32_t chip_pack_half(float a, float b)
     return __half_as_ushort(__float2half_rn(x)) | (uint32_t)__half_as_ushort(__float2half_rn(y)) << 16;
 }
 
-/* ---- blocks of a cluster: launched by emulator_call_cluster ---- */
-static inline void chip_cluster_arrive(void) { emulator_fault("clusters are not emulated"); }
-static inline void chip_cluster_wait(void) {}
-static inline void chip_cluster_store(float *, int, float) {}
-
 static inline uint32_t chip_turn_matrix(uint32_t pair, EMULATOR_PLACE)
 {
     const int lane = emulator_lane_index(), column = lane >> 2, row = 2 * (lane & 3);
@@ -85,6 +80,16 @@ static inline float chip_exp2(float x)
 {
     const float y = exp2f(x);
     return y < 1.17549435e-38f ? 0 : y;
+}
+
+/* ---- blocks of a cluster ---- */
+static inline void chip_cluster_arrive(EMULATOR_PLACE) { emulator_cluster_arrive(file, line); }
+static inline void chip_cluster_wait(EMULATOR_PLACE) { emulator_cluster_wait(file, line); }
+static inline void chip_cluster_store(float *own, int rank, float value, EMULATOR_PLACE)
+{
+    float *to = (float *)emulator_cluster_address(own, rank, file, line);
+    emulator_touch(to, sizeof *to, true, false);
+    *to = value;
 }
 
 /* ---- arithmetic ---- */

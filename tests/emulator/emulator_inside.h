@@ -12,7 +12,9 @@
 #include <string>
 #include <vector>
 
-#define EMULATOR_THREADS 1024 /* of a block, at most */
+#define EMULATOR_CLUSTER 8     /* blocks of a cluster, at most: they run together */
+#define EMULATOR_THREADS 4096 /* of blocks that run together, at most */
+#define EMULATOR_BARRIERS 16  /* of a block */
 #define EMULATOR_FRESH 0xFF   /* bytes of memory that nobody wrote yet: NaN as a float or half, -1 as an integer */
 
 /* ---- emulator_symbols.cpp: names and `__shared__` variables, from the program's own symbol table ---- */
@@ -26,7 +28,8 @@ size_t emulator_static_shared(const void *kernel);  /* bytes of `__shared__` var
 std::string emulator_place(const void *pc);         /* "function at file:line" */
 
 /* ---- emulator.cpp ---- */
-void emulator_execute(const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked, const std::function<void()> &body);
+void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
+                      const std::function<void()> &body);
 int emulator_running(void);    /* index of the running fiber; -1: none */
 
 /* ---- emulator_runtime.cpp ---- */
@@ -37,7 +40,7 @@ uintptr_t emulator_allocation(const void *p, size_t *bytes);
 extern bool emulator_checks;   /* such a file is there */
 void emulator_check_unlinked(void);                 /* what was launched so far has ended */
 void emulator_check_launch(const void *kernel, bool linked);
-void emulator_check_block(int64_t block, int threads, uint8_t *shared, size_t bytes,
+void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t *shared, size_t bytes,
                           const std::vector<emulator_variable> &variables);
 void emulator_check_waited(int thread);
 void emulator_check_barrier_all(int threads);       /* all threads of the block met */

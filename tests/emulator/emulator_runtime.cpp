@@ -723,7 +723,8 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *out, const vo
 }
 
 /* ---- launches ---- */
-void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 block, size_t shared, bool linked, const work &body)
+void emulator_launch(cudaStream_t stream, const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
+                     const work &body)
 {
     std::lock_guard<std::recursive_mutex> lock(card.mutex);
     const size_t limit = card.shared_limits.count(kernel) ? (size_t)max(card.shared_limits[kernel], 48 << 10) : (size_t)48 << 10;
@@ -739,11 +740,16 @@ void emulator_launch(cudaStream_t stream, const void *kernel, dim3 grid, dim3 bl
                emulator_kernel_name(kernel), grid.x, grid.y, grid.z, block.x, block.y, block.z);
         return;
     }
+    if (cluster > 1 && (capability() < 90 || cluster > EMULATOR_CLUSTER || grid.x % (unsigned)cluster)) {
+        failed(cudaErrorInvalidConfiguration, "%s: clusters of %d blocks in a grid of %u", emulator_kernel_name(kernel), cluster,
+               grid.x);
+        return;
+    }
     if (shared > limit || (shared + fixed > (size_t)48 << 10 && !card.shared_limits.count(kernel)) ||
         shared + fixed > (size_t)shared_most()) {
         failed(cudaErrorInvalidValue, "%s: %zu bytes of shared memory and %zu of variables; it was allowed %zu",
                emulator_kernel_name(kernel), shared, fixed, limit);
         return;
     }
-    enqueue(stream_of(stream), [=]() { emulator_execute(kernel, grid, block, shared, linked, body); });
+    enqueue(stream_of(stream), [=]() { emulator_execute(kernel, cluster, grid, block, shared, linked, body); });
 }

@@ -249,6 +249,7 @@ static void check(const shape &s)
     run.processors = 4;
     run.shared_most = s.shared_most;
     run.capability = s.capability;
+    run.linked = s.capability >= 90;
     run.slots = slots;
     run.scratch = (uint8_t *)take((size_t)cuda_scratch_delta(&op, o.rows));
     assert_int_equal(cudaStreamCreate(&run.stream), cudaSuccess);
@@ -298,6 +299,11 @@ static void few_rows(void **unused)
         { "one, elsewhere", 1, 3, 128, 128, 4, true, true, false, true, 86, SMALL, { 1, 1, 1 }, EXACT },
         { "two", 1, 2, 128, 128, 4, false, false, true, false, 86, SMALL, { 2, 1 }, EXACT },
         { "many", 1, 1, 128, 128, 4, false, false, false, true, 86, SMALL, { 32 }, EXACT },
+        { "cluster of 8", 2, 4, 128, 128, 4, false, false, true, true, 90, LARGE, { 1, 1 }, EXACT },
+        { "cluster of 6", 1, 3, 128, 128, 4, true, true, true, true, 90, LARGE, { 1, 2 }, EXACT },
+        { "cluster of 4", 2, 2, 128, 128, 4, false, false, false, false, 90, LARGE, { 1, 1 }, EXACT },
+        { "cluster of wide blocks", 1, 4, 128, 128, 4, true, false, true, true, 90, LARGE, { 3, 5 }, EXACT },
+        { "too many for a cluster", 1, 5, 128, 128, 4, true, false, true, true, 90, LARGE, { 1 }, EXACT },
     };
     for (const shape &s : shapes)
         check(s);
