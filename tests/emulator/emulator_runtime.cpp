@@ -29,6 +29,7 @@ struct CUstream_st {
     bool blocking;             /* waits for, and is waited for by, the stream 0 */
     cudaGraph_t capture;       /* being recorded */
     bool origin;               /* the capture began here */
+    enum cudaStreamCaptureMode mode;
     std::deque<struct item> items;
 };
 struct CUevent_st {
@@ -56,6 +57,7 @@ static struct {
 } card;
 
 static thread_local cudaError_t last_error;
+static thread_local int thread_captures; /* that this thread began */
 
 /* ---- errors ---- */
 static cudaError_t failed(cudaError_t error, const char *format, ...) __attribute__((format(printf, 2, 3)));
@@ -299,9 +301,10 @@ static void enqueue(cudaStream_t stream, const work &run)
         stream->items.push_back({ run, NULL, NULL, 0 });
 }
 
+/* For calls that a capture forbids: one of mode "global" to all threads, one of mode "thread local" to its own. */
 #define NOT_CAPTURING(what) \
     do { \
-        if (card.captures) \
+        if (card.captures || thread_captures) \
             return failed(cudaErrorStreamCaptureUnsupported, "%s while a stream is captured", what); \
     } while (0)
 
@@ -424,14 +427,23 @@ cudaError_t cudaEventElapsedTime(float *milliseconds, cudaEvent_t, cudaEvent_t)
 }
 
 /* ---- graphs ---- */
-cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode)
+static void count_capture(cudaStream_t stream, int by)
+{
+    if (stream->mode == cudaStreamCaptureModeGlobal)
+        card.captures += by;
+    else if (stream->mode == cudaStreamCaptureModeThreadLocal)
+        thread_captures += by;
+}
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, enum cudaStreamCaptureMode mode)
 {
     CALL();
     if (stream_of(stream) == &card.zero || stream->capture)
         return failed(cudaErrorStreamCaptureUnsupported, "this stream can't begin a capture");
     stream->capture = new CUgraph_st();
     stream->origin = true;
-    card.captures++;
+    stream->mode = mode;
+    count_capture(stream, 1);
     return cudaSuccess;
 }
 
@@ -447,7 +459,7 @@ cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t *out)
             s->capture = NULL;
             s->origin = false;
         }
-    card.captures--;
+    count_capture(stream, -1);
     if (counted_down(&card.fail_call)) {
         delete graph;
         return last_error = cudaErrorUnknown;

@@ -234,7 +234,7 @@ static void test_graph(void **)
     int *pinned, *p = on_card<int>(1), out;
     void *none;
     assert_int_equal(cudaMallocHost((void **)&pinned, sizeof(int)), 0);
-    assert_int_equal(cudaStreamBeginCapture(run.stream, cudaStreamCaptureModeRelaxed), 0);
+    assert_int_equal(cudaStreamBeginCapture(run.stream, cudaStreamCaptureModeThreadLocal), 0);
     cudaMemcpyAsync(p, pinned, sizeof(int), cudaMemcpyHostToDevice, run.stream);
     cuda_launch(&run, dim3(1), dim3(1), 0, add_one, p);
     assert_int_equal(cudaMalloc(&none, 4), cudaErrorStreamCaptureUnsupported);
