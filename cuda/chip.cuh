@@ -18,8 +18,10 @@
     type *name = (type *)chip_shared_memory
 
 /* ---- programmatic dependent launch (sm_90 and later; elsewhere kernels simply follow each other) ----
- * A kernel calls chip_let_next_start() first, fetches weights (which no kernel writes), then chip_wait_for_previous() before it
- * reads or writes anything else. Every kernel of the backend must wait, also one that needs nothing: its successor relies on it. */
+ * A kernel calls chip_let_next_start() first, fetches what no kernel of the run writes but the first (weights, the step, recurrent
+ * state before its own layer), then chip_wait_for_previous() before it reads or writes anything else: as kernels let their successor
+ * start before they have waited, any number of them may be in flight. Every kernel of the backend must wait, also one that needs
+ * nothing: its successor relies on it. */
 static __device__ __forceinline__ void chip_let_next_start(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -377,7 +377,9 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
     const qmi_program *program = work->program;
     const bool paced = work->batch->cancel && run->rows > CUDA_VECTOR_ROWS;
     cudaError_t error = cudaSuccess;
+    cuda_run first = *run;
     int32_t layers = 0;
+    first.linked = false; /* starts when the step is there: from then on kernels may read it before they wait for their predecessor */
     launch_begin(device, run, work->step_bytes);
     if (device->profile)
         error = cuda_profile_start(device->profile, run, program);
@@ -387,7 +389,7 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
             if (is_cancelled(work->batch))
                 return QM_ERROR_CANCELLED;
         }
-        i = launch_op(run, program, i, work->picks);
+        i = launch_op(i == 0 ? &first : run, program, i, work->picks);
         if (device->profile)
             error = cuda_profile_mark(device->profile, run, program->ops[i].kind);
     }
