@@ -14,14 +14,6 @@
 #define BARRIERS EMULATOR_BARRIERS
 #define CLUSTER_BARRIER (EMULATOR_CLUSTER * BARRIERS) /* and the next one, in turn: after those of the blocks */
 
-struct copy {
-    void *to;
-    const void *from;
-    size_t size, zeros;
-    int group;
-    const void *pc; /* who asked for it */
-};
-
 enum state { READY, IN_WARP, AT_BARRIER, FINISHED };
 
 struct fiber {
@@ -37,8 +29,6 @@ struct fiber {
     emulator_lane lane;
     bool waited;                    /* for the kernel before */
     int cluster_turns;              /* how often it arrived at the cluster's barrier */
-    int group;                      /* of the next cp.async */
-    std::vector<struct copy> copies;
 };
 
 struct barrier {
@@ -437,48 +427,6 @@ void *emulator_shared(void)
     return shared_of(emulator.running->block);
 }
 
-/* ---- cp.async ---- */
-static void look_at_copy(const struct copy *c)
-{
-    if (!emulator_checks)
-        return;
-    emulator_check_access(c->from, c->size, false, false, c->pc);
-    emulator_check_access(c->to, c->size + c->zeros, true, false, c->pc);
-}
-
-static void copy_now(const struct copy *c)
-{
-    memcpy(c->to, c->from, c->size);
-    memset((char *)c->to + c->size, 0, c->zeros);
-}
-
-void emulator_copy(void *to, const void *from, size_t size, size_t zeros)
-{
-    const struct copy c = { to, from, size, zeros, emulator.running->group, __builtin_return_address(0) };
-    look_at_copy(&c); /* it may arrive from now on */
-    if (emulator.seed & 1)
-        copy_now(&c);
-    emulator.running->copies.push_back(c);
-}
-
-void emulator_copy_commit(void)
-{
-    emulator.running->group++;
-}
-
-void emulator_copy_wait(int left)
-{
-    struct fiber *self = emulator.running;
-    size_t done = 0;
-    while (done < self->copies.size() && self->copies[done].group < self->group - left) {
-        const struct copy *c = &self->copies[done++];
-        look_at_copy(c); /* and until now */
-        if (!(emulator.seed & 1))
-            copy_now(c);
-    }
-    self->copies.erase(self->copies.begin(), self->copies.begin() + (ptrdiff_t)done);
-}
-
 /* ---- launching ---- */
 static void *map_guarded(size_t bytes) /* the last page can't be touched */
 {
@@ -499,6 +447,7 @@ static void start(void)
     struct sigaction action = {};
     if (emulator.stacks)
         return;
+    emulator_copies_at_once = seed && strtoull(seed, NULL, 10) % 2 == 1;
     emulator.seed = seed ? strtoull(seed, NULL, 10) : 0;
     emulator.random = emulator.seed;
     emulator.stacks = (uint8_t *)map_guarded(EMULATOR_THREADS * STACK_BYTES);
@@ -535,8 +484,7 @@ static void prepare_fiber(int i, uint3 first_block, dim3 block_size, dim3 grid_s
     f->position.grid_size = grid_size;
     f->waited = false;
     f->cluster_turns = 0;
-    f->group = 0;
-    f->copies.clear();
+    emulator_copy_start(i);
     make_ready(f);
 }
 
@@ -573,7 +521,8 @@ static void run_blocks(int blocks, uint3 block, dim3 block_size, dim3 grid_size)
     }
     for (int i = 0; i < blocks; i++)
         if (!waited[i])
-            emulator_fault("no thread of block (%u,%u,%u) called chip_wait_for_previous()", block.x + (unsigned)i, block.y, block.z);
+            emulator_fault("no thread of block (%u,%u,%u) called chip_wait_for_previous()", block.x + (unsigned)i, block.y,
+                           block.z);
 }
 
 void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
@@ -585,7 +534,8 @@ void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, si
     std::vector<uint32_t> order;
     start();
     if (cluster > 1 && emulator_static_shared(kernel))
-        emulator_fault("%s has `__shared__` variables; blocks of a cluster would have them in common here", emulator_kernel_name(kernel));
+        emulator_fault("%s has `__shared__` variables; blocks of a cluster would have them in common here",
+                       emulator_kernel_name(kernel));
     if ((size_t)cluster * (shared + 128) > SHARED_MOST)
         emulator_fault("%s: no room for %d times %zu bytes of shared memory", emulator_kernel_name(kernel), cluster, shared);
     emulator.kernel = kernel;

@@ -1,6 +1,7 @@
 /* Runs the kernels of cuda/ on the CPU: force-included before a .cu file that g++ compiles as C++ (no nvcc, no card; the
  * headers of the CUDA toolkit are needed). The other files here are linked with it: emulator.cpp (blocks and threads),
- * emulator_runtime.cpp (the CUDA runtime's functions), emulator_symbols.cpp (names), emulator_check.cpp (accesses to memory).
+ * emulator_copy.cpp (cp.async), emulator_card.cpp, emulator_memory.cpp, emulator_streams.cpp (the CUDA runtime's functions),
+ * emulator_symbols.cpp (names), emulator_check.cpp (accesses to memory).
  *
  *   E=tests/emulator
  *   FLAGS="-O1 -g -std=c++17 -x c++ -DQMI_CUDA_EMULATED -I$E -Icuda -Ilib -Iinclude -isystem /usr/local/cuda/include
@@ -78,7 +79,8 @@ void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, co
 int emulator_block(const char *name, int predicate, const char *file, int line); /* number of threads whose predicate is not 0 */
 /* Named barrier: `count` threads arrive; those with wait stay until all have. */
 void emulator_barrier(int id, int count, bool wait, const char *file, int line);
-/* The barrier of a cluster's blocks, in two halves; and where another block has what this one has at `own` of its shared memory. */
+/* The barrier of a cluster's blocks, in two halves; and where another block has what this one has at `own` of its shared
+ * memory. */
 void emulator_cluster_arrive(const char *file, int line);
 void emulator_cluster_wait(const char *file, int line);
 void *emulator_cluster_address(void *own, int rank, const char *file, int line);

@@ -17,6 +17,10 @@
 #define EMULATOR_BARRIERS 16  /* of a block */
 #define EMULATOR_FRESH 0xFF   /* bytes of memory that nobody wrote yet: NaN as a float or half, -1 as an integer */
 
+/* ---- emulator_copy.cpp ---- */
+extern bool emulator_copies_at_once;
+void emulator_copy_start(int thread);
+
 /* ---- emulator_symbols.cpp: names and `__shared__` variables, from the program's own symbol table ---- */
 typedef struct emulator_variable {
     uint8_t *address;          /* this thread's */
@@ -32,7 +36,7 @@ void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, si
                       const std::function<void()> &body);
 int emulator_running(void);    /* index of the running fiber; -1: none */
 
-/* ---- emulator_runtime.cpp ---- */
+/* ---- emulator_memory.cpp ---- */
 /* The allocation of the card that has the address: its start, or 0 when there is none. */
 uintptr_t emulator_allocation(const void *p, size_t *bytes);
 
