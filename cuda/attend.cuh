@@ -115,57 +115,58 @@ static __device__ __forceinline__ uint64_t attend_place(const attend_arguments &
 }
 
 /* ---- tiles in shared memory ----
- * Row r of a tile has D halves, in pieces of eight; piece c lies at c ^ (r & 7), so that eight rows' pieces of the same number
- * are in different banks when an instruction loads them. */
-template <int D> static __device__ __forceinline__ int attend_piece(int row, int piece)
+ * A tile of ROWS rows of halves lies in strips of 64 values; a strip's row has 128 bytes in eight pieces of 16, and piece c of row r
+ * lies at c ^ (r & 7), so that eight rows' pieces of the same number are in different banks when an instruction loads them. */
+template <int ROWS> static __device__ __forceinline__ int attend_piece(int row, int piece)
 {
-    return row * D + 8 * (piece ^ (row & 7));
+    return (piece >> 3) * (64 * ROWS) + 64 * row + 8 * ((piece ^ row) & 7);
 }
 
-/* Copies ROWS tokens, of which the first `real` exist. Lane r holds the place of row r; a warp copies them all. */
-template <uint32_t T, int D, int ROWS>
+/* Copies `count` tokens of D values, of which the first `real` exist, to rows first_row ... Lane r holds the place of the first_row
+ * + r'th; a warp copies them all. */
+template <uint32_t T, int D, int ROWS, int COUNT>
 static __device__ __forceinline__ void attend_fetch(__half *tile, int first_row, uint64_t place, int64_t offset, int real,
                                                     int lane)
 {
     constexpr int pieces = D / 8, together = QMI_WARP / pieces;
 #pragma unroll
-    for (int i = 0; i < ROWS; i += together) {
+    for (int i = 0; i < COUNT; i += together) {
         int row = i + lane / pieces, piece = lane % pieces;
         uint64_t from = __shfl_sync(~0u, (unsigned long long)place, row) + offset + attend_bytes<T>(8 * piece);
-        attend_copy8<T>(tile + attend_piece<D>(first_row + row, piece), from, row < real);
+        attend_copy8<T>(tile + attend_piece<ROWS>(first_row + row, piece), from, row < real);
     }
 }
 
-/* Where a lane finds its row of four 8 x 8 matrices: [i & 3] + 64 (i >> 2) halves from the tile's row 0, for values 16 i .. 16
- * i + 15. row and high: of this lane; high = 1: the second eight of the sixteen values. */
+/* Where a lane finds its row of four 8 x 8 matrices that hold values 16 i .. 16 i + 15 of 16 rows. */
 struct attend_offsets {
     int at[4];
 };
 
-template <int D> static __device__ __forceinline__ attend_offsets attend_offsets_of(int row, int high)
+template <int ROWS> static __device__ __forceinline__ int attend_offset(const attend_offsets &o, int i)
+{
+    return o.at[i & 3] + (i >> 2) * (64 * ROWS);
+}
+
+/* row and half (of the sixteen values): this lane's. */
+static __device__ __forceinline__ attend_offsets attend_offsets_of(int row, int half)
 {
     attend_offsets o;
 #pragma unroll
     for (int i = 0; i < 4; i++)
-        o.at[i] = attend_piece<D>(row, 2 * i + high);
+        o.at[i] = attend_piece<0>(row, 2 * i + half);
     return o;
 }
 
 /* Matrices: rows 0-7 and 8-15 of values 0-7, then of values 8-15. */
-template <int D> static __device__ __forceinline__ attend_offsets attend_rows_first(int lane)
+static __device__ __forceinline__ attend_offsets attend_rows_first(int lane)
 {
-    return attend_offsets_of<D>(lane & 15, lane >> 4);
+    return attend_offsets_of(lane & 15, lane >> 4);
 }
 
 /* Matrices: values 0-7 and 8-15 of rows 0-7, then of rows 8-15. */
-template <int D> static __device__ __forceinline__ attend_offsets attend_values_first(int lane)
+static __device__ __forceinline__ attend_offsets attend_values_first(int lane)
 {
-    return attend_offsets_of<D>((lane & 7) + 8 * (lane >> 4), (lane >> 3) & 1);
-}
-
-static __device__ __forceinline__ int attend_offset(const attend_offsets &o, int i)
-{
-    return o.at[i & 3] + 64 * (i >> 2);
+    return attend_offsets_of((lane & 7) + 8 * (lane >> 4), (lane >> 3) & 1);
 }
 
 /* ---- heads as they come from the projections ---- */

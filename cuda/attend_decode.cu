@@ -33,25 +33,21 @@ struct decode_work {
     bool owns;             /* the row's position */
 };
 
-static __device__ __forceinline__ decode_work decode_place(const attend_arguments &a)
+static __device__ __forceinline__ decode_work decode_work_of(const attend_arguments &a)
 {
-    decode_work w = {};
+    decode_work w;
     w.row = blockIdx.z;
     w.split = blockIdx.x;
+    w.position = a.step.position[w.row];
     w.kv_head = blockIdx.y / a.head_blocks;
-    int first = blockIdx.y % a.head_blocks * a.block_heads;
+    const int first = blockIdx.y % a.head_blocks * a.block_heads;
     w.first_head = w.kv_head * a.group + first;
     w.heads = min(a.block_heads, a.group - first);
+    const int chunks = w.position / CHUNK + 1, each = max((chunks + a.splits - 1) / a.splits, WARPS);
+    w.chunk = w.split * each;
+    w.chunks_end = min(chunks, w.chunk + each);
+    w.owns = w.chunk < chunks && w.chunks_end == chunks;
     return w;
-}
-
-static __device__ __forceinline__ void decode_share(const attend_arguments &a, decode_work *w)
-{
-    w->position = a.step.position[w->row];
-    int chunks = w->position / CHUNK + 1, each = max((chunks + a.splits - 1) / a.splits, WARPS);
-    w->chunk = w->split * each;
-    w->chunks_end = min(chunks, w->chunk + each);
-    w->owns = w->chunk < chunks && w->chunks_end == chunks;
 }
 
 /* Item i: query head i, the key, the value. NULL: there is none. */
@@ -62,16 +58,32 @@ static __device__ __forceinline__ const float *decode_item(const attend_argument
     return (item == HEADS ? a.key : a.value) + ((int64_t)w.row * a.kv_heads + w.kv_head) * a.head_size;
 }
 
+/* A warp's items, all loads at once. */
 template <int D, int RING>
 static __device__ __forceinline__ void decode_take_items(const attend_arguments &a, const decode_work &w,
                                                          decode_memory<D, RING> *m, int warp, int lane)
 {
-    for (int item = warp; item < HEADS + 2; item += WARPS) {
-        const float *from = decode_item(a, w, item);
+    constexpr int items = (HEADS + 2 + WARPS - 1) / WARPS, parts = (D + 127) / 128;
+    float4 x[items][parts];
 #pragma unroll
-        for (int i = 4 * lane; i < D; i += 4 * QMI_WARP)
-            chip_copy16(m->head[item] + i, from ? from + i : a.query, from != NULL);
+    for (int k = 0; k < items; k++) {
+        const int item = warp + k * WARPS;
+        const float *from = item < HEADS + 2 ? decode_item(a, w, item) : NULL;
+#pragma unroll
+        for (int j = 0; j < parts; j++) {
+            const int i = 4 * lane + 128 * j;
+            x[k][j] = from && i < D ? *(const float4 *)(from + i) : make_float4(0, 0, 0, 0);
+        }
     }
+#pragma unroll
+    for (int k = 0; k < items; k++)
+#pragma unroll
+        for (int j = 0; j < parts; j++) {
+            const int item = warp + k * WARPS, i = 4 * lane + 128 * j;
+            if (item < HEADS + 2 && i < D)
+                *(float4 *)(m->head[item] + i) = x[k][j];
+        }
+    __syncwarp();
 }
 
 /* Queries to the tile, key and value to `fresh` and into their page. */
@@ -89,7 +101,7 @@ static __device__ __forceinline__ void decode_prepare(const attend_arguments &a,
         if (item < HEADS) {
 #pragma unroll
             for (int i = 2 * lane; i < D; i += 2 * QMI_WARP)
-                *(uint32_t *)(m->query + attend_piece<D>(item, i / 8) + i % 8) =
+                *(uint32_t *)(m->query + attend_piece<HEADS>(item, i / 8) + i % 8) =
                     attend_halves(head[i] * a.scale, head[i + 1] * a.scale);
         } else {
             uint64_t to = attend_place<T>(a, pages, w.kv_head, w.position) + (item == HEADS ? a.key_offset : a.value_offset);
@@ -118,21 +130,12 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
         if (i < a.rotary / 2)
             m->frequency[i] = a.frequency[i];
     }
-    chip_wait_for_previous();
-    decode_work w = decode_place(a);
-    decode_take_items(a, w, m, warp, lane);
-    chip_copy_commit();
+    decode_work w = decode_work_of(a);
     const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
-    decode_share(a, &w);
-    if (w.chunk >= w.chunks_end) {
-        chip_copy_wait<0>();
-        if ((int)threadIdx.x < w.heads)
-            *(float2 *)(a.marks + 2 * attend_mark(a, w.row, w.first_head + threadIdx.x, w.split)) = make_float2(-INFINITY, 0);
-        return;
-    }
 
-    /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. */
-    const int parts = 2 * ((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS);
+    /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this run:
+     * their copies needn't wait for the kernel before. */
+    const int parts = 2 * max((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS, 0);
     auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
     auto place_of = [&](int part) {
         return attend_place<T>(a, pages, w.kv_head, min(chunk_of(part) * CHUNK + lane % CHUNK, w.position));
@@ -141,8 +144,8 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     int ahead = 0, ahead_slot = 0;
     auto fetch = [&]() {
         if (ahead < parts)
-            attend_fetch<T, D, CHUNK>(m->ring[warp][ahead_slot], 0, place, ahead & 1 ? a.value_offset : a.key_offset,
-                                      w.position - chunk_of(ahead) * CHUNK, lane);
+            attend_fetch<T, D, CHUNK, CHUNK>(m->ring[warp][ahead_slot], 0, place, ahead & 1 ? a.value_offset : a.key_offset,
+                                             w.position - chunk_of(ahead) * CHUNK, lane);
         if (ahead & 1) {
             place = place_ahead;
             place_ahead = place_of(ahead + 3);
@@ -154,8 +157,14 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 #pragma unroll
     for (int i = 0; i < RING - 1; i++)
         fetch();
-    chip_copy_wait<RING - 1>(); /* the heads */
-    __syncthreads();            /* and norms */
+    __syncthreads(); /* norms */
+    chip_wait_for_previous();
+    if (w.chunk >= w.chunks_end) {
+        if ((int)threadIdx.x < w.heads)
+            *(float2 *)(a.marks + 2 * attend_mark(a, w.row, w.first_head + threadIdx.x, w.split)) = make_float2(-INFINITY, 0);
+        return;
+    }
+    decode_take_items(a, w, m, warp, lane);
     decode_prepare<T>(a, w, pages, m, warp, lane);
     __syncthreads();
 
@@ -163,13 +172,13 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 #pragma unroll
     for (int i = 0; i < D / 32; i++) { /* rows are heads: b of 32 values */
         uint32_t b[4];
-        chip_load_matrices(b, m->query + attend_piece<D>(lane & 7, 4 * i + (lane >> 3)));
+        chip_load_matrices(b, m->query + attend_piece<HEADS>(lane & 7, 4 * i + (lane >> 3)));
         query[2 * i][0] = b[0];
         query[2 * i][1] = b[1];
         query[2 * i + 1][0] = b[2];
         query[2 * i + 1][1] = b[3];
     }
-    const attend_offsets key_rows = attend_rows_first<D>(lane), value_rows = attend_values_first<D>(lane);
+    const attend_offsets key_rows = attend_rows_first(lane), value_rows = attend_values_first(lane);
     float out[D / 16][4] = {}, largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }; /* of heads 2 t, 2 t + 1 */
     uint32_t weight[2] = { 0, 0 };
     int slot = 0;
@@ -182,7 +191,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
         if (first + CHUNK > w.position) { /* the row's own token */
             const __half *from = m->fresh[part & 1];
             for (int i = lane; i < D / 8; i += QMI_WARP)
-                *(uint4 *)(tile + attend_piece<D>(w.position - first, i)) = *(const uint4 *)(from + 8 * i);
+                *(uint4 *)(tile + attend_piece<CHUNK>(w.position - first, i)) = *(const uint4 *)(from + 8 * i);
             __syncwarp();
         }
         if (!(part & 1)) {
@@ -190,7 +199,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 #pragma unroll
             for (int i = 0; i < D / 16; i++) {
                 uint32_t key[4];
-                chip_load_matrices(key, tile + attend_offset(key_rows, i));
+                chip_load_matrices(key, tile + attend_offset<CHUNK>(key_rows, i));
                 chip_mma_half(score[i & 1], key, query[i][0], query[i][1]);
             }
             float s[4], before[2];
@@ -221,7 +230,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 #pragma unroll
             for (int i = 0; i < D / 16; i++) {
                 uint32_t value[4];
-                chip_load_matrices_turned(value, tile + attend_offset(value_rows, i));
+                chip_load_matrices_turned(value, tile + attend_offset<CHUNK>(value_rows, i));
                 chip_mma_half(out[i], value, weight[0], weight[1]);
             }
         }

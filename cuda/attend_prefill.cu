@@ -79,7 +79,7 @@ static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a
 }
 
 /* The warp's 16 queries: normalised, turned, to the tile as halves. room: BATCH * D floats of the warp's own. */
-template <int D>
+template <int D, int WARPS>
 static __device__ __forceinline__ void prefill_queries(const attend_arguments &a, const prefill_work &w, __half *tile,
                                                        float *room, int first, int lane)
 {
@@ -104,7 +104,7 @@ static __device__ __forceinline__ void prefill_queries(const attend_arguments &a
                 attend_turn(query, D, a.query_norm, a.query_epsilon, a.rotary, a.frequency, w.position + row, lane);
 #pragma unroll
             for (int d = 2 * lane; d < D; d += 2 * QMI_WARP)
-                *(uint32_t *)(tile + attend_piece<D>(batch + i, d / 8) + d % 8) =
+                *(uint32_t *)(tile + attend_piece<16 * WARPS>(batch + i, d / 8) + d % 8) =
                     attend_halves(query[d] * a.scale, query[d + 1] * a.scale);
         }
         __syncwarp();
@@ -112,7 +112,7 @@ static __device__ __forceinline__ void prefill_queries(const attend_arguments &a
 }
 
 /* scores[n]: tokens 8 n .. 8 n + 7 of the tile, as c of the product. */
-template <int D>
+template <int D, int WARPS>
 static __device__ __forceinline__ void prefill_scores(float scores[TOKENS / 8][4], const __half *query, const __half *keys,
                                                       const attend_offsets &query_rows, const attend_offsets &key_rows)
 {
@@ -124,11 +124,11 @@ static __device__ __forceinline__ void prefill_scores(float scores[TOKENS / 8][4
 #pragma unroll
     for (int i = 0; i < D / 16; i++) {
         uint32_t q[4];
-        chip_load_matrices(q, query + attend_offset(query_rows, i));
+        chip_load_matrices(q, query + attend_offset<16 * WARPS>(query_rows, i));
 #pragma unroll
         for (int n = 0; n < TOKENS / 16; n++) {
             uint32_t k[4];
-            chip_load_matrices(k, keys + 16 * n * D + attend_offset(key_rows, i));
+            chip_load_matrices(k, keys + 64 * 16 * n + attend_offset<TOKENS>(key_rows, i));
             chip_mma_half(scores[2 * n], q, k[0], k[1]);
             chip_mma_half(scores[2 * n + 1], q, k[2], k[3]);
         }
@@ -187,7 +187,7 @@ static __device__ __forceinline__ void prefill_mix(float out[D / 8][4], const ui
 #pragma unroll
         for (int i = 0; i < D / 16; i++) {
             uint32_t v[4];
-            chip_load_matrices_turned(v, values + 16 * n * D + attend_offset(value_rows, i));
+            chip_load_matrices_turned(v, values + 64 * 16 * n + attend_offset<TOKENS>(value_rows, i));
             chip_mma_half(out[2 * i], weights[n], v[0], v[1]);
             chip_mma_half(out[2 * i + 1], weights[n], v[2], v[3]);
         }
@@ -250,7 +250,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     };
     uint64_t place = place_of(w.step);
     auto fetch = [&](__half *tile, int step, int64_t offset) {
-        attend_fetch<T, D, own>(tile, warp * own, place, offset, w.last + 1 - step * TOKENS - warp * own, lane);
+        attend_fetch<T, D, TOKENS, own>(tile, warp * own, place, offset, w.last + 1 - step * TOKENS - warp * own, lane);
     };
     fetch(m->tile[0][0], w.step, a.key_offset);
     if (STAGES == 2) {
@@ -263,10 +263,10 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     const bool active = first_pair < pairs;
     float *room = (float *)(STAGES == 2 ? m->tile[STAGES - 1][0] : m->tile[0][1]); /* needed later */
     if (active)
-        prefill_queries<D>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
+        prefill_queries<D, WARPS>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
 
-    const attend_offsets rows_first = attend_rows_first<D>(lane), values_first = attend_values_first<D>(lane);
-    const __half *query = m->query + first_pair * D;
+    const attend_offsets rows_first = attend_rows_first(lane), values_first = attend_values_first(lane);
+    const __half *query = m->query + 64 * first_pair;
     const int position[2] = { first_pair + g < pairs ? w.position + (first_pair + g) / w.heads : -1,
                               first_pair + g + 8 < pairs ? w.position + (first_pair + g + 8) / w.heads : -1 };
     const int last = w.position + min(first_pair + 15, pairs - 1) / w.heads; /* that the warp sees */
@@ -288,7 +288,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         chip_copy_commit();
         if (takes) {
             float scores[TOKENS / 8][4];
-            prefill_scores<D>(scores, query, m->tile[stage][0], rows_first, values_first);
+            prefill_scores<D, WARPS>(scores, query, m->tile[stage][0], rows_first, values_first);
             prefill_softmax<D>(scores, weights, out, largest, sum, position, step * TOKENS + 2 * t);
         }
         if (STAGES == 1) {
