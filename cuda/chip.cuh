@@ -18,10 +18,10 @@
     type *name = (type *)chip_shared_memory
 
 /* ---- programmatic dependent launch (sm_90 and later; elsewhere kernels simply follow each other) ----
- * A kernel calls chip_let_next_start() first, fetches what no kernel of the run writes but the first (weights, the step, recurrent
- * state before its own layer), then chip_wait_for_previous() before it reads or writes anything else: as kernels let their successor
- * start before they have waited, any number of them may be in flight. Every kernel of the backend must wait, also one that needs
- * nothing: its successor relies on it. */
+ * A kernel calls chip_let_next_start() first, fetches what no kernel of the run writes but the first (weights, the step,
+ * recurrent state before its own layer), then chip_wait_for_previous() before it reads or writes anything else: as kernels let
+ * their successor start before they have waited, any number of them may be in flight. Every kernel of the backend must wait, also
+ * one that needs nothing: its successor relies on it. */
 static __device__ __forceinline__ void chip_let_next_start(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -177,9 +177,9 @@ static __device__ __forceinline__ uint32_t chip_pack_half(float a, float b)
 }
 
 /* ---- blocks of a cluster (sm_90 and later; kernels that use them are launched by cuda_launch_cluster) ----
- * A barrier in two halves: what was done before arriving, also in another block's shared memory, is seen after waiting. All threads of
- * all blocks take part. Another block's shared memory may be written once it has begun (after a first barrier) and until it has waited
- * for the last. */
+ * A barrier in two halves: what was done before arriving, also in another block's shared memory, is seen after waiting. All
+ * threads of all blocks take part. Another block's shared memory may be written once it has begun (after a first barrier) and
+ * until it has waited for the last. */
 static __device__ __forceinline__ void chip_cluster_arrive(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -191,6 +191,15 @@ static __device__ __forceinline__ void chip_cluster_wait(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
+static __device__ constexpr bool chip_has_clusters(void)
+{
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+    return false;
+#else
+    return true;
 #endif
 }
 

@@ -110,8 +110,8 @@ static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_
 
 /* The same with clusters of `cluster` blocks beside each other along x, at most 8; from sm_90 on. */
 template <class... P, class... A>
-static inline void cuda_launch_cluster(const cuda_run *run, uint32_t cluster, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...),
-                                       A... arguments)
+static inline void cuda_launch_cluster(const cuda_run *run, uint32_t cluster, dim3 grid, dim3 block, size_t shared,
+                                       void (*kernel)(P...), A... arguments)
 {
 #ifdef QMI_CUDA_EMULATED
     emulator_call(run->stream, (int)cluster, grid, block, shared, run->linked, kernel, arguments...);

@@ -379,7 +379,7 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
     cudaError_t error = cudaSuccess;
     cuda_run first = *run;
     int32_t layers = 0;
-    first.linked = false; /* starts when the step is there: from then on kernels may read it before they wait for their predecessor */
+    first.linked = false; /* it starts when the step is there, so that kernels may read that before they wait for their predecessor */
     launch_begin(device, run, work->step_bytes);
     if (device->profile)
         error = cuda_profile_start(device->profile, run, program);

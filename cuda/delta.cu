@@ -1,8 +1,8 @@
 /* The gated delta rule: which kernels take it, kernels for heads of any size, and what comes after the recurrence.
  *
- * Floors at 35B-A3B (32 value heads of 128 x 128, 8192 channels), H200, a layer: one row moves 2 x 2 MB of state, 1 us, and is one
- * hop of the chain of kernels; 4096 rows read 134 MB of qkv and 67 MB of z and write 67 MB: 65 us, and are 24 GFLOP of half-float
- * products, 50 us at the rate of mma.sync. */
+ * Floors at 35B-A3B (32 value heads of 128 x 128, 8192 channels), H200, a layer: one row moves 2 x 2 MB of state, 1 us, and is
+ * one hop of the chain of kernels; 4096 rows read 134 MB of qkv and 67 MB of z and write 67 MB: 65 us, and are 24 GFLOP of
+ * half-float products, 50 us at the rate of mma.sync. */
 #include "delta.cuh"
 
 #define THREADS 256
@@ -28,8 +28,9 @@ static __global__ void __launch_bounds__(THREADS) delta_any_mix(delta_work w, fl
     for (int c = lane; c < size; c += QMI_WARP) {
         float sum = 0;
         for (int i = 0; i < w.taps; i++) {
-            const int64_t time = row - sequence.first + i - (w.taps - 1); /* those before the sequence's first row are in the state */
-            const float *column = time < 0 ? before + (time + w.taps - 1) * w.channels : w.qkv + (sequence.first + time) * w.channels;
+            const int64_t time = row - sequence.first + i - (w.taps - 1); /* of those before the first row: in the state */
+            const float *column = time < 0 ? before + (time + w.taps - 1) * w.channels
+                                           : w.qkv + (sequence.first + time) * w.channels;
             sum += w.convolution[(int64_t)(first + c) * w.taps + i] * column[first + c];
         }
         sum = chip_silu(sum);
@@ -146,7 +147,7 @@ static __device__ __forceinline__ void keep_columns(const delta_work &w, const c
     }
 }
 
-/* Blocks [0, norms): heads of rows. The others: `parts` a sequence, channels. Sequences of up to `above` rows are done already. */
+/* Blocks [0, norms): heads of rows. The others: channels, `parts` blocks a sequence. Sequences of up to `above` rows are done. */
 template <bool WIDE>
 static __global__ void __launch_bounds__(THREADS) delta_finish(delta_work w, int32_t norms, int32_t parts, int32_t above)
 {

@@ -12,7 +12,7 @@
 
 #define DELTA_SIZE 128      /* key and value size of the fast kernels */
 #define DELTA_TAPS 4        /* their convolution's width */
-#define DELTA_FEW 32        /* up to so many rows a sequence is stepped through, about 0.5 us each; beyond it is cut into chunks */
+#define DELTA_FEW 32        /* up to so many rows a sequence is stepped through, 0.5 us each; a longer one is cut into chunks */
 #define DELTA_CHUNK 64      /* rows: the products' sizes are multiples of 16, and the serial part inside grows with the square */
 #define DELTA_EPSILON 1e-6f
 

@@ -9,12 +9,17 @@
  *
  *   delta_mix      convolution, lengths, gates: all rows and heads at once, written as halves
  *   delta_solve    T and P of each chunk and head, all at once
- *   delta_advance  through a sequence's chunks in order: each warp has 16 columns of S, transposed, as accumulators of its products
+ *   delta_advance  through a sequence's chunks in order: a warp has 16 columns of S, transposed, as sums of its products
  *
- * The tokens' and keys' values are halves in products (k and q have length 1, T's are at most 1), sums, T's substitution and S float.
+ * Factors of products are halves (k and q have length 1, T's values are at most 1); sums, T's substitution and S are float.
  *
- * A chunk's number is (first row of its sequence) / 32 + its place in the sequence: unique, because a sequence here has more than 32 rows
- * and so at most rows / 32 chunks of 64; and found without a search, because row 32 * number + 31 belongs to the sequence. */
+ * A chunk's number is (first row of its sequence) / 32 + its place in the sequence: unique, because a sequence here has more than
+ * 32 rows and so at most rows / 32 chunks of 64; found without a search, because row 32 * number + 31 belongs to the sequence.
+ * What is read before chip_wait_for_previous(): delta_step.cu says why.
+ *
+ * Floors for 4096 rows, 35B-A3B, H200, in us: mix 45 (134 MB in, 67 out), solve 25 (100 MB; 4 GFLOP; 180 M fused multiply-adds
+ * on 132 processors), advance 60 (64 chunks one after the other, 232 products a warp, of 6.5 clocks each), delta_finish 48 (201
+ * MB). */
 #include "delta.cuh"
 
 #define STRIDE 32      /* rows to a chunk's number */
@@ -25,6 +30,8 @@ static_assert(STRIDE <= DELTA_FEW && 2 * STRIDE == DELTA_CHUNK, "chunks' numbers
 #define SQUARE (DELTA_CHUNK + TAIL_HALVES)
 
 #define MIX_THREADS 256
+#define MIX_ROWS 16    /* of a warp: few, so that a short prompt does not wait for one warp's loads after the other */
+#define MIX_AHEAD 8    /* rows whose loads are under way at once */
 #define SOLVE_THREADS 128 /* a warp: 16 rows of the products; a thread: a column of T, of two heads */
 #define ADVANCE_THREADS 128
 #define ADVANCE_COLUMNS 64 /* of S; 16 a warp */
@@ -103,36 +110,41 @@ static __device__ __forceinline__ void store_gates(const delta_work &w, const ch
     out[GATE_TAIL * DELTA_CHUNK / 2] = make_float2(expf(last - sum[0]), expf(last - sum[1]));
 }
 
-/* A warp a chunk and head (queries, keys, values), four channels a lane. */
+/* A warp: 16 rows of a chunk, a head (queries, keys, values), four channels a lane. Grid: chunks, heads, parts of chunks. */
 static __global__ void __launch_bounds__(MIX_THREADS) delta_mix(delta_work w, chunk_scratch room)
 {
     const int lane = threadIdx.x % QMI_WARP, head = blockIdx.y * (MIX_THREADS / QMI_WARP) + threadIdx.x / QMI_WARP;
-    const int value = head - 2 * w.key_heads;
-    const int64_t channel = (int64_t)head * DELTA_SIZE + 4 * lane;
-    chunk_place at;
+    const int value = head - 2 * w.key_heads, first = blockIdx.z * MIX_ROWS;
+    const int64_t channel = (int64_t)head * DELTA_SIZE + 4 * lane, stride = w.channels;
+    chunk_place at = {};
     chip_let_next_start();
-    chip_wait_for_previous();
-    if (value >= w.value_heads || !find_chunk(w, blockIdx.x, &at))
+    if (value >= w.value_heads || !find_chunk(w, blockIdx.x, &at) || first >= at.rows) {
+        chip_wait_for_previous();
         return;
-    const float4 *taps = (const float4 *)w.convolution + channel, t0 = taps[0], t1 = taps[1], t2 = taps[2], t3 = taps[3];
-    const float *in = w.qkv + at.row * (int64_t)w.channels + channel;
-    float4 old[3];
-#pragma unroll
-    for (int i = 0; i < 3; i++)
-        old[i] = at.index ? *(const float4 *)(in - (3 - i) * (int64_t)w.channels)
-                          : load4(delta_columns(w, at.sequence.state) + i * (int64_t)w.channels + channel);
+    }
+    const float4 *taps = (const float4 *)w.convolution + channel;
+    const float4 tap[4] = { __ldg(taps), __ldg(taps + 1), __ldg(taps + 2), __ldg(taps + 3) };
+    const int rows = min(MIX_ROWS, at.rows - first);
+    const float *in = w.qkv + (at.row + first) * stride + channel;
+    uint2 *out = (uint2 *)(room.mixed + (at.row + first) * stride + channel);
     const float size = head < w.key_heads ? DELTA_SIZE : 1; /* queries are divided by its root */
-    uint2 *out = (uint2 *)(room.mixed + at.row * (int64_t)w.channels + channel);
-    for (int t = 0; t < at.rows; t += 4) {
-        float4 x[4] = {};
+    float4 old[DELTA_TAPS - 1];
+    chip_wait_for_previous();
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-            if (t + i < at.rows)
-                x[i] = *(const float4 *)(in + (t + i) * (int64_t)w.channels);
+    for (int i = 0; i < DELTA_TAPS - 1; i++)
+        old[i] = at.index || first ? *(const float4 *)(in - (DELTA_TAPS - 1 - i) * stride)
+                                   : load4(delta_columns(w, at.sequence.state) + i * stride + channel);
+    for (int t = 0; t < rows; t += MIX_AHEAD) {
+        float4 x[MIX_AHEAD] = {};
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            float4 y = make_float4(tap4(t0, old[0].x, old[1].x, old[2].x, x[i].x), tap4(t1, old[0].y, old[1].y, old[2].y, x[i].y),
-                                   tap4(t2, old[0].z, old[1].z, old[2].z, x[i].z), tap4(t3, old[0].w, old[1].w, old[2].w, x[i].w));
+        for (int i = 0; i < MIX_AHEAD; i++)
+            if (t + i < rows)
+                x[i] = *(const float4 *)(in + (t + i) * stride);
+#pragma unroll
+        for (int i = 0; i < MIX_AHEAD; i++) {
+            float4 y = make_float4(
+                tap4(tap[0], old[0].x, old[1].x, old[2].x, x[i].x), tap4(tap[1], old[0].y, old[1].y, old[2].y, x[i].y),
+                tap4(tap[2], old[0].z, old[1].z, old[2].z, x[i].z), tap4(tap[3], old[0].w, old[1].w, old[2].w, x[i].w));
             old[0] = old[1];
             old[1] = old[2];
             old[2] = x[i];
@@ -141,11 +153,11 @@ static __global__ void __launch_bounds__(MIX_THREADS) delta_mix(delta_work w, ch
                 const float scale = rsqrtf((squares + DELTA_EPSILON) * size);
                 y = make_float4(y.x * scale, y.y * scale, y.z * scale, y.w * scale);
             }
-            if (t + i < at.rows)
-                out[(t + i) * (int64_t)w.channels / 4] = make_uint2(chip_pack_half(y.x, y.y), chip_pack_half(y.z, y.w));
+            if (t + i < rows)
+                out[(t + i) * stride / 4] = make_uint2(chip_pack_half(y.x, y.y), chip_pack_half(y.z, y.w));
         }
     }
-    if (value >= 0)
+    if (value >= 0 && first == 0)
         store_gates(w, at, value, room.gates + ((int64_t)blockIdx.x * w.value_heads + value) * (GATES * DELTA_CHUNK));
 }
 
@@ -159,12 +171,13 @@ static __device__ __forceinline__ void copy_rows(__half *to, const __half *from,
 #pragma unroll 4
     for (int i = threadIdx.x; i < DELTA_CHUNK * pieces; i += THREADS) {
         const int row = i / pieces, piece = i % pieces;
-        chip_copy16(to + row * (COLUMNS + TAIL_HALVES) + 8 * piece, row < rows ? from + row * stride + 8 * piece : from, row < rows);
+        const __half *source = row < rows ? from + row * stride + 8 * piece : from;
+        chip_copy16(to + row * (COLUMNS + TAIL_HALVES) + 8 * piece, source, row < rows);
     }
 }
 
-/* Where a lane's row is for chip_load_matrices of a 16 x 16 tile at (row, column) of a matrix in shared memory. As a of an mma: rows
- * first, then columns; as b of two mmas (rows are the products' columns): b0, b1 of the first 8 rows, then of the others. */
+/* Where a lane's row is for chip_load_matrices of a 16 x 16 tile at (row, column) of a matrix in shared memory. As a of an mma:
+ * rows first, then columns; as b of two mmas (rows are the products' columns): b0, b1 of the first 8 rows, then of the others. */
 static __device__ __forceinline__ const __half *tile_a(const __half *matrix, int stride, int row, int column)
 {
     const int lane = threadIdx.x % QMI_WARP;
@@ -209,7 +222,7 @@ static __device__ __forceinline__ void substitute(const float (*a)[DELTA_CHUNK +
     }
 }
 
-/* The warp's 16 rows of A to shared memory and of P to memory, from k.k and q.k: tiles of 8 columns up to the diagonal, then zeros. */
+/* The warp's 16 rows of A to shared memory and of P to memory, from k.k and q.k; right of the diagonal are zeros. */
 static __device__ __forceinline__ void weigh(const float kk[8][4], const float qk[8][4], const float *log, const float *beta,
                                              float (*a)[DELTA_CHUNK + 4], __half *scores)
 {
@@ -227,15 +240,17 @@ static __device__ __forceinline__ void weigh(const float kk[8][4], const float q
     }
 }
 
-/* Grid: chunks, key heads. */
-static __global__ void __launch_bounds__(SOLVE_THREADS) delta_solve(delta_work w, chunk_scratch room)
+/* Grid: chunks, key heads. MANY: more than two value heads a key head, for which the products must be kept. */
+template <bool MANY>
+static __global__ void __launch_bounds__(SOLVE_THREADS, MANY ? 2 : 3) delta_solve(delta_work w, chunk_scratch room)
 {
     CHIP_SHARED(solve_shared, s);
     const int warp = threadIdx.x / QMI_WARP, key_head = blockIdx.y;
-    chunk_place at;
+    chunk_place at = {};
     chip_let_next_start();
+    const bool real = find_chunk(w, blockIdx.x, &at);
     chip_wait_for_previous();
-    if (!find_chunk(w, blockIdx.x, &at))
+    if (!real)
         return;
     __half *keys = s->keys_queries[0], *queries = s->keys_queries[1];
     const __half *from = room.mixed + at.row * (int64_t)w.channels + key_head * DELTA_SIZE;
@@ -263,7 +278,7 @@ static __global__ void __launch_bounds__(SOLVE_THREADS) delta_solve(delta_work w
         }
     }
     const int side = threadIdx.x / DELTA_CHUNK, column = threadIdx.x % DELTA_CHUNK; /* which of two heads; of T */
-    for (int first = 0; first < w.per_key; first += 2) {
+    for (int first = 0; first == 0 || (MANY && first < w.per_key); first += 2) {
         const int mine = first + side;
         const int64_t block = (int64_t)blockIdx.x * w.value_heads;
         if (mine < w.per_key) {
@@ -316,7 +331,7 @@ static __device__ __forceinline__ void fetch_chunk(const delta_work &w, const ch
     chip_copy_commit();
 }
 
-/* What comes out of a product, [16][8 and 8 more], as a of the next; `low` and `high` scale columns 2 t, 2 t + 1 of the eights. */
+/* What comes out of a product, [16][8 and 8 more], as a of the next; `low`, `high` scale columns 2 t, 2 t + 1 of the eights. */
 static __device__ __forceinline__ void pack_a(uint32_t a[4], const float c[2][4], float2 low, float2 high)
 {
     a[0] = chip_pack_half(c[0][0] * low.x, c[0][1] * low.y);
@@ -340,8 +355,8 @@ static __device__ __forceinline__ void times_triangle(float out[8][4], const uin
     }
 }
 
-/* A chunk for the warp's 16 columns (`column`: the first, of the block's). Everything is transposed: rows of the fragments are columns
- * of S, so that one product's sums are the next one's operand as they lie. state: S^T [16][128]; out: o^T [16][64]. */
+/* A chunk for the warp's 16 columns (`column`: the first, of the block's). Everything is transposed: rows of the fragments are
+ * columns of S, so that one product's sums are the next one's operand as they lie. state: S^T [16][128]; out: o^T [16][64]. */
 static __device__ __forceinline__ void advance_chunk(const advance_stage *s, int column, float state[16][4], float out[8][4])
 {
     const int lane = threadIdx.x % QMI_WARP, pair_of_lane = lane % 4;
@@ -415,8 +430,7 @@ static __device__ __forceinline__ void advance_chunk(const advance_stage *s, int
     }
 }
 
-/* Grid: halves of value heads, sequences. `stages`: chunks in shared memory, 2: the next one comes in meanwhile. What is read before
- * the wait: delta_step.cu says why. */
+/* Grid: halves of value heads, sequences. `stages`: chunks in shared memory, 2: the next one comes in meanwhile. */
 static __global__ void __launch_bounds__(ADVANCE_THREADS) delta_advance(delta_work w, chunk_scratch room, int32_t stages)
 {
     CHIP_SHARED(advance_stage, stage);
@@ -493,11 +507,14 @@ void delta_run_chunks(const cuda_run *run, const delta_work *w)
 {
     const uint32_t chunks = (uint32_t)(w->rows / STRIDE), warps = MIX_THREADS / QMI_WARP;
     const uint32_t heads = (uint32_t)(2 * w->key_heads + w->value_heads), parts = DELTA_SIZE / ADVANCE_COLUMNS;
-    const int32_t stages = (size_t)run->shared_most >= 2 * sizeof(advance_stage) ? 2 : 1;
+    /* Where there are more blocks than processors, two blocks a processor hide each other's waiting, with one stage each. */
+    const bool alone = parts * w->value_heads * (int64_t)run->sequences <= run->processors;
+    const int32_t stages = alone && (size_t)run->shared_most >= 2 * sizeof(advance_stage) ? 2 : 1;
     chunk_scratch room;
     lay_out(w->rows, w->channels, w->value_heads, run->scratch, &room);
-    cuda_launch(run, dim3(chunks, (heads + warps - 1) / warps), MIX_THREADS, 0, delta_mix, *w, room);
-    cuda_launch(run, dim3(chunks, (uint32_t)w->key_heads), SOLVE_THREADS, sizeof(solve_shared), delta_solve, *w, room);
+    cuda_launch(run, dim3(chunks, (heads + warps - 1) / warps, DELTA_CHUNK / MIX_ROWS), MIX_THREADS, 0, delta_mix, *w, room);
+    cuda_launch(run, dim3(chunks, (uint32_t)w->key_heads), SOLVE_THREADS, sizeof(solve_shared),
+                w->per_key > 2 ? delta_solve<true> : delta_solve<false>, *w, room);
     cuda_launch(run, dim3(parts * (uint32_t)w->value_heads, (uint32_t)run->sequences), ADVANCE_THREADS,
                 (size_t)stages * sizeof(advance_stage), delta_advance, *w, room, stages);
 }

@@ -124,8 +124,11 @@ static __global__ void __launch_bounds__(GROUPS * COLUMNS, 96 / COLUMNS) delta_s
     const int members = w.per_key * parts, member = blockIdx.x % members, key_head = blockIdx.x / members;
     const int head = delta_value_head(w, key_head, member / parts), column = warp / GROUPS * QMI_WARP + lane;
     const int head_column = member % parts * COLUMNS + column, inner = head * DELTA_SIZE + head_column;
-    const int key_channel = (lane < GROUP_ROWS ? 0 : w.key_width) + key_head * DELTA_SIZE + group * GROUP_ROWS + lane % GROUP_ROWS;
+    const int key_row = group * GROUP_ROWS + lane % GROUP_ROWS;
+    const int key_channel = (lane < GROUP_ROWS ? 0 : w.key_width) + key_head * DELTA_SIZE + key_row;
     const int value_channel = 2 * w.key_width + inner;
+    if (CLUSTER && !chip_has_clusters())
+        return; /* never launched */
     chip_let_next_start();
     const cuda_sequence sequence = w.step.sequences[blockIdx.y];
     if (sequence.count > DELTA_FEW) {

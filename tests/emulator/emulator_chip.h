@@ -83,6 +83,7 @@ static inline float chip_exp2(float x)
 }
 
 /* ---- blocks of a cluster ---- */
+static constexpr bool chip_has_clusters(void) { return true; }
 static inline void chip_cluster_arrive(EMULATOR_PLACE) { emulator_cluster_arrive(file, line); }
 static inline void chip_cluster_wait(EMULATOR_PLACE) { emulator_cluster_wait(file, line); }
 static inline void chip_cluster_store(float *own, int rank, float value, EMULATOR_PLACE)
