@@ -46,6 +46,12 @@ int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a); /*
 cudaError_t attend_decode_setup(int32_t shared_most);
 cudaError_t attend_prefill_setup(int32_t shared_most);
 
+/* The compiler then knows that all lanes have the same. */
+static __device__ __forceinline__ int attend_warp(void)
+{
+    return __shfl_sync(~0u, (int)threadIdx.x / QMI_WARP, 0);
+}
+
 /* ---- stored types: bytes, one value written, and eight values as halves in shared memory ---- */
 
 template <uint32_t T> __device__ constexpr int64_t attend_bytes(int64_t values)
@@ -181,6 +187,13 @@ static __device__ __forceinline__ void attend_angle(int position, float frequenc
     __sincosf(angle, sine, cosine);
 }
 
+static __device__ __forceinline__ void attend_rotate(float *head, int i, int half, float cosine, float sine)
+{
+    float x = head[i], y = head[i + half];
+    head[i] = x * cosine - y * sine;
+    head[i + half] = y * cosine + x * sine;
+}
+
 /* A warp normalises and turns a head of `size` floats in shared memory; lane l comes with the values l, l + 32, ... visible to
  * it, and leaves with all visible to all. */
 static __device__ __forceinline__ void attend_turn(float *head, int size, const float *norm, float epsilon, int rotary,
@@ -199,10 +212,9 @@ static __device__ __forceinline__ void attend_turn(float *head, int size, const 
     __syncwarp();
     int half = rotary / 2;
     for (int i = lane; i < half; i += QMI_WARP) {
-        float cosine, sine, x = head[i], y = head[i + half];
+        float cosine, sine;
         attend_angle(position, frequency[i], &cosine, &sine);
-        head[i] = x * cosine - y * sine;
-        head[i + half] = y * cosine + x * sine;
+        attend_rotate(head, i, half, cosine, sine);
     }
     __syncwarp();
 }

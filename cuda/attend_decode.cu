@@ -21,8 +21,8 @@ template <int D, int RING> struct decode_memory {
     __half ring[WARPS][RING][CHUNK * D]; /* at the end each warp's part holds its out[HEADS][D + 4] */
     __half query[HEADS * D];
     __half fresh[2][D];                  /* the row's own key and value */
-    float head[HEADS + 2][D];            /* queries, key, value on their way */
-    float norm[2][D], frequency[D / 2];
+    float head[HEADS + 2][D];            /* queries, key, value */
+    float norm[2][D], cosine[D / 2], sine[D / 2];
     float largest[WARPS][HEADS], sum[WARPS][HEADS];
 };
 
@@ -50,69 +50,109 @@ static __device__ __forceinline__ decode_work decode_work_of(const attend_argume
     return w;
 }
 
-/* Item i: query head i, the key, the value. NULL: there is none. */
-static __device__ __forceinline__ const float *decode_item(const attend_arguments &a, const decode_work &w, int item)
-{
-    if (item < HEADS)
-        return item < w.heads ? a.query + ((int64_t)w.row * a.heads + w.first_head + item) * a.query_step : NULL;
-    return (item == HEADS ? a.key : a.value) + ((int64_t)w.row * a.kv_heads + w.kv_head) * a.head_size;
-}
+/* ---- queries, key and value: a warp's queries are warp, warp + WARPS, ...; the first warp has the key, too, the second the value */
+#define QUERIES (HEADS / WARPS)
+#define KEY HEADS /* in decode_memory.head */
+#define VALUE (HEADS + 1)
 
-/* A warp's items, all loads at once. */
+/* Before the wait: norms and angles to shared memory; where this warp's heads are. */
 template <int D, int RING>
-static __device__ __forceinline__ void decode_take_items(const attend_arguments &a, const decode_work &w,
-                                                         decode_memory<D, RING> *m, int warp, int lane)
+static __device__ __forceinline__ void decode_make_ready(const attend_arguments &a, const decode_work &w, decode_memory<D, RING> *m,
+                                                         const float *from[QUERIES + 1], int warp)
 {
-    constexpr int items = (HEADS + 2 + WARPS - 1) / WARPS, parts = (D + 127) / 128;
-    float4 x[items][parts];
 #pragma unroll
-    for (int k = 0; k < items; k++) {
-        const int item = warp + k * WARPS;
-        const float *from = item < HEADS + 2 ? decode_item(a, w, item) : NULL;
-#pragma unroll
-        for (int j = 0; j < parts; j++) {
-            const int i = 4 * lane + 128 * j;
-            x[k][j] = from && i < D ? *(const float4 *)(from + i) : make_float4(0, 0, 0, 0);
+    for (int j = 0; j < D; j += WARPS * QMI_WARP) {
+        const int i = j + threadIdx.x;
+        if (i < D) {
+            m->norm[0][i] = a.query_norm ? a.query_norm[i] : 1;
+            m->norm[1][i] = a.key_norm ? a.key_norm[i] : 1;
         }
     }
+    if ((int)threadIdx.x < a.rotary / 2)
+        attend_angle(w.position, a.frequency[threadIdx.x], &m->cosine[threadIdx.x], &m->sine[threadIdx.x]);
 #pragma unroll
-    for (int k = 0; k < items; k++)
+    for (int k = 0; k < QUERIES; k++) { /* one that there is */
+        const int head = w.first_head + min(warp + k * WARPS, w.heads - 1);
+        from[k] = a.query + ((int64_t)w.row * a.heads + head) * a.query_step;
+    }
+    from[QUERIES] = (warp == 0 ? a.key : a.value) + ((int64_t)w.row * a.kv_heads + w.kv_head) * D;
+}
+
+/* Loaded and normalised; side by side, as sums wait for loads and shuffles. */
+template <int D, int RING>
+static __device__ __forceinline__ void decode_take_heads(const attend_arguments &a, const float *const from[QUERIES + 1],
+                                                         decode_memory<D, RING> *m, int warp, int lane)
+{
+    static_assert(D / 2 <= WARPS * QMI_WARP, "a thread an angle");
+    constexpr int parts = (D + 127) / 128;
+    float4 x[QUERIES + 1][parts];
+    float sum[QUERIES + 1] = {};
+#pragma unroll
+    for (int k = 0; k < QUERIES + 1; k++)
+#pragma unroll
+        for (int j = 0; j < parts; j++)
+            x[k][j] = *(const float4 *)(from[k] + (4 * lane + 128 * j) % D);
+#pragma unroll
+    for (int k = 0; k < QUERIES + 1; k++)
+#pragma unroll
+        for (int j = 0; j < parts; j++)
+            sum[k] += x[k][j].x * x[k][j].x + x[k][j].y * x[k][j].y + x[k][j].z * x[k][j].z + x[k][j].w * x[k][j].w;
+#pragma unroll
+    for (int o = (D < 128 ? D / 4 : QMI_WARP) / 2; o; o /= 2)
+#pragma unroll
+        for (int k = 0; k < QUERIES + 1; k++)
+            sum[k] += __shfl_xor_sync(~0u, sum[k], o);
+#pragma unroll
+    for (int k = 0; k < QUERIES + 1; k++) {
+        const bool plain = k < QUERIES ? !a.query_norm : warp > 0 || !a.key_norm;
+        const float factor = plain ? 1 : rsqrtf(sum[k] / D + (k < QUERIES ? a.query_epsilon : a.key_epsilon));
 #pragma unroll
         for (int j = 0; j < parts; j++) {
-            const int item = warp + k * WARPS, i = 4 * lane + 128 * j;
-            if (item < HEADS + 2 && i < D)
-                *(float4 *)(m->head[item] + i) = x[k][j];
+            const int i = (4 * lane + 128 * j) % D;
+            const float4 n = *(const float4 *)(m->norm[k == QUERIES] + i), y = x[k][j];
+            const float4 z = make_float4(factor * n.x * y.x, factor * n.y * y.y, factor * n.z * y.z, factor * n.w * y.w);
+            if ((k < QUERIES || warp < 2) && 4 * lane + 128 * j < D)
+                *(float4 *)(m->head[k < QUERIES ? warp + k * WARPS : KEY + warp] + i) = plain ? y : z;
         }
+    }
     __syncwarp();
 }
 
-/* Queries to the tile, key and value to `fresh` and into their page. */
+/* Turned. Queries go to the tile, key and value to `fresh` and, by one of the blocks that have them, into their page. */
 template <uint32_t T, int D, int RING>
-static __device__ __forceinline__ void decode_prepare(const attend_arguments &a, const decode_work &w, const uint64_t *pages,
-                                                      decode_memory<D, RING> *m, int warp, int lane)
+static __device__ __forceinline__ void decode_put_heads(const attend_arguments &a, const decode_work &w, const uint64_t *pages,
+                                                        decode_memory<D, RING> *m, int warp, int lane)
 {
-    for (int item = warp; item < HEADS + 2; item += WARPS) {
-        float *head = m->head[item];
-        if (item >= HEADS && !w.owns)
-            break;
-        if (item <= HEADS && (item == HEADS || item < w.heads))
-            attend_turn(head, D, item < HEADS ? (a.query_norm ? m->norm[0] : NULL) : (a.key_norm ? m->norm[1] : NULL),
-                        item < HEADS ? a.query_epsilon : a.key_epsilon, a.rotary, m->frequency, w.position, lane);
-        if (item < HEADS) {
+    const int half = a.rotary / 2;
+    const bool appends = w.first_head == w.kv_head * a.group;
+#pragma unroll 1
+    for (int i = lane; i < half; i += QMI_WARP) {
+        const float cosine = m->cosine[i], sine = m->sine[i];
 #pragma unroll
-            for (int i = 2 * lane; i < D; i += 2 * QMI_WARP)
-                *(uint32_t *)(m->query + attend_piece<HEADS>(item, i / 8) + i % 8) =
-                    attend_halves(head[i] * a.scale, head[i + 1] * a.scale);
-        } else {
-            uint64_t to = attend_place<T>(a, pages, w.kv_head, w.position) + (item == HEADS ? a.key_offset : a.value_offset);
+        for (int k = 0; k < QUERIES; k++)
+            attend_rotate(m->head[warp + k * WARPS], i, half, cosine, sine);
+        if (warp == 0)
+            attend_rotate(m->head[KEY], i, half, cosine, sine);
+    }
+    __syncwarp();
 #pragma unroll
-            for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
-                *(uint32_t *)(m->fresh[item - HEADS] + i) = attend_halves(head[i], head[i + 1]);
-                if (w.first_head == w.kv_head * a.group) { /* one of the blocks that need them appends */
-                    attend_store<T>(to, i, head[i]);
-                    attend_store<T>(to, i + 1, head[i + 1]);
-                }
-            }
+    for (int k = 0; k < QUERIES; k++)
+#pragma unroll
+        for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
+            const float2 x = *(const float2 *)(m->head[warp + k * WARPS] + i);
+            *(uint32_t *)(m->query + attend_piece<HEADS>(warp + k * WARPS, i / 8) + i % 8) =
+                attend_halves(x.x * a.scale, x.y * a.scale);
+        }
+    if (!w.owns || warp > 1)
+        return;
+    const uint64_t to = attend_place<T>(a, pages, w.kv_head, w.position) + (warp == 0 ? a.key_offset : a.value_offset);
+#pragma unroll
+    for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
+        const float2 x = *(const float2 *)(m->head[KEY + warp] + i);
+        *(uint32_t *)(m->fresh[warp] + i) = attend_halves(x.x, x.y);
+        if (appends) {
+            attend_store<T>(to, i, x.x);
+            attend_store<T>(to, i + 1, x.y);
         }
     }
 }
@@ -122,15 +162,9 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 {
     typedef decode_memory<D, RING> memory;
     CHIP_SHARED(memory, m);
-    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
+    const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
     chip_let_next_start();
-    for (int i = threadIdx.x; i < D; i += WARPS * QMI_WARP) {
-        m->norm[0][i] = a.query_norm ? a.query_norm[i] : 1;
-        m->norm[1][i] = a.key_norm ? a.key_norm[i] : 1;
-        if (i < a.rotary / 2)
-            m->frequency[i] = a.frequency[i];
-    }
-    decode_work w = decode_work_of(a);
+    const decode_work w = decode_work_of(a);
     const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
 
     /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this run:
@@ -154,18 +188,20 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
         ahead++;
         ahead_slot = ahead_slot + 1 == RING ? 0 : ahead_slot + 1;
     };
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < RING - 1; i++)
         fetch();
-    __syncthreads(); /* norms */
+    const float *from[QUERIES + 1];
+    decode_make_ready(a, w, m, from, warp);
+    __syncthreads();
     chip_wait_for_previous();
     if (w.chunk >= w.chunks_end) {
         if ((int)threadIdx.x < w.heads)
             *(float2 *)(a.marks + 2 * attend_mark(a, w.row, w.first_head + threadIdx.x, w.split)) = make_float2(-INFINITY, 0);
         return;
     }
-    decode_take_items(a, w, m, warp, lane);
-    decode_prepare<T>(a, w, pages, m, warp, lane);
+    decode_take_heads(a, from, m, warp, lane);
+    decode_put_heads<T>(a, w, pages, m, warp, lane);
     __syncthreads();
 
     uint32_t query[D / 16][2];
