@@ -314,9 +314,44 @@ static void test_launches(void **)
     cudaFree(p);
 }
 
+/* ---- clusters ---- */
+enum { IN_ORDER, BEFORE_BEGIN, WITHOUT_WAITING };
+
+/* Each thread gives its number to the next block's thread. */
+static __global__ void to_next_block(int how, int blocks, float *out)
+{
+    CHIP_SHARED(float, mail);
+    const int i = (int)threadIdx.x, block = (int)blockIdx.x % blocks;
+    chip_wait_for_previous();
+    if (how != BEFORE_BEGIN) {
+        chip_cluster_arrive();
+        chip_cluster_wait();
+    }
+    chip_cluster_store(&mail[i], (block + 1) % blocks, (float)(blockIdx.x * 100 + threadIdx.x));
+    chip_cluster_arrive();
+    if (how != WITHOUT_WAITING)
+        chip_cluster_wait();
+    __syncthreads();
+    out[blockIdx.x * 40 + i] = mail[i];
+}
+
+static void test_clusters(void **)
+{
+    float out[6 * 40], *p = on_card<float>(6 * 40);
+    run.capability = 90;
+    cuda_launch_cluster(&run, 3, dim3(6), dim3(40), 160, to_next_block, (int)IN_ORDER, 3, p);
+    take(out, p, 6 * 40);
+    for (int i = 0; i < 6 * 40; i++) {
+        const int block = i / 40, from = block / 3 * 3 + (block % 3 + 2) % 3;
+        assert_true(out[i] == (float)(from * 100 + i % 40));
+    }
+    cuda_launch_cluster(&run, 4, dim3(6), dim3(40), 160, to_next_block, (int)IN_ORDER, 4, p);
+    assert_int_equal(cudaGetLastError(), cudaErrorInvalidConfiguration);
+}
+
 /* ---- faults: a child process runs into each, and says so ---- */
 enum { DEADLOCK, MIXED, MASKED, NEVER_WAITS, TOO_FAR, ODD_ADDRESS, RACE_SHARED, RACE_WARP, RACE_BLOCKS, TOO_EARLY, TOO_LATE,
-       NO_COPY_WAIT, NO_FAULT };
+       NO_COPY_WAIT, CLUSTER_EARLY, CLUSTER_RACE, NO_FAULT };
 
 static __global__ void faulty(int what, int *p)
 {
@@ -386,7 +421,12 @@ static bool fault_says(int what, const char *words)
         run.linked = what == TOO_EARLY;
         if (what == TOO_EARLY)
             cuda_launch(&run, dim3(1), dim3(128), 0, faulty, (int)NO_FAULT, p);
-        cuda_launch(&run, dim3(2), dim3(128), 0, faulty, what, p);
+        run.capability = 90;
+        if (what == CLUSTER_EARLY || what == CLUSTER_RACE)
+            cuda_launch_cluster(&run, 2, dim3(2), dim3(40), 160, to_next_block,
+                                (int)(what == CLUSTER_EARLY ? BEFORE_BEGIN : WITHOUT_WAITING), 2, (float *)p);
+        else
+            cuda_launch(&run, dim3(2), dim3(128), 0, faulty, what, p);
         cudaStreamSynchronize(run.stream);
         fprintf(stderr, "nothing found");
         _exit(0);
@@ -416,6 +456,8 @@ static void test_faults(void **)
     assert_true(fault_says(TOO_EARLY, "before chip_wait_for_previous()"));
     assert_true(fault_says(TOO_LATE, "race on shared memory"));
     assert_true(fault_says(NO_COPY_WAIT, "race on shared memory"));
+    assert_true(fault_says(CLUSTER_EARLY, "may not have begun"));
+    assert_true(fault_says(CLUSTER_RACE, "race on shared memory"));
     assert_true(fault_says(NO_FAULT, "race on the card's memory")); /* two blocks write the same */
 }
 
@@ -430,6 +472,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_events, make_run, end_run),
         cmocka_unit_test_setup_teardown(test_memory, make_run, end_run),
         cmocka_unit_test_setup_teardown(test_launches, make_run, end_run),
+        cmocka_unit_test_setup_teardown(test_clusters, make_run, end_run),
         cmocka_unit_test_setup_teardown(test_faults, make_run, end_run),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
