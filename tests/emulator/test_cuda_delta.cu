@@ -340,6 +340,8 @@ static void chunks(void **unused)
         { "forgetful", 1, 1, 128, 128, 4, false, false, true, true, 86, SHARED_90, { 150 }, HALVES, FORGETFUL },
         { "large", 1, 1, 128, 128, 4, false, false, true, true, 86, SHARED_90, { 150 }, HALVES, LARGE },
         { "several", 1, 2, 128, 128, 4, true, false, true, true, 86, SHARED_86, { 2, 130, 33, 1, 65 }, HALVES },
+        { "several, clusters", 1, 2, 128, 128, 4, true, false, true, true, 90, SHARED_90, { 1, 40, 32, 100, 1 }, HALVES },
+        { "several, elsewhere", 1, 2, 128, 128, 4, true, false, false, true, 90, SHARED_90, { 64, 3, 128 }, HALVES },
     };
     for (const shape &s : shapes)
         check(s);
