@@ -14,11 +14,15 @@
 #define BARRIERS EMULATOR_BARRIERS
 #define CLUSTER_BARRIER (EMULATOR_CLUSTER * BARRIERS) /* and the next one, in turn: after those of the blocks */
 
+struct position {
+    uint3 thread, block, block_size, grid_size;
+};
+
 enum state { READY, IN_WARP, AT_BARRIER, FINISHED };
 
 struct fiber {
     void *stack;                    /* its pointer, while it doesn't run */
-    emulator_position position;
+    struct position position;
     int index, block;               /* of the cluster */
     enum state state;
     const char *name, *file;        /* what it waits in */
@@ -56,7 +60,7 @@ static struct {
     uint64_t seed, random;
 } emulator;
 
-const emulator_position *emulator_self;
+static const struct position *self_position; /* of the running fiber */
 
 /* ---- faults ---- */
 static bool same_wait(const struct fiber *a, const struct fiber *b)
@@ -106,7 +110,7 @@ void emulator_fault(const char *format, ...)
     va_list arguments;
     fflush(stdout);
     if (emulator.running) {
-        const emulator_position *p = &emulator.running->position;
+        const struct position *p = &emulator.running->position;
         fprintf(stderr, "emulator: %s, block (%u,%u,%u) of (%u,%u,%u), thread (%u,%u,%u) of (%u,%u,%u): ",
                 emulator_kernel_name(emulator.kernel), p->block.x, p->block.y, p->block.z, p->grid_size.x, p->grid_size.y,
                 p->grid_size.z, p->thread.x, p->thread.y, p->thread.z, p->block_size.x, p->block_size.y, p->block_size.z);
@@ -186,7 +190,7 @@ static void give_way(void)
     if (next == self)
         return;
     emulator.running = next;
-    emulator_self = next ? &next->position : NULL;
+    self_position = next ? &next->position : NULL;
     emulator_switch(&self->stack, next ? next->stack : emulator.scheduler);
 }
 
@@ -390,6 +394,11 @@ void *emulator_cluster_address(void *own, int rank, const char *file, int line)
     return shared_of(rank) + at;
 }
 
+uint3 emulator_thread_index(void) { return self_position->thread; }
+uint3 emulator_block_index(void) { return self_position->block; }
+uint3 emulator_block_size(void) { return self_position->block_size; }
+uint3 emulator_grid_size(void) { return self_position->grid_size; }
+
 uint32_t emulator_active(void)
 {
     const int warp = emulator.running->index >> 5;
@@ -402,6 +411,11 @@ uint32_t emulator_active(void)
 int emulator_lane_index(void)
 {
     return emulator.running->index & 31;
+}
+
+bool emulator_on_stack(const void *p)
+{
+    return (size_t)((const uint8_t *)p - emulator.stacks) < EMULATOR_THREADS * STACK_BYTES;
 }
 
 int emulator_running(void)
@@ -512,7 +526,7 @@ static void run_blocks(int blocks, uint3 block, dim3 block_size, dim3 grid_size)
     for (int i = 0; i < emulator.threads; i++)
         prepare_fiber(i, block, block_size, grid_size);
     emulator.running = next_ready();
-    emulator_self = &emulator.running->position;
+    self_position = &emulator.running->position;
     emulator_switch(&emulator.scheduler, emulator.running->stack);
     for (int i = 0; i < emulator.threads; i++) {
         if (emulator.fibers[i].state != FINISHED)

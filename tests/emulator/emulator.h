@@ -47,19 +47,21 @@
 #endif
 #define __builtin_assume(x) ((void)0)
 
+/* Of functions here: their accesses are none of the kernel's (emulator_check.cpp). */
+#define EMULATOR_UNSEEN __attribute__((no_sanitize("thread")))
+
 /* ---- threads ---- */
 #define EMULATOR_PLACE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-typedef struct emulator_position {
-    uint3 thread, block;
-    dim3 block_size, grid_size;
-} emulator_position;
-
-extern const emulator_position *emulator_self; /* of the running fiber */
-#define threadIdx (emulator_self->thread)
-#define blockIdx (emulator_self->block)
-#define blockDim (emulator_self->block_size)
-#define gridDim (emulator_self->grid_size)
+/* The same all the time for a fiber. */
+uint3 emulator_thread_index(void) __attribute__((const));
+uint3 emulator_block_index(void) __attribute__((const));
+uint3 emulator_block_size(void) __attribute__((const));
+uint3 emulator_grid_size(void) __attribute__((const));
+#define threadIdx emulator_thread_index()
+#define blockIdx emulator_block_index()
+#define blockDim emulator_block_size()
+#define gridDim emulator_grid_size()
 static const int warpSize = 32;
 
 /* One lane's part in an operation of a warp. */
@@ -125,8 +127,8 @@ static inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *blo
 }
 
 template <class... P, class... A>
-static inline void emulator_call(cudaStream_t stream, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
-                                 void (*kernel)(P...), A... arguments)
+EMULATOR_UNSEEN static inline void emulator_call(cudaStream_t stream, int cluster, dim3 grid, dim3 block, size_t shared,
+                                                 bool linked, void (*kernel)(P...), A... arguments)
 {
     static_assert((sizeof(P) + ... + 0) <= 4096, "a kernel's parameters have at most 4096 bytes");
     std::tuple<P...> values{ P(arguments)... };
@@ -145,7 +147,7 @@ static inline void __nanosleep(unsigned) { emulator_yield(); }
 static inline uint32_t __activemask(void) { return emulator_active(); }
 #define __trap() emulator_fault("__trap at %s:%d", __FILE__, __LINE__)
 
-static inline void __syncwarp(uint32_t mask = ~0u, EMULATOR_PLACE)
+EMULATOR_UNSEEN static inline void __syncwarp(uint32_t mask = ~0u, EMULATOR_PLACE)
 {
     emulator_lane lane = {};
     emulator_warp("__syncwarp", NULL, mask, &lane, file, line);
@@ -154,7 +156,7 @@ static inline void __syncwarp(uint32_t mask = ~0u, EMULATOR_PLACE)
 /* ---- shuffles (CUDA C++ Programming Guide, warp shuffle functions) ---- */
 enum { EMULATOR_SHUFFLE_FROM, EMULATOR_SHUFFLE_UP, EMULATOR_SHUFFLE_DOWN, EMULATOR_SHUFFLE_XOR };
 
-template <int KIND> static void emulator_shuffle(emulator_lane *lanes, uint32_t mask, const char **bad)
+template <int KIND> EMULATOR_UNSEEN static void emulator_shuffle(emulator_lane *lanes, uint32_t mask, const char **bad)
 {
     for (int i = 0; i < 32; i++) {
         if (!(mask >> i & 1))
@@ -172,7 +174,8 @@ template <int KIND> static void emulator_shuffle(emulator_lane *lanes, uint32_t 
 }
 
 template <int KIND, class T>
-static inline T emulator_shuffled(const char *name, uint32_t mask, T value, int argument, int width, const char *file, int line)
+EMULATOR_UNSEEN static inline T emulator_shuffled(const char *name, uint32_t mask, T value, int argument, int width,
+                                                  const char *file, int line)
 {
     static_assert(sizeof(T) <= 8, "a shuffle moves 4 or 8 bytes");
     T out = value;
@@ -199,7 +202,7 @@ template <class T> static inline T __shfl_xor_sync(uint32_t mask, T value, int w
 }
 
 /* ---- votes and reductions ---- */
-static inline void emulator_vote(emulator_lane *lanes, uint32_t mask, const char **)
+EMULATOR_UNSEEN static inline void emulator_vote(emulator_lane *lanes, uint32_t mask, const char **)
 {
     uint32_t votes = 0;
     for (int i = 0; i < 32; i++)
@@ -209,7 +212,7 @@ static inline void emulator_vote(emulator_lane *lanes, uint32_t mask, const char
             *(uint32_t *)lanes[i].out = votes;
 }
 
-static inline uint32_t emulator_votes(const char *name, uint32_t mask, int predicate, const char *file, int line)
+EMULATOR_UNSEEN static inline uint32_t emulator_votes(const char *name, uint32_t mask, int predicate, const char *file, int line)
 {
     uint32_t out = 0;
     emulator_lane lane = { &predicate, &out, sizeof predicate, 0, 32 };
@@ -230,7 +233,7 @@ static inline int __all_sync(uint32_t mask, int predicate, EMULATOR_PLACE)
     return emulator_votes("__all_sync", mask, predicate, file, line) == mask;
 }
 
-template <class T> static void emulator_match(emulator_lane *lanes, uint32_t mask, const char **)
+template <class T> EMULATOR_UNSEEN static void emulator_match(emulator_lane *lanes, uint32_t mask, const char **)
 {
     for (int i = 0; i < 32; i++) {
         uint32_t same = 0;
@@ -242,7 +245,7 @@ template <class T> static void emulator_match(emulator_lane *lanes, uint32_t mas
     }
 }
 
-template <class T> static inline uint32_t __match_any_sync(uint32_t mask, T value, EMULATOR_PLACE)
+template <class T> EMULATOR_UNSEEN static inline uint32_t __match_any_sync(uint32_t mask, T value, EMULATOR_PLACE)
 {
     uint32_t out = 0;
     emulator_lane lane = { &value, &out, sizeof value, 0, 32 };
@@ -251,7 +254,7 @@ template <class T> static inline uint32_t __match_any_sync(uint32_t mask, T valu
 }
 
 #define EMULATOR_REDUCE(name, T, expression) \
-    static inline void emulator_##name##_##T(emulator_lane *lanes, uint32_t mask, const char **) \
+    EMULATOR_UNSEEN static inline void emulator_##name##_##T(emulator_lane *lanes, uint32_t mask, const char **) \
     { \
         T a = 0; \
         bool any = false; \
@@ -266,7 +269,7 @@ template <class T> static inline uint32_t __match_any_sync(uint32_t mask, T valu
             if (mask >> i & 1) \
                 *(T *)lanes[i].out = a; \
     } \
-    static inline T name(uint32_t mask, T value, EMULATOR_PLACE) \
+    EMULATOR_UNSEEN static inline T name(uint32_t mask, T value, EMULATOR_PLACE) \
     { \
         T out = 0; \
         emulator_lane lane = { &value, &out, sizeof value, 0, 32 }; \

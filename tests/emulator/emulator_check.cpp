@@ -36,6 +36,7 @@ struct cell {
 
 struct shared_cell {
     struct access write;
+    uint32_t turn;
     int first;                                 /* thread of the block that reads it */
     uint32_t readers[WARPS], read_time[WARPS]; /* lanes that read at that time of theirs */
     const void *pc;                            /* of the last read */
@@ -53,16 +54,17 @@ static struct {
     clock_values known[EMULATOR_THREADS], barrier[BARRIERS];
     bool waited[EMULATOR_THREADS];
     std::vector<const void *> calls[EMULATOR_THREADS];
-    uint8_t *shared;
-    size_t shared_bytes;
-    std::vector<struct shared_cell> shared_cells;
-    std::vector<emulator_variable> variables;
-    std::map<uintptr_t, std::vector<struct shared_cell>> variable_cells;
+    /* Shared memory: what the launch gave, and the place of all `__shared__` variables. */
+    uint32_t turn;                     /* of blocks; a cell of an older one is empty */
+    uintptr_t start[2];
+    size_t bytes[2];
+    std::vector<struct shared_cell> shared[2];
+    std::vector<bool> in_variable;     /* cells of shared[1] */
     std::map<uintptr_t, struct cell *> cells; /* by allocation */
     std::map<uintptr_t, size_t> cell_counts;
     std::map<uintptr_t, std::vector<bool>> atomics; /* address -> blocks whose work it passes on */
     std::map<int64_t, std::vector<bool>> ordered;   /* block -> blocks that came before it */
-} check = { 0, 1, { NULL }, 0, 0, 0, 0, {}, {}, {}, {}, {}, NULL, 0, {}, {}, {}, {}, {}, {}, {} };
+} check = { 0, 1, { NULL }, 0, 0, 0, 0, {}, {}, {}, {}, {}, 0, {}, {}, {}, {}, {}, {}, {}, {} };
 
 /* ---- order ---- */
 static uint32_t clock_of(int thread, int other)
@@ -178,11 +180,23 @@ void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t
         check.waited[i] = false;
         check.calls[i].clear();
     }
-    check.shared = shared;
-    check.shared_bytes = bytes;
-    check.shared_cells.assign((bytes + CELL - 1) / CELL, {});
-    check.variables = variables;
-    check.variable_cells.clear();
+    uintptr_t lowest = UINTPTR_MAX, end = 0;
+    for (const emulator_variable &v : variables) {
+        lowest = std::min(lowest, (uintptr_t)v.address);
+        end = std::max(end, (uintptr_t)v.address + v.bytes);
+    }
+    check.turn++;
+    check.start[0] = (uintptr_t)shared;
+    check.bytes[0] = bytes;
+    check.start[1] = lowest / CELL * CELL;
+    check.bytes[1] = end ? end - check.start[1] : 0;
+    for (int i = 0; i < 2; i++)
+        if (check.shared[i].size() * CELL < check.bytes[i])
+            check.shared[i].resize((check.bytes[i] + CELL - 1) / CELL);
+    check.in_variable.assign((check.bytes[1] + CELL - 1) / CELL, false);
+    for (const emulator_variable &v : variables)
+        for (uintptr_t at = (uintptr_t)v.address; at < (uintptr_t)v.address + v.bytes; at += CELL)
+            check.in_variable[(at - check.start[1]) / CELL] = true;
 }
 
 void emulator_check_waited(int thread)
@@ -298,23 +312,56 @@ static void look_global(struct cell *c, const void *p, int thread, bool write, b
 
 static struct shared_cell *shared_cell_of(uintptr_t p)
 {
-    if (p - (uintptr_t)check.shared < check.shared_bytes)
-        return &check.shared_cells[(p - (uintptr_t)check.shared) / CELL];
-    for (const emulator_variable &v : check.variables)
-        if (p - (uintptr_t)v.address < v.bytes) {
-            std::vector<struct shared_cell> &cells = check.variable_cells[(uintptr_t)v.address];
-            if (cells.empty())
-                cells.resize((v.bytes + CELL - 1) / CELL);
-            return &cells[(p - (uintptr_t)v.address) / CELL];
+    for (int i = 0; i < 2; i++)
+        if (p - check.start[i] < check.bytes[i]) {
+            const size_t cell = (p - check.start[i]) / CELL;
+            struct shared_cell *c = &check.shared[i][cell];
+            if (i == 1 && !check.in_variable[cell])
+                return NULL;
+            if (c->turn != check.turn) {
+                *c = {};
+                c->turn = check.turn;
+            }
+            return c;
         }
     return NULL;
+}
+
+/* Where the card's memory that has the address begins, 0: nowhere; most accesses go where the last ones went. */
+static uintptr_t find_memory(const void *p, size_t *size, struct cell **cells)
+{
+    static struct { uintptr_t start; size_t size; struct cell *cells; } recent[4];
+    static int next;
+    static uint64_t changes;
+    if (changes != emulator_allocation_changes) {
+        changes = emulator_allocation_changes;
+        memset(recent, 0, sizeof recent);
+    }
+    for (int i = 0; i < 4; i++)
+        if ((uintptr_t)p - recent[i].start < recent[i].size) {
+            *size = recent[i].size;
+            *cells = recent[i].cells;
+            return recent[i].start;
+        }
+    const uintptr_t start = emulator_allocation(p, size);
+    if (!start)
+        return 0;
+    struct cell *&found = check.cells[start];
+    if (!found) {
+        check.cell_counts[start] = (*size + CELL - 1) / CELL;
+        found = (struct cell *)map_cells(check.cell_counts[start]);
+    }
+    *cells = found;
+    recent[next] = { start, *size, found };
+    next = (next + 1) % 4;
+    return start;
 }
 
 void emulator_check_access(const void *p, size_t bytes, bool write, bool atomic, const void *pc)
 {
     const int thread = emulator_running();
     const uintptr_t first = (uintptr_t)p;
-    if (thread < 0 || !emulator_checks)
+    if (thread < 0 || !emulator_checks || emulator_on_stack(p))
         return;
     struct shared_cell *s = shared_cell_of(first);
     if (s) {
@@ -324,17 +371,13 @@ void emulator_check_access(const void *p, size_t bytes, bool write, bool atomic,
         return;
     }
     size_t size;
-    const uintptr_t start = emulator_allocation(p, &size);
+    struct cell *cells;
+    const uintptr_t start = find_memory(p, &size, &cells);
     if (!start)
         return;
     if (first < start || first + bytes > start + size)
         emulator_fault("%s %zu bytes at %td of an allocation of %zu bytes\n    at %s", write ? "writes" : "reads", bytes,
                        (ptrdiff_t)(first - start), size, place_now(thread, pc).c_str());
-    struct cell *&cells = check.cells[start];
-    if (!cells) {
-        check.cell_counts[start] = (size + CELL - 1) / CELL;
-        cells = (struct cell *)map_cells(check.cell_counts[start]);
-    }
     if (atomic)
         pass_on(first);
     for (size_t c = (first - start) / CELL; c * CELL < first - start + bytes; c++)

@@ -37,28 +37,57 @@ static inline void chip_copy16_once(void *to_shared, const void *from, EMULATOR_
     chip_copy16(to_shared, from, true, file, line);
 }
 static inline void chip_prefetch(const void *p) { (void)p; }
+static inline int chip_here(int x) { return x; }
 
+/* ---- moves of matrices between lanes ----
+ * ldmatrix: lane 8 i + r gives the address of row r of matrix i. */
+EMULATOR_UNSEEN static inline void emulator_load_matrices(emulator_lane *lanes, uint32_t mask, const char **bad)
+{
+    for (int i = 0; i < 32; i++) {
+        uint16_t *out = (uint16_t *)lanes[i].out;
+        for (int m = 0; m < 4; m++)
+            for (int h = 0; h < 2; h++) { /* halves of the word; argument: turned */
+                const int line = i >> 2, place = 2 * (i & 3) + h;
+                const int row = lanes[i].argument ? place : line, column = lanes[i].argument ? line : place;
+                out[2 * m + h] = ((const uint16_t *)lanes[8 * m + row].in)[column];
+            }
+    }
+    if (mask != ~0u)
+        *bad = "ldmatrix needs all lanes of the warp";
+}
+static inline void emulator_matrices(const char *name, uint32_t out[4], const void *row, int turned, const char *file, int line)
+{
+    const emulator_lane lane = { row, out, 16, turned, 32 };
+    if ((uintptr_t)row % 16)
+        emulator_fault("%s:%d: %s of a row at %p, which is no multiple of 16", file, line, name, row);
+    emulator_touch(row, 16, false, false);
+    emulator_warp(name, emulator_load_matrices, ~0u, &lane, file, line);
+}
 static inline void chip_load_matrices(uint32_t out[4], const void *row, EMULATOR_PLACE)
 {
-    const int lane = emulator_lane_index();
-    for (int i = 0; i < 4; i++) {
-        const uintptr_t at = (uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, 8 * i + (lane >> 2), 32, file, line);
-        out[i] = emulator_load<uint32_t>((const char *)at + 4 * (lane & 3), file, line);
-    }
+    emulator_matrices("chip_load_matrices", out, row, 0, file, line);
 }
-
 static inline void chip_load_matrices_turned(uint32_t out[4], const void *row, EMULATOR_PLACE)
 {
-    const int lane = emulator_lane_index();
-    for (int i = 0; i < 4; i++) {
-        uint32_t halves[2];
-        for (int j = 0; j < 2; j++) {
-            const int from = 8 * i + 2 * (lane & 3) + j;
-            const uintptr_t at = (uintptr_t)__shfl_sync(~0u, (unsigned long long)(uintptr_t)row, from, 32, file, line);
-            halves[j] = emulator_load<uint16_t>((const char *)at + 2 * (lane >> 2), file, line);
+    emulator_matrices("chip_load_matrices_turned", out, row, 1, file, line);
+}
+
+EMULATOR_UNSEEN static inline void emulator_turn_matrix(emulator_lane *lanes, uint32_t mask, const char **bad)
+{
+    for (int i = 0; i < 32 && mask == ~0u; i++)
+        for (int h = 0; h < 2; h++) {
+            const int row = 2 * (i & 3) + h, column = i >> 2;
+            ((uint16_t *)lanes[i].out)[h] = ((const uint16_t *)lanes[4 * row + (column >> 1)].in)[column & 1];
         }
-        out[i] = halves[0] | halves[1] << 16;
-    }
+    if (mask != ~0u)
+        *bad = "movmatrix needs all lanes of the warp";
+}
+static inline uint32_t chip_turn_matrix(uint32_t pair, EMULATOR_PLACE)
+{
+    uint32_t out;
+    const emulator_lane lane = { &pair, &out, 4, 0, 32 };
+    emulator_warp("chip_turn_matrix", emulator_turn_matrix, ~0u, &lane, file, line);
+    return out;
 }
 
 static inline uint32_t chip_pack_half(float a, float b)
@@ -66,14 +95,6 @@ static inline uint32_t chip_pack_half(float a, float b)
     const float largest = 65504;
     const float x = a < -largest ? -largest : a > largest ? largest : a, y = b < -largest ? -largest : b > largest ? largest : b;
     return __half_as_ushort(__float2half_rn(x)) | (uint32_t)__half_as_ushort(__float2half_rn(y)) << 16;
-}
-
-static inline uint32_t chip_turn_matrix(uint32_t pair, EMULATOR_PLACE)
-{
-    const int lane = emulator_lane_index(), column = lane >> 2, row = 2 * (lane & 3);
-    const uint32_t a = __shfl_sync(~0u, pair, 4 * row + (column >> 1), 32, file, line) >> (16 * (column & 1));
-    const uint32_t b = __shfl_sync(~0u, pair, 4 * (row + 1) + (column >> 1), 32, file, line) >> (16 * (column & 1));
-    return (a & 0xffff) | b << 16;
 }
 
 static inline float chip_exp2(float x)
@@ -113,7 +134,8 @@ static inline float emulator_bfloat(uint32_t pair, int i)
     return __uint_as_float(pair >> (16 * i) << 16);
 }
 
-template <float (*UNPACK)(uint32_t, int)> static void emulator_mma(emulator_lane *lanes, uint32_t mask, const char **bad)
+template <float (*UNPACK)(uint32_t, int)>
+EMULATOR_UNSEEN static void emulator_mma(emulator_lane *lanes, uint32_t mask, const char **bad)
 {
     float a[16][16], b[16][8], c[16][8];
     if (mask != ~0u) {
@@ -142,8 +164,8 @@ template <float (*UNPACK)(uint32_t, int)> static void emulator_mma(emulator_lane
 }
 
 template <float (*UNPACK)(uint32_t, int)>
-static inline void emulator_multiply(const char *name, float c[4], const uint32_t a[4], uint32_t b0, uint32_t b1,
-                                     const char *file, int line)
+EMULATOR_UNSEEN static inline void emulator_multiply(const char *name, float c[4], const uint32_t a[4], uint32_t b0,
+                                                     uint32_t b1, const char *file, int line)
 {
     const emulator_fragments f = { { a[0], a[1], a[2], a[3] }, { b0, b1 }, { c[0], c[1], c[2], c[3] } };
     const emulator_lane lane = { &f, c, sizeof f, 0, 32 };

@@ -34,11 +34,13 @@ std::string emulator_place(const void *pc);         /* "function at file:line" *
 /* ---- emulator.cpp ---- */
 void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
                       const std::function<void()> &body);
+bool emulator_on_stack(const void *p); /* of a fiber */
 int emulator_running(void);    /* index of the running fiber; -1: none */
 
 /* ---- emulator_memory.cpp ---- */
 /* The allocation of the card that has the address: its start, or 0 when there is none. */
 uintptr_t emulator_allocation(const void *p, size_t *bytes);
+extern uint64_t emulator_allocation_changes;
 
 /* ---- emulator_check.cpp: accesses to memory, when the kernels' files were compiled with -fsanitize=thread ---- */
 extern bool emulator_checks;   /* such a file is there */

@@ -3,7 +3,6 @@
 #define QMI_EMULATOR_MATH_H
 
 /* ---- atomics: fibers are never interrupted ---- */
-#define EMULATOR_UNSEEN __attribute__((no_sanitize("thread"))) /* by the compiler's own reports of accesses */
 #define EMULATOR_ATOMIC(name, expression) \
     template <class T, class V> EMULATOR_UNSEEN static inline T name(T *at, V value) \
     { \

@@ -22,6 +22,8 @@ static const struct emulator_memory *allocation_of(const void *p, uintptr_t *sta
     return &i->second;
 }
 
+uint64_t emulator_allocation_changes;
+
 uintptr_t emulator_allocation(const void *p, size_t *bytes)
 {
     auto i = emulator_card.memory.upper_bound((uintptr_t)p + 2 * ALIGNMENT); /* also what lies a little before or after it */
@@ -57,6 +59,7 @@ static cudaError_t allocate(void **out, size_t bytes, bool host)
     memset(a.map, EMULATOR_FRESH, room);
     uint8_t *p = a.map + room - rounded;
     emulator_card.memory[(uintptr_t)p] = a;
+    emulator_allocation_changes++;
     if (!host)
         emulator_card.used += bytes;
     *out = p;
@@ -80,6 +83,7 @@ static cudaError_t release(void *p, bool host)
     if (!host)
         emulator_card.used -= a.bytes;
     emulator_check_released(i->first);
+    emulator_allocation_changes++;
     emulator_card.memory.erase(i);
     munmap(a.map, a.mapped);
     return cudaSuccess;
