@@ -202,10 +202,13 @@ QM_API int64_t qm_chat_parse(const qm_model *model, const char *answer, int64_t 
 
 /* ---- Sessions ----------------------------------------------------------------------------------------------------- */
 
-/* An empty session with memory for its whole context. options NULL: those of the model. Scopes "session" and "sampling" count.
+/* An empty session. options NULL: those of the model. Scopes "session" and "sampling" count. Its memory is taken as it grows: the
+ * model has it ready for one session of its context (more with option "kv-memory"), and beyond that as far as the device has any.
+ * A call for which none is left fails with QM_ERROR_MEMORY, and the session stays usable as it was.
  * Expected errors: QM_ERROR_MEMORY, _FIT, _OPTION (context smaller than the answer budget, or larger than the model's). */
 QM_API int32_t qm_session_new(qm_model *model, const qm_options *options, qm_session **out);
-/* A second session in the same state: same tokens, logits, settings and random state. */
+/* A second session in the same state: same tokens, logits, settings and random state. The two share the memory of what they have
+ * in common, so nothing is copied. */
 QM_API int32_t qm_session_fork(qm_session *session, qm_session **out);
 /* Cancels its job if one is under way, and waits for it. */
 QM_API void qm_session_free(qm_session **session);

@@ -28,6 +28,8 @@ QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
            "run the multi-token-prediction block along, so that its logits can be asked for")
 QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16",
            "format of stored keys and values, of all sessions of the model")
+QMI_OPTION(KV_MEMORY, "kv-memory", MODEL, INT, "0", 0, 1000000000000000, "",
+           "bytes for the keys and values of all sessions together, taken when the model is loaded; 0 takes one session's and more as sessions grow")
 QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",

@@ -66,8 +66,8 @@ static int32_t sum(qmi_plan *plan, const qmi_program *main_program, const qmi_pr
     }
     if (plan->scratch < 0)
         return (int32_t)plan->scratch;
-    plan->total = plan->weights + plan->vectors + plan->workspace + plan->scratch + plan->fixed + plan->kv_session +
-                  plan->state_session;
+    plan->total = plan->weights + plan->vectors + plan->workspace + plan->scratch + plan->fixed + plan->kv_pool +
+                  plan->state_session + plan->logits_session;
     plan->fits = plan->available < 0 || plan->total - (plan->mapped ? plan->weights : 0) <= plan->available;
     return QM_OK;
 }
@@ -99,13 +99,28 @@ static int32_t choose_chunk(qmi_plan *plan, const qmi_program *main_program, con
 static void explain(qmi_plan *plan)
 {
     int64_t needed = plan->total - (plan->mapped ? plan->weights : 0), token = qmi_kv_token_bytes(&plan->kv);
-    int64_t left = plan->available - (needed - plan->kv_session);
+    int64_t left = plan->available - (needed - plan->kv_pool);
     int64_t tokens = token && left > 0 ? left / plan->kv.page_bytes * plan->kv.page_tokens : 0;
     char advice[128] = "no context would fit: lower chunk and sequences, or free memory";
-    if (tokens > 0 && tokens < plan->context)
+    if (!plan->kv_grows && left > 0)
+        snprintf(advice, sizeof advice, "kv-memory %" PRId64 " would fit", left);
+    else if (tokens > 0 && tokens < plan->context)
         snprintf(advice, sizeof advice, "context %" PRId64 " would fit", tokens);
     snprintf(plan->reason, sizeof plan->reason, "needs %" PRId64 " bytes%s, and %" PRId64 " are available; %s", needed,
              plan->mapped ? " beside the mapped file" : "", plan->available, advice);
+}
+
+static int32_t choose_kv_pool(const qmi_settings *settings, qmi_plan *plan)
+{
+    int64_t wanted = qmi_settings_int(settings, QMI_OPT_KV_MEMORY), page = plan->kv.page_bytes;
+    plan->kv_session = qmi_kv_pages_for(&plan->kv, plan->context) * page;
+    plan->kv_grows = wanted == 0;
+    plan->kv_pool = wanted && page ? wanted / page * page : plan->kv_session;
+    if (plan->kv_pool < plan->kv_session)
+        return qmi_fail(QM_ERROR_OPTION, "kv-memory %" PRId64 " is less than the %" PRId64 " bytes that the keys and values of "
+                        "one session of %" PRId64 " tokens take; raise kv-memory or lower context", wanted, plan->kv_session,
+                        plan->context);
+    return QM_OK;
 }
 
 /* What options and header say without a device. */
@@ -124,9 +139,10 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
     plan->sequences = (int32_t)qmi_settings_int(settings, QMI_OPT_SEQUENCES);
     plan->outputs = most(plan->sequences, OUTPUTS_LEAST);
     plan->vectors = qmi_weights_vector_bytes(&plan->hparams, plan->mtp);
-    plan->kv_session = qmi_kv_pages_for(&plan->kv, plan->context) * plan->kv.page_bytes;
-    plan->state_session = 2 * qmi_hparams_state_bytes(&plan->hparams);
-    return QM_OK;
+    qmi_state_layout_make(&plan->hparams, plan->mtp, &plan->state);
+    plan->state_session = 2 * plan->state.recurrent_bytes;
+    plan->logits_session = 2 * plan->state.bytes - plan->state_session;
+    return choose_kv_pool(settings, plan);
 }
 
 int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device, const qmi_alloc *alloc,

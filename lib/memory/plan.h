@@ -6,10 +6,12 @@
 #include "base/options.h"
 #include "file/gguf.h"
 #include "memory/kv_format.h"
+#include "memory/state.h"
 
 typedef struct qmi_plan {
     qmi_hparams hparams;
     qmi_kv_layout kv;
+    qmi_state_layout state;
     bool mtp;                 /* the block is run along */
     /* choices */
     int64_t context;          /* tokens of a session made with these options */
@@ -26,8 +28,11 @@ typedef struct qmi_plan {
     int64_t scratch;          /* the backend's own, for the program */
     int64_t fixed;            /* the backend's own, in any case */
     int64_t kv_session;       /* keys and values of one session */
+    int64_t kv_pool;          /* taken for those of all sessions when the model is loaded: one's, or option kv-memory */
+    bool kv_grows;            /* sessions may take more than that, as far as the device has memory */
     int64_t state_session;    /* recurrent state of one session, with the copy that a prompt is computed into */
-    int64_t total;            /* all of the above, one session */
+    int64_t logits_session;   /* logits (and hidden state) of one session's last token, likewise twice */
+    int64_t total;            /* what is taken with one session */
     int64_t available;        /* what the device has; -1: unknown */
     bool mapped;              /* weights are used where the file is mapped: they need not be free memory at once */
     bool fits;

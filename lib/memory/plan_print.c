@@ -88,9 +88,13 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
              qmi_kv_pages_for(&plan->kv, plan->context) * plan->kv.page_tokens, kv_layers, h->kv_heads, h->head_size,
              h->head_size, plan->kv.type == QMI_TYPE_F32 ? 4 : 2);
     put_row(&w, "keys and values", plan->kv_session, note);
+    if (plan->kv_pool > plan->kv_session)
+        put_row(&w, "... of more sessions", plan->kv_pool - plan->kv_session, "up to kv-memory");
     snprintf(note, sizeof note, "2 x %d layers x (%d x %" PRId64 " + %d x %d x %d) x 4 bytes", h->delta_layers, h->taps - 1,
              qmi_hparams_channels(h), h->value_heads, h->key_size, h->value_size);
     put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
+    snprintf(note, sizeof note, "2 x %d%s values x 4 bytes", h->vocabulary, plan->mtp ? " and the hidden state's" : "");
+    put_row(&w, "last logits", plan->logits_session, note);
     put_row(&w, "sum, with one session", plan->total, "");
     if (plan->available >= 0)
         put_row(&w, "available", plan->available, "");
@@ -116,10 +120,11 @@ int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
         h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
         "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan),
         "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
-    json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o}",
+    json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,
         "scratch", (json_int_t)plan->scratch, "fixed", (json_int_t)plan->fixed, "kv", (json_int_t)plan->kv_session,
-        "state", (json_int_t)plan->state_session, "total", (json_int_t)plan->total, "available", (json_int_t)plan->available,
+        "kv_pool", (json_int_t)plan->kv_pool, "state", (json_int_t)plan->state_session,
+        "logits", (json_int_t)plan->logits_session, "total", (json_int_t)plan->total, "available", (json_int_t)plan->available,
         "fits", plan->fits, "reason", plan->reason, "converted", converted_json(plan));
     char *dump = json_object_update(json, sums) == 0 ? json_dumps(json, JSON_INDENT(2)) : NULL;
     json_decref(json);

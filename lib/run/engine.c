@@ -100,25 +100,43 @@ static void end_cancelled(qm_model *model)
 
 typedef enum added { ADDED, ENDED, NO_ROOM } added; /* the job takes part; it has ended instead; it has to wait */
 
-/* Adds a job's sessions to the step, as far as there is room. */
-static added add_decoding(qm_model *model, qm_job *job)
+/* Adds the sessions of a decode job to the step, as far as there is room. */
+static added add_decode(qm_model *model, qm_job *job)
+{
+    int32_t code = 1, index = job->session_done;
+    while (index < job->session_count && code > 0) {
+        code = qmi_step_add(model, job, job->sessions[index], job->tokens + index, 1);
+        index += code > 0;
+    }
+    if (code >= 0)
+        return index > job->session_done ? ADDED : NO_ROOM;
+    while (index-- > job->session_done)
+        qmi_step_take_back(model, &model->engine.step);
+    end_job(model, job, code);
+    return ENDED;
+}
+
+/* Adds the session of a generate job, with its next token. Memory is made sure of first: a token that was chosen is part of
+ * the answer. */
+static added add_generate(qm_model *model, qm_job *job)
 {
     qmi_step *step = &model->engine.step;
-    int32_t token, index = job->session_done;
-    if (job->kind == QMI_JOB_DECODE) {
-        while (index < job->session_count && qmi_step_add(step, job, job->sessions[index], job->tokens + index, 1))
-            index++;
-        return index > job->session_done ? ADDED : NO_ROOM;
-    }
-    if (step->part_count == step->part_limit || step->row_count == step->row_limit)
+    qm_session *session = job->sessions[0];
+    bool full = session->count >= session->context;
+    int32_t token, code = full ? 1 : qmi_step_add(model, job, session, NULL, 1);
+    if (code == 0)
         return NO_ROOM;
-    int32_t code = qmi_generate_next(job, &token);
-    if (code <= 0) {
-        end_job(model, job, code);
-        return ENDED;
+    bool ready = code > 0 && !full;
+    if (code > 0)
+        code = qmi_generate_next(job, &token);
+    if (code > 0) {
+        qmi_step_set(step, token);
+        return ADDED;
     }
-    qmi_step_add(step, job, job->sessions[0], &token, 1);
-    return ADDED;
+    if (ready)
+        qmi_step_take_back(model, step);
+    end_job(model, job, code);
+    return ENDED;
 }
 
 static void finish_decoding(qm_model *model, qm_job *job, int32_t sessions, int32_t code)
@@ -135,10 +153,10 @@ static bool decode_step(qm_model *model)
     qmi_engine *engine = &model->engine;
     qmi_step *step = &engine->step;
     added outcome = ADDED;
-    qmi_step_start(step);
+    qmi_step_start(step, false);
     for (qm_job *job = next_job(engine, NULL, true), *after; job && outcome != NO_ROOM; job = after) {
         after = next_job(engine, job, true);
-        outcome = add_decoding(model, job);
+        outcome = job->kind == QMI_JOB_DECODE ? add_decode(model, job) : add_generate(model, job);
     }
     if (step->part_count == 0)
         return false;
@@ -190,11 +208,13 @@ static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
     int64_t vocabulary = model->plan.hparams.vocabulary;
     int64_t row = job->row_done;
     int32_t size = chunk_size(step, job, shared);
-    qmi_step_start(step);
-    qmi_step_add(step, job, job->sessions[0], job->tokens + job->token_done, size);
+    qmi_step_start(step, true);
+    int32_t code = qmi_step_add(model, job, job->sessions[0], job->tokens + job->token_done, size);
+    if (code < 0)
+        return code;
     for (; row < job->row_count && job->rows[row] < job->token_done + size; row++)
         qmi_step_want(step, (int32_t)(job->rows[row] - job->token_done), job->logits + row * vocabulary);
-    int32_t code = qmi_step_run(model, step, &job->cancel);
+    code = qmi_step_run(model, step, &job->cancel);
     if (code < 0)
         return code == QM_ERROR_CANCELLED ? fail_cancelled() : code;
     job->row_done = row;
@@ -232,7 +252,7 @@ static bool prefill_step(qm_model *model, bool shared)
         qmi_os_mutex_unlock(job->mutex);
     }
     if (job->keep >= 0)
-        code = qmi_session_cut(session, job->keep);
+        qmi_session_cut(session, job->keep);
     job->keep = -1;
     if (code >= 0 && (job->token_done < job->token_count || qmi_step_goes_back(session, true)))
         code = compute_chunk(model, job, shared);

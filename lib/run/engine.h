@@ -13,7 +13,9 @@
 #include "base/os.h"
 #include "backend/backend.h"
 #include "file/gguf_parts.h"
+#include "memory/page_pool.h"
 #include "memory/plan.h"
+#include "memory/state.h"
 #include "model/weights.h"
 #include "run/step.h"
 #include "text/chat.h"
@@ -55,6 +57,9 @@ struct qm_model {
     qmi_weights weights;
     qmi_program program, mtp_program;
     qmi_workspace workspace, mtp_workspace;
+    /* The engine's thread's: */
+    qmi_page_pool pages;
+    qmi_state_pool states;
     qmi_engine engine;
 };
 

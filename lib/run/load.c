@@ -206,6 +206,18 @@ static void free_workspace(qm_model *model, qmi_workspace *workspace)
     *workspace = (qmi_workspace){ 0 };
 }
 
+/* What the plan promises one session. */
+static int32_t open_pools(qm_model *model)
+{
+    const qmi_plan *plan = &model->plan;
+    const qmi_alloc *alloc = &model->settings.alloc;
+    int64_t pages = plan->kv.page_bytes ? plan->kv_pool / plan->kv.page_bytes : qmi_kv_pages_for(&plan->kv, plan->context);
+    int32_t code = qmi_page_pool_open(&model->pages, &plan->kv, model->backend, model->device, alloc, pages, plan->kv_grows);
+    if (code >= 0)
+        code = qmi_state_pool_open(&model->states, &plan->state, model->backend, model->device, alloc);
+    return code;
+}
+
 static bool cancelled(const qmi_load_watch *watch)
 {
     if (!watch->cancel || !__atomic_load_n(watch->cancel, __ATOMIC_ACQUIRE))
@@ -245,6 +257,8 @@ static int32_t make_ready(qm_model *model, const qmi_load_watch *watch)
     if (code >= 0 && model->plan.mtp)
         code = allocate_workspace(model, &model->mtp_program, &model->mtp_workspace);
     if (code >= 0)
+        code = open_pools(model);
+    if (code >= 0)
         code = qmi_engine_start(model);
     model->computes = code >= 0;
     return code;
@@ -257,6 +271,8 @@ static void leave_device(qm_model *model)
     if (!model->device)
         return;
     qmi_engine_stop(model);
+    qmi_page_pool_close(&model->pages);
+    qmi_state_pool_close(&model->states);
     free_workspace(model, &model->workspace);
     free_workspace(model, &model->mtp_workspace);
     qmi_program_free(&model->program, alloc);

@@ -8,47 +8,32 @@
 
 /* ---- life ---- */
 
-/* Memory on the device, in the engine's thread: QM_ERROR_FIT when there is plainly less than the context needs. */
-static int32_t allocate_on_device(void *argument)
+/* QM_ERROR_FIT when there is plainly less memory than the context needs, even if the model had no other session. */
+static int32_t check_fit(void *argument)
 {
-    qm_session *session = argument;
-    qm_model *model = session->model;
-    const qmi_backend *backend = model->backend;
-    const qmi_plan *plan = &model->plan;
+    const qm_session *session = argument;
+    const qm_model *model = session->model;
+    const qmi_page_pool *pool = &model->pages;
     qmi_device_info info;
-    int64_t kv_bytes = qmi_kv_pages_for(&plan->kv, session->context) * plan->kv.page_bytes;
-    int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
-    int64_t needed = kv_bytes + state_bytes + (plan->mtp ? plan->hparams.hidden * (int64_t)sizeof(float) : 0);
-    int64_t logits_bytes = model->info.picks ? plan->hparams.vocabulary * (int64_t)sizeof(float) : 0;
-    needed += logits_bytes;
-    backend->info(model->device, &info);
-    if (info.memory_free > 0 && needed > info.memory_free)
-        return qmi_fail(QM_ERROR_FIT, "a session of %lld tokens needs %lld bytes (%lld keys and values, %lld recurrent state), "
-                        "and %lld are free; set option context lower, or free other sessions",
-                        (long long)session->context, (long long)needed, (long long)kv_bytes, (long long)state_bytes,
-                        (long long)info.memory_free);
-    int32_t code = qmi_kv_pages_new(&plan->kv, session->context, backend, model->device, &model->settings.alloc, &session->pages);
-    if (code >= 0 && state_bytes > 0)
-        code = backend->allocate(model->device, state_bytes, "the recurrent state of a session", &session->state);
-    if (code >= 0 && plan->mtp)
-        code = backend->allocate(model->device, plan->hparams.hidden * (int64_t)sizeof(float), "the hidden state of a session",
-                                 &session->hidden);
-    if (code >= 0 && logits_bytes > 0)
-        code = backend->allocate(model->device, logits_bytes, "the logits of a session", &session->logits_there);
-    return code;
+    int64_t page_bytes = model->plan.kv.page_bytes, pages = qmi_kv_pages_for(&model->plan.kv, session->context) - pool->count;
+    if (pages <= 0 || page_bytes == 0)
+        return QM_OK;
+    model->backend->info(model->device, &info);
+    if (pool->grows && (info.memory_free <= 0 || pages <= info.memory_free / page_bytes))
+        return QM_OK;
+    return qmi_fail(QM_ERROR_FIT, "keys and values of a session of %lld tokens need %lld bytes; %lld are there%s; set option "
+                    "context lower%s", (long long)session->context, (long long)((pages + pool->count) * page_bytes),
+                    (long long)(pool->count * page_bytes + (pool->grows ? info.memory_free : 0)),
+                    pool->grows ? "" : " (option kv-memory)", pool->grows ? "" : ", or kv-memory higher");
 }
 
+/* Gives back what it has on the device, in the engine's thread. */
 static int32_t release_on_device(void *argument)
 {
     qm_session *session = argument;
     qm_model *model = session->model;
-    if (session->state)
-        model->backend->release(model->device, session->state);
-    if (session->hidden)
-        model->backend->release(model->device, session->hidden);
-    if (session->logits_there)
-        model->backend->release(model->device, session->logits_there);
-    qmi_kv_pages_free(&session->pages, model->backend, model->device, &model->settings.alloc);
+    qmi_state_release(&model->states, &session->state);
+    qmi_page_table_free(&model->pages, &session->pages);
     return QM_OK;
 }
 
@@ -103,8 +88,7 @@ static int32_t allocate_on_host(qm_session *session, const qmi_settings *setting
         return code;
     session->priority = (int32_t)qmi_settings_int(&session->settings, QMI_OPT_PRIORITY);
     session->tokens = qmi_new(alloc, (size_t)session->context, sizeof *session->tokens, "the tokens of a session");
-    session->logits = qmi_new(alloc, (size_t)model->plan.hparams.vocabulary, sizeof *session->logits, "the logits of a session");
-    return session->tokens && session->logits ? QM_OK : QM_ERROR_MEMORY;
+    return session->tokens ? QM_OK : QM_ERROR_MEMORY;
 }
 
 /* All but the sampler. */
@@ -121,7 +105,7 @@ static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_se
     qmi_load_retain(model);
     int32_t code = allocate_on_host(session, settings);
     if (code >= 0)
-        code = qmi_engine_call(model, allocate_on_device, session);
+        code = qmi_engine_call(model, check_fit, session);
     if (code < 0) {
         destroy(session);
         return code;
@@ -143,37 +127,45 @@ int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_sessio
     return code;
 }
 
-/* Brings the logits to the host, if they are not there. */
+/* Brings the logits of a device with memory of its own to the host, if they are not there. */
 static int32_t read_logits(void *argument)
 {
     qm_session *session = argument;
     qm_model *model = session->model;
-    if (!session->has_logits || session->logits_read)
+    int64_t vocabulary = model->plan.hparams.vocabulary;
+    if (session->logits_read)
         return QM_OK;
-    int32_t code = model->backend->read(model->device, session->logits, session->logits_there,
-                                        model->plan.hparams.vocabulary * (int64_t)sizeof(float));
+    if (!session->logits)
+        session->logits = qmi_new(&model->settings.alloc, (size_t)vocabulary, sizeof(float), "the logits of a session");
+    if (!session->logits)
+        return QM_ERROR_MEMORY;
+    int32_t code = model->backend->read(model->device, session->logits, session->state->logits,
+                                        vocabulary * (int64_t)sizeof(float));
     session->logits_read = code >= 0;
     return code;
 }
 
+/* The last token's logits, which the session has. */
+static int32_t find_logits(qm_session *session, const float **out)
+{
+    bool shared = session->model->info.shares_host;
+    int32_t code = shared ? QM_OK : qmi_engine_call(session->model, read_logits, session);
+    *out = shared ? (const float *)(uintptr_t)session->state->logits : session->logits;
+    return code;
+}
+
 typedef struct fork_pair {
-    qm_session *from;
+    const qm_session *from;
     qm_session *to;
 } fork_pair;
 
-static int32_t copy_on_device(void *argument)
+static int32_t share_on_device(void *argument)
 {
     const fork_pair *pair = argument;
-    qm_session *from = pair->from, *to = pair->to;
-    qm_model *model = to->model;
-    const qmi_plan *plan = &model->plan;
-    int32_t code = read_logits(from);
+    qm_model *model = pair->to->model;
+    int32_t code = qmi_page_table_share(&model->pages, &pair->to->pages, &pair->from->pages, pair->from->count);
     if (code >= 0)
-        code = qmi_kv_pages_copy(&plan->kv, &from->pages, &to->pages, from->count, model->backend, model->device);
-    if (code >= 0 && from->state)
-        code = model->backend->copy(model->device, to->state, from->state, qmi_hparams_state_bytes(&plan->hparams));
-    if (code >= 0 && from->has_hidden)
-        code = model->backend->copy(model->device, to->hidden, from->hidden, plan->hparams.hidden * (int64_t)sizeof(float));
+        pair->to->state = qmi_state_retain(pair->from->state);
     return code;
 }
 
@@ -191,14 +183,9 @@ int32_t qmi_session_fork(qm_session *session, qm_session **out)
     if (code >= 0)
         code = qmi_sampler_copy(session->sampler, &(*out)->sampler);
     if (code >= 0)
-        code = qmi_engine_call(model, copy_on_device, &(fork_pair){ session, *out });
+        code = qmi_engine_call(model, share_on_device, &(fork_pair){ session, *out });
     if (code >= 0) {
         memcpy((*out)->tokens, session->tokens, (size_t)session->count * sizeof *session->tokens);
-        memcpy((*out)->logits, session->logits, (size_t)model->plan.hparams.vocabulary * sizeof *session->logits);
-        (*out)->has_logits = (*out)->logits_read = session->has_logits;
-        (*out)->has_picks = session->has_picks;
-        memcpy((*out)->picks, session->picks, sizeof session->picks);
-        (*out)->has_hidden = session->has_hidden;
         qmi_session_set_length(*out, session->count);
     } else if (*out) {
         destroy(*out);
@@ -270,7 +257,7 @@ int32_t qmi_session_sample(qm_session *session, int32_t *token)
     int32_t code = qmi_session_check(session);
     if (code < 0)
         return code;
-    if (!session->has_logits)
+    if (!session->state)
         return qmi_fail(QM_ERROR_STATE, "the session has no logits to sample from; append a token first");
     return qmi_session_choose(session, token);
 }
@@ -279,11 +266,12 @@ const float *qmi_session_logits(qm_session *session)
 {
     if (qmi_session_check(session) < 0)
         return NULL;
-    if (!session->has_logits)
+    if (!session->state) {
         qmi_fail(QM_ERROR_STATE, "the session has no logits; append a token first");
-    if (!session->has_logits || qmi_engine_call(session->model, read_logits, session) < 0)
         return NULL;
-    return session->logits;
+    }
+    const float *logits;
+    return find_logits(session, &logits) < 0 ? NULL : logits;
 }
 
 int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity)
@@ -301,13 +289,14 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 
 int32_t qmi_session_choose(qm_session *session, int32_t *token)
 {
-    if (session->has_picks && qmi_sampler_takes_picks(session->sampler)) {
-        *token = qmi_sampler_choose_picked(session->sampler, session->picks);
+    if (session->state->has_picks && qmi_sampler_takes_picks(session->sampler)) {
+        *token = qmi_sampler_choose_picked(session->sampler, session->state->picks);
         return QM_OK;
     }
-    int32_t code = qmi_engine_call(session->model, read_logits, session);
+    const float *logits;
+    int32_t code = find_logits(session, &logits);
     if (code >= 0)
-        *token = qmi_sampler_choose(session->sampler, session->logits, session->tokens, session->count);
+        *token = qmi_sampler_choose(session->sampler, logits, session->tokens, session->count);
     return code;
 }
 
@@ -317,15 +306,11 @@ void qmi_session_break(qm_session *session, int32_t code)
     qmi_error_copy(session->failure_text);
 }
 
-int32_t qmi_session_cut(qm_session *session, int64_t keep)
+void qmi_session_cut(qm_session *session, int64_t keep)
 {
     qm_model *model = session->model;
-    int32_t code = QM_OK;
-    session->has_logits = session->has_picks = session->has_hidden = false;
+    qmi_state_release(&model->states, &session->state);
+    qmi_page_table_cut(&model->pages, &session->pages, keep);
+    session->logits_read = false;
     qmi_session_set_length(session, keep);
-    if (session->state)
-        code = model->backend->clear(model->device, session->state, qmi_hparams_state_bytes(&model->plan.hparams));
-    if (code < 0)
-        qmi_session_break(session, code);
-    return code;
 }

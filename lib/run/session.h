@@ -2,7 +2,8 @@
 #ifndef QMI_RUN_SESSION_H
 #define QMI_RUN_SESSION_H
 
-#include "memory/kv_pages.h"
+#include "memory/page_pool.h"
+#include "memory/state.h"
 #include "run/engine.h"
 #include "run/sampler.h"
 
@@ -19,16 +20,10 @@ struct qm_session {
      * at any time. */
     int32_t *tokens;         /* [context] */
     int64_t count;
-    bool has_logits;         /* of the last token: in `logits` if logits_read, else still at logits_there */
-    float *logits;           /* [vocabulary] */
-    bool logits_read;
-    qmi_address logits_there; /* the same on the device; 0: it reads them at once */
-    bool has_picks;
-    qmi_pick picks[QMI_PICKS_MAX]; /* their highest, if has_picks */
-    bool has_hidden;         /* of the last token, with multi-token prediction */
-    qmi_kv_pages pages;
-    qmi_address state;       /* recurrent state after `count` tokens; 0: the model has none */
-    qmi_address hidden;      /* [hidden] floats: the last token's, after the final norm; 0: no multi-token prediction */
+    qmi_page_table pages;    /* of the `count` tokens */
+    qmi_state *state;        /* after the last token; NULL: of no token, or (models without recurrent state) after a cut */
+    float *logits;           /* [vocabulary] on the host, of a device that does not share it; NULL until they are asked for */
+    bool logits_read;        /* `logits` are those of `state` */
     int32_t failure;         /* not 0: failed for good, with this code and text */
     char failure_text[QMI_ERROR_SIZE];
 };
@@ -49,7 +44,7 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 int32_t qmi_session_choose(qm_session *session, int32_t *token);
 void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
 /* Forgets all tokens after the first `keep`. A recurrent state can only be emptied: keep is 0 then. */
-int32_t qmi_session_cut(qm_session *session, int64_t keep);
+void qmi_session_cut(qm_session *session, int64_t keep);
 
 static inline int64_t qmi_session_length(const qm_session *session)
 {

@@ -9,7 +9,6 @@ int32_t qmi_step_new(qm_model *model)
     const qmi_alloc *alloc = &model->settings.alloc;
     const qmi_plan *plan = &model->plan;
     qmi_step *step = &model->engine.step;
-    int64_t state_bytes = qmi_hparams_state_bytes(&plan->hparams);
     *step = (qmi_step){ .row_limit = plan->rows, .output_limit = plan->outputs };
     step->part_limit = plan->sequences < plan->outputs ? plan->sequences : plan->outputs;
     size_t parts = (size_t)step->part_limit, rows = (size_t)step->row_limit, outputs = (size_t)plan->outputs;
@@ -30,9 +29,7 @@ int32_t qmi_step_new(qm_model *model)
         step->draft_in = qmi_forward_slot(&model->mtp_program, "draft_in");
         step->draft_logits = qmi_forward_slot(&model->mtp_program, "logits");
     }
-    if (state_bytes == 0)
-        return QM_OK;
-    return model->backend->allocate(model->device, state_bytes, "the recurrent state of a prompt under way", &step->spare);
+    return QM_OK;
 }
 
 void qmi_step_free(qm_model *model)
@@ -46,20 +43,21 @@ void qmi_step_free(qm_model *model)
     qmi_delete(alloc, step->outputs);
     qmi_delete(alloc, step->targets);
     qmi_delete(alloc, step->picks);
-    if (step->spare)
-        model->backend->release(model->device, step->spare);
     *step = (qmi_step){ 0 };
 }
 
 bool qmi_step_goes_back(const qm_session *session, bool want_logits)
 {
-    return session->count > 0 && ((want_logits && !session->has_logits) || (session->hidden && !session->has_hidden));
+    return session->count > 0 && !session->state && (want_logits || session->model->plan.mtp);
 }
 
-void qmi_step_start(qmi_step *step)
+void qmi_step_start(qmi_step *step, bool apart)
 {
     step->part_count = step->row_count = step->output_count = 0;
+    step->apart = apart;
 }
+
+/* ---- adding sessions ---- */
 
 /* The last part's last row is an output in any case, for its session. */
 static void close_part(qmi_step *step)
@@ -75,22 +73,79 @@ static void close_part(qmi_step *step)
     part->output = step->output_count - 1;
 }
 
-bool qmi_step_add(qmi_step *step, qm_job *job, qm_session *session, const int32_t *tokens, int32_t count)
+/* The state that a part is computed into. One of no tokens is all zero. */
+static int32_t take_state(qm_model *model, const qmi_step *step, qmi_part *part)
 {
+    qmi_state_pool *pool = &model->states;
+    qm_session *session = part->session;
+    if (session->state && !step->apart && session->state->references == 1) {
+        part->next = session->state;
+        return QM_OK;
+    }
+    int32_t code = qmi_state_take(pool, &part->next);
+    if (code >= 0 && !session->state && pool->layout.recurrent_bytes) {
+        code = model->backend->clear(model->device, part->next->recurrent, pool->layout.recurrent_bytes);
+        if (code < 0)
+            qmi_state_release(pool, &part->next);
+    }
+    return code;
+}
+
+/* With multi-token prediction the block's keys and values of a position follow from the token after it: those of the last
+ * token held are written by the step that appends the next. */
+static int64_t first_written(const qm_model *model, int64_t start)
+{
+    return model->plan.mtp && start > 0 ? start - 1 : start;
+}
+
+int32_t qmi_step_add(qm_model *model, qm_job *job, qm_session *session, const int32_t *tokens, int32_t count)
+{
+    qmi_step *step = &model->engine.step;
     int32_t back = qmi_step_goes_back(session, count == 0);
     close_part(step);
     if (step->part_count == step->part_limit || step->output_count == step->output_limit ||
         step->row_limit - step->row_count < count + back)
-        return false;
-    qmi_part *part = &step->parts[step->part_count++];
+        return 0;
+    qmi_part *part = &step->parts[step->part_count];
     *part = (qmi_part){ .session = session, .job = job, .first = step->row_count, .count = count + back,
                          .start = session->count - back };
+    int32_t code = qmi_page_table_own(&model->pages, &session->pages, first_written(model, part->start),
+                                      part->start + part->count);
+    if (code >= 0)
+        code = take_state(model, step, part);
+    if (code < 0) {
+        qmi_page_table_cut(&model->pages, &session->pages, session->count);
+        return code;
+    }
+    step->part_count++;
     if (back)
-        step->tokens[step->row_count++] = session->tokens[part->start];
-    if (count > 0)
-        memcpy(step->tokens + step->row_count, tokens, (size_t)count * sizeof *tokens);
-    step->row_count += count;
-    return true;
+        step->tokens[step->row_count] = session->tokens[part->start];
+    if (count > 0 && tokens)
+        memcpy(step->tokens + step->row_count + back, tokens, (size_t)count * sizeof *tokens);
+    step->row_count += part->count;
+    return 1;
+}
+
+void qmi_step_set(qmi_step *step, int32_t token)
+{
+    step->tokens[step->row_count - 1] = token;
+}
+
+/* What was made ready for a part and is not needed. */
+static void give_back(qm_model *model, qmi_part *part)
+{
+    if (part->next == part->session->state)
+        part->next = NULL;
+    else
+        qmi_state_release(&model->states, &part->next);
+    qmi_page_table_cut(&model->pages, &part->session->pages, part->session->count);
+}
+
+void qmi_step_take_back(qm_model *model, qmi_step *step)
+{
+    qmi_part *part = &step->parts[--step->part_count];
+    step->row_count = part->first;
+    give_back(model, part);
 }
 
 void qmi_step_want(qmi_step *step, int32_t token, float *target)
@@ -110,10 +165,10 @@ static int32_t run_forward(qm_model *model, qmi_step *step, const int32_t *cance
 {
     for (int32_t i = 0; i < step->part_count; i++) {
         const qmi_part *part = &step->parts[i];
-        const qm_session *session = part->session;
+        const qmi_state *state = part->session->state ? part->session->state : part->next;
         step->sequences[i] = (qmi_sequence){ .first = part->first, .count = part->count, .start = part->start,
-                                             .pages = session->pages.table, .state = session->state,
-                                             .next_state = cancel ? step->spare : session->state };
+                                             .pages = part->session->pages.addresses, .state = state->recurrent,
+                                             .next_state = part->next->recurrent };
     }
     const qmi_batch batch = { .count = step->row_count, .tokens = step->tokens, .sequence_count = step->part_count,
                               .sequences = step->sequences, .output_count = step->output_count, .outputs = step->outputs,
@@ -138,8 +193,8 @@ static int32_t add_draft(qm_model *model, qmi_step *step, qmi_part *part, int32_
         return QM_OK;
     memcpy(step->draft_tokens + first, step->tokens + part->first + skipped, (size_t)part->draft_count * sizeof(int32_t));
     if (with_kept)
-        code = backend->copy(model->device, row_address(&model->mtp_workspace, step->draft_in, width, first), session->hidden,
-                             row_bytes);
+        code = backend->copy(model->device, row_address(&model->mtp_workspace, step->draft_in, width, first),
+                             session->state->hidden, row_bytes);
     int32_t rest = part->count - 1;
     if (code >= 0 && rest > 0)
         code = backend->copy(model->device,
@@ -159,7 +214,7 @@ static int32_t run_draft(qm_model *model, qmi_step *step)
         if (part->draft_count == 0)
             continue;
         step->sequences[sequences++] =
-            (qmi_sequence){ .first = part->draft_first, .count = part->draft_count, .pages = part->session->pages.table,
+            (qmi_sequence){ .first = part->draft_first, .count = part->draft_count, .pages = part->session->pages.addresses,
                             .start = part->draft_count == part->count ? part->start - 1 : part->start };
         rows += part->draft_count;
     }
@@ -170,19 +225,7 @@ static int32_t run_draft(qm_model *model, qmi_step *step)
     return model->backend->run(model->device, &model->mtp_program, &model->mtp_workspace, &batch);
 }
 
-/* The logits of a session's last row: to the host, or to a place on the device until someone wants them. */
-static int32_t keep_logits(qm_model *model, qm_session *session, qmi_address from, const qmi_pick *picks)
-{
-    int64_t bytes = model->plan.hparams.vocabulary * (int64_t)sizeof(float);
-    session->has_picks = picks != NULL;
-    session->logits_read = !session->logits_there;
-    if (session->logits_read)
-        return model->backend->read(model->device, session->logits, from, bytes);
-    memcpy(session->picks, picks, sizeof session->picks);
-    return model->backend->copy(model->device, session->logits_there, from, bytes);
-}
-
-/* Brings what is wanted of the logits to the host, and keeps the hidden state of each part's last row. */
+/* Brings what is wanted of the logits to the host, and keeps logits and hidden state of each part's last row in its state. */
 static int32_t fetch(qm_model *model, qmi_step *step)
 {
     int64_t vocabulary = model->plan.hparams.vocabulary, width = model->plan.hparams.hidden;
@@ -194,29 +237,31 @@ static int32_t fetch(qm_model *model, qmi_step *step)
                                         row_address(&model->workspace, step->logits, vocabulary, i), bytes);
     for (int32_t i = 0; i < step->part_count && code >= 0; i++) {
         const qmi_part *part = &step->parts[i];
-        code = keep_logits(model, part->session, row_address(&model->workspace, step->logits, vocabulary, part->output),
-                           step->picks ? step->picks + part->output * QMI_PICKS_MAX : NULL);
+        code = model->backend->copy(model->device, part->next->logits,
+                                    row_address(&model->workspace, step->logits, vocabulary, part->output), bytes);
         if (code >= 0 && model->plan.mtp)
-            code = model->backend->copy(model->device, part->session->hidden,
+            code = model->backend->copy(model->device, part->next->hidden,
                                         row_address(&model->workspace, step->hidden, width, part->first + part->count - 1),
                                         width * (int64_t)sizeof(float));
+        part->next->has_picks = step->picks != NULL;
+        if (step->picks)
+            memcpy(part->next->picks, step->picks + part->output * QMI_PICKS_MAX, sizeof part->next->picks);
     }
     return code;
 }
 
-static void commit(qm_model *model, qmi_step *step, bool apart)
+static void commit(qm_model *model, qmi_step *step)
 {
     for (int32_t i = 0; i < step->part_count; i++) {
-        const qmi_part *part = &step->parts[i];
+        qmi_part *part = &step->parts[i];
         qm_session *session = part->session;
-        if (apart && session->state) {
-            qmi_address state = session->state;
-            session->state = step->spare;
-            step->spare = state;
+        if (part->next != session->state) {
+            qmi_state_release(&model->states, &session->state);
+            session->state = part->next;
         }
         memcpy(session->tokens + part->start, step->tokens + part->first, (size_t)part->count * sizeof(int32_t));
-        session->has_logits = true;
-        session->has_hidden = model->plan.mtp;
+        qmi_page_table_note(&model->pages, &session->pages, part->start, step->tokens + part->first, part->count);
+        session->logits_read = false;
         qmi_session_set_length(session, part->start + part->count);
     }
 }
@@ -229,23 +274,25 @@ static int32_t check_file(const qm_model *model)
 
 int32_t qmi_step_run(qm_model *model, qmi_step *step, const int32_t *cancel)
 {
-    bool undefined = !cancel; /* would a failure leave the sessions without a defined state? */
+    bool started = false;
     int32_t code = check_file(model);
-    if (code < 0)
-        return code;
     close_part(step);
-    code = run_forward(model, step, cancel);
+    if (code >= 0) {
+        started = true;
+        code = run_forward(model, step, cancel);
+    }
     if (code >= 0 && model->plan.mtp)
         code = run_draft(model, step);
-    if (code >= 0) {
-        code = fetch(model, step);
-        undefined = true; /* logits and hidden state were being overwritten */
-    }
     if (code >= 0)
-        commit(model, step, cancel != NULL);
-    else if (undefined)
-        for (int32_t i = 0; i < step->part_count; i++)
-            qmi_session_break(step->parts[i].session, code);
+        code = fetch(model, step);
+    if (code >= 0)
+        commit(model, step);
+    for (int32_t i = 0; i < step->part_count && code < 0; i++) {
+        qmi_part *part = &step->parts[i];
+        if (started && part->next == part->session->state)
+            qmi_session_break(part->session, code);
+        give_back(model, part);
+    }
     return code;
 }
 
@@ -254,13 +301,16 @@ int32_t qmi_step_draft(qm_model *model, qm_session *session, int32_t next, float
     const qmi_backend *backend = model->backend;
     const qmi_step *step = &model->engine.step;
     const int32_t row = 0;
-    const qmi_sequence sequence = { .first = 0, .count = 1, .start = session->count - 1, .pages = session->pages.table };
-    const qmi_batch batch = { .count = 1, .tokens = &next, .sequence_count = 1, .sequences = &sequence, .output_count = 1,
-                              .outputs = &row };
     int32_t code = check_file(model);
     if (code >= 0)
-        code = backend->copy(model->device, model->mtp_workspace.slots[step->draft_in], session->hidden,
-                             model->plan.hparams.hidden * (int64_t)sizeof(float));
+        code = qmi_page_table_own(&model->pages, &session->pages, session->count - 1, session->count);
+    if (code < 0)
+        return code;
+    const qmi_sequence sequence = { .first = 0, .count = 1, .start = session->count - 1, .pages = session->pages.addresses };
+    const qmi_batch batch = { .count = 1, .tokens = &next, .sequence_count = 1, .sequences = &sequence, .output_count = 1,
+                              .outputs = &row };
+    code = backend->copy(model->device, model->mtp_workspace.slots[step->draft_in], session->state->hidden,
+                         model->plan.hparams.hidden * (int64_t)sizeof(float));
     if (code >= 0)
         code = backend->run(model->device, &model->mtp_program, &model->mtp_workspace, &batch);
     if (code >= 0)

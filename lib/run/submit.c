@@ -155,12 +155,13 @@ static int32_t plan_change(qm_job *job, const int32_t *tokens, int64_t count, in
     const qm_session *session = job->sessions[0];
     bool cut = common < session->count;
     /* A recurrent state cannot be cut, only emptied. */
-    int64_t start = cut && session->state ? 0 : common;
+    int64_t start = cut && session->model->plan.state.recurrent_bytes ? 0 : common;
     int32_t code = keep_tokens(job, count > start ? tokens + start : NULL, count - start);
     if (cut)
         job->keep = start;
     /* The last token left is computed again for its logits or, with multi-token prediction, its hidden state (step.h). */
-    bool again = start > 0 && ((cut && (start == count || session->hidden)) || qmi_step_goes_back(session, start == count));
+    bool again = start > 0 && ((cut && (start == count || session->model->plan.mtp)) ||
+                               qmi_step_goes_back(session, start == count));
     job->reused = start - again;
     return code;
 }

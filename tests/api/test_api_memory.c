@@ -283,21 +283,46 @@ ACTION_TEST(tokenize_job)
 ACTION_TEST(generate)
 ACTION_TEST(plan)
 
-/* A memory limit is kept to, and named. */
-static void test_limit(void **state)
+/* Sessions take memory as they grow. Where there is no more, a call fails, its session stays as it was, and what another gives
+ * back can be used. */
+static void fill_memory(const char *settings)
+{
+    enum { MOST = 200, LONG = 900 };
+    int32_t tokens[LONG];
+    fill_tokens(tokens, LONG, 3);
+    qm_model *model = load_model("tiny/hybrid.gguf", settings);
+    qm_session *sessions[MOST] = { NULL };
+    int32_t made = 0, code = QM_OK;
+    for (; made < MOST && code >= 0; made++) {
+        expect_ok(qm_session_new(model, NULL, &sessions[made]));
+        code = qm_prefill(sessions[made], tokens + made % 100, LONG - 100);
+    }
+    assert_true(made > 1 && made < MOST); /* the last one failed, and holds what was computed */
+    assert_int_equal(code, QM_ERROR_MEMORY);
+    assert_non_null(strstr(qm_error_message(), "memory"));
+    qm_session *last = sessions[made - 1];
+    int64_t length = qm_session_length(last), start = (made - 1) % 100;
+    assert_true(length < LONG - 100);
+    qm_session_free(&sessions[0]);
+    expect_ok(qm_prefill(last, tokens + start + length, LONG - 100 - length));
+    for (int32_t i = 1; i < made - 1; i++)
+        qm_session_free(&sessions[i]);
+    assert_holds(model, last, tokens + start, LONG - 100);
+    qm_session_free(&sessions[made - 1]);
+    qm_model_free(&model);
+}
+
+static void test_limits(void **state)
 {
     (void)state;
-    qm_model *model = load_model("tiny/hybrid.gguf", "memory-limit=30000000 context=1000 answer-tokens=10");
-    qm_session *sessions[200] = { NULL };
-    int32_t made = 0, code = QM_OK;
-    for (; made < 200 && code >= 0; made += code >= 0)
-        code = qm_session_new(model, NULL, &sessions[made]);
-    assert_true(made > 0 && made < 200);
-    assert_true(code == QM_ERROR_FIT || code == QM_ERROR_MEMORY);
-    qm_session_free(&sessions[0]);
-    expect_ok(qm_session_new(model, NULL, &sessions[0])); /* what was freed can be used again */
-    for (int32_t i = 0; i < made; i++)
-        qm_session_free(&sessions[i]);
+    fill_memory("memory-limit=30000000 context=1000 answer-tokens=10");
+    fill_memory("kv-memory=3000000 context=1000 answer-tokens=10");
+    qm_model *model = load_model("tiny/hybrid.gguf", "kv-memory=200000 context=300 answer-tokens=10");
+    qm_options *options = make_options("context=1000 answer-tokens=10");
+    qm_session *session = NULL;
+    expect_code(QM_ERROR_FIT, qm_session_new(model, options, &session)); /* 1000 tokens of 512 bytes */
+    assert_non_null(strstr(qm_error_message(), "kv-memory"));
+    qm_options_free(&options);
     qm_model_free(&model);
 }
 
@@ -309,7 +334,7 @@ int main(void)
         cmocka_unit_test(test_rewind_half),   cmocka_unit_test(test_sync_all),  cmocka_unit_test(test_draft),
         cmocka_unit_test(test_set_stop),      cmocka_unit_test(test_set_bias),  cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_generate),  cmocka_unit_test(test_plan),
-        cmocka_unit_test(test_limit),
+        cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -167,7 +167,8 @@ static void sums_of_a_card(void **state)
     assert_int_equal(plan.rows, 4096);
     assert_int_equal(plan.scratch, INT64_C(4096) << 14);
     assert_int_equal(plan.total, plan.weights + plan.vectors + plan.workspace + plan.scratch + 1000 + plan.kv_session +
-                                     plan.state_session);
+                                     plan.state_session + plan.logits_session);
+    assert_int_equal(plan.logits_session, 2 * 248320 * 4);
     end(&f);
 }
 
@@ -245,6 +246,31 @@ static void prints_what_is_converted(void **state)
     end(&f);
 }
 
+static void pool_of_keys_and_values(void **state)
+{
+    (void)state;
+    fixture f;
+    qmi_plan plan;
+    const qmi_plan_device cpu = cpu_with(-1);
+    start(&f, true);
+    set(&f, "context", "32768");
+    qmi_plan one = make(&f, -1);
+    assert_int_equal(one.kv_pool, one.kv_session);
+    assert_true(one.kv_grows);
+    set(&f, "kv-memory", "2000000000");
+    plan = make(&f, -1);
+    assert_int_equal(plan.kv_pool, 2000000000 / (64 * 20480) * (64 * 20480)); /* whole pages of 64 tokens */
+    assert_int_equal(plan.total - one.total, plan.kv_pool - one.kv_pool);
+    assert_false(plan.kv_grows);
+    plan = make(&f, plan.total - plan.weights - (300 << 20));
+    assert_false(plan.fits);
+    assert_non_null(strstr(plan.reason, "kv-memory"));
+    set(&f, "kv-memory", "600000000"); /* one session takes 640 MiB */
+    assert_int_equal(qmi_plan_make(&f.gguf, &f.settings, &cpu, &heap, &plan), QM_ERROR_OPTION);
+    assert_non_null(strstr(qmi_error_text(), "671088640"));
+    end(&f);
+}
+
 static void refuses_contexts(void **state)
 {
     (void)state;
@@ -291,7 +317,7 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_35b), cmocka_unit_test(keys_and_values_of_27b), cmocka_unit_test(says_what_would_fit),
         cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(sums_of_a_card),
         cmocka_unit_test(chooses_a_chunk_for_a_card), cmocka_unit_test(passes_on_a_failure),
-        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
+        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(pool_of_keys_and_values), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
