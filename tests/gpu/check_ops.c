@@ -257,7 +257,7 @@ static side open_side(play *p, bool exact)
     s.backend = found.list[0].backend;
     need(s.backend->open(&(qmi_device_settings){ .index = found.list[0].index, .isa = "scalar" }, &s.device) == QM_OK, "device");
     if (s.backend->upload_start)
-        need(s.backend->upload_start(s.device, weight_bytes(&s, p)) == QM_OK, "upload");
+        need(s.backend->upload_start(s.device, weight_bytes(&s, p), NULL, 0) == QM_OK, "upload");
     for (size_t i = 0; i < p->program.count; i++)
         place(&s, p, &p->program.ops[i]);
     if (s.backend->upload_finish)
