@@ -4,67 +4,94 @@
 
 /* ---- launching ---- */
 
-int32_t matmul_tokens(int32_t rows)
+#define GROUP_CAPABILITY 90 /* warp groups multiply: sm_90a and no other */
+#define SHARED_OWN 2048     /* the kernels have some shared memory of their own */
+#define GROUP_ALIGN 1024    /* and may have to skip some of what they are given */
+
+static bool built_for_groups; /* by cuda_matmul_setup */
+
+static int32_t rows_of_block(const matmul_part *part, int32_t row_warps)
 {
-    return rows <= 16 ? 16 : rows <= 32 ? 32 : 128;
+    return row_warps * (part->mode == MATMUL_GLU ? 16 : 32);
 }
 
-static int32_t stages_of(int32_t tokens)
+static int32_t blocks_of(const matmul_part *part, const matmul_shape *shape)
 {
-    return tokens >= 128 ? 3 : 4;
+    int32_t tiles = part->tiles ? part->token_tiles : matmul_ceil(part->tokens, shape->tokens);
+    return matmul_ceil(part->rows, rows_of_block(part, shape->row_warps)) * tiles;
 }
 
-/* Sums that warps exchange when they share out k take no more than the stages. */
-static int32_t shared_of(int32_t tokens, int32_t row_warps)
+/* Shared memory: stages of activations; at the end, sums that warps which share out k exchange. */
+static void set_shared(matmul_shape *shape)
 {
-    return stages_of(tokens) * tokens * MATMUL_CHUNK * (int32_t)sizeof(__half) * (MATMUL_WARPS / row_warps);
+    int32_t shares = MATMUL_WARPS / shape->row_warps, instance = shape->tokens <= 16 ? 16 : shape->tokens <= 32 ? 32 : 128;
+    int32_t held = shape->groups ? shape->tokens : instance;
+    int32_t sums = (shares - 1) * shape->row_warps * instance * QMI_WARP * (int32_t)sizeof(float);
+    shape->stages = shape->groups ? (shares == 1 ? 4 : 3) : instance >= 128 ? 3 : 4;
+    shape->stage_bytes = held * shares * MATMUL_CHUNK * (int32_t)sizeof(__half);
+    shape->shared = shape->stages * shape->stage_bytes;
+    shape->shared = (shape->shared > sums ? shape->shared : sums) + (shape->groups ? GROUP_ALIGN : 0);
 }
 
-static int32_t grid_of(const matmul_part *part, int32_t row_warps)
+/* Clocks of a launch, roughly: whole waves of blocks, each of so many rounds. A round takes the time of the multiplications
+ * (128 x 256 x 128 in 2048 clocks by groups, on 8 warps 0.6 of that rate) and of what does not overlap; a block takes some
+ * thousands to start and to store. */
+static double clocks_of(const cuda_run *run, const matmul_work *work, const matmul_shape *shape)
 {
-    return matmul_ceil(part->rows, row_warps * (part->mode == MATMUL_GLU ? 16 : 32)) * part->token_tiles;
+    int32_t shares = MATMUL_WARPS / shape->row_warps, blocks = 0;
+    for (int32_t p = 0; p < work->parts; p++)
+        blocks += blocks_of(&work->part[p], shape);
+    double rounds = matmul_ceil(work->part[0].a.columns, MATMUL_CHUNK * shares);
+    double round = shape->groups ? 500 + 16 * shape->tokens : 600 + 26 * shape->tokens;
+    double waves = matmul_ceil(blocks, run->processors * (shape->tokens <= 32 && !shape->groups ? 2 : 1));
+    return waves * (rounds * round + 4000 + (shares > 1 ? 1500 : 0));
 }
 
-/* How many warps lie along the rows. Fewer make more and smaller blocks: for the last wave to be full, and, where bytes count,
- * for enough loads to be under way; but each block reads the activations of its tokens anew. */
-static int32_t choose_row_warps(const cuda_run *run, const matmul_work *work, int32_t tokens)
+/* Tiles of fewer tokens and fewer warps along the rows make more and smaller blocks: for the last wave to be full, and, where
+ * bytes count, for enough loads to be under way; but each block reads the activations of its tokens, or the weights of its
+ * rows, anew. tokens: of tiles that are listed already, else the most. */
+static matmul_shape choose_shape(const cuda_run *run, const matmul_work *work, uint32_t type, int32_t tokens)
 {
-    int32_t best = MATMUL_WARPS;
-    double best_time = 1e30;
-    for (int32_t row_warps = MATMUL_WARPS; row_warps >= 2; row_warps /= 2) {
-        int32_t shares = MATMUL_WARPS / row_warps, resident = tokens >= 128 ? 1 : 2, blocks = 0;
-        int32_t chunks = matmul_ceil(work->part[0].a.columns, MATMUL_CHUNK);
-        if (shared_of(tokens, row_warps) > run->shared_most)
-            break;
-        for (int32_t p = 0; p < work->parts; p++)
-            blocks += grid_of(&work->part[p], row_warps);
-        double waves = matmul_ceil(blocks, run->processors * resident);
-        /* 4: starting and storing, 2: the exchange of sums */
-        double rounds = matmul_ceil(chunks, shares) + 4 + (shares > 1 ? 2 : 0);
-        if (waves * rounds < best_time) {
-            best_time = waves * rounds;
-            best = row_warps;
+    matmul_shape best = {};
+    double best_clocks = 0;
+    bool listed = false, groups = built_for_groups && run->capability == GROUP_CAPABILITY && tokens > 32 && type != QMI_TYPE_F32;
+    for (int32_t p = 0; p < work->parts; p++)
+        listed |= work->part[p].tiles != NULL;
+    for (int32_t size = tokens; size > (tokens > 32 ? 32 : tokens / 2); size /= 2)
+        for (int32_t row_warps = MATMUL_WARPS; row_warps >= (groups ? 4 : 2); row_warps /= 2) {
+            matmul_shape shape = { groups, size, row_warps, 0, 0, 0 };
+            set_shared(&shape);
+            double clocks = clocks_of(run, work, &shape);
+            if (shape.shared + SHARED_OWN > run->shared_most || (listed && size != tokens))
+                continue;
+            if (!best.tokens || clocks < best_clocks) {
+                best = shape;
+                best_clocks = clocks;
+            }
         }
-    }
     return best;
 }
 
 static void start(const cuda_run *run, matmul_work *work, uint32_t type, int32_t tokens)
 {
+    const matmul_shape shape = choose_shape(run, work, type, tokens);
     int32_t blocks = 0;
-    work->row_warps = choose_row_warps(run, work, tokens);
+    work->row_warps = shape.row_warps;
+    work->tile_tokens = shape.tokens;
+    work->stages = shape.stages;
+    work->stage_bytes = shape.stage_bytes;
     for (int32_t p = 0; p < work->parts; p++) {
         matmul_part *part = &work->part[p];
-        part->row_tiles = matmul_ceil(part->rows, work->row_warps * (part->mode == MATMUL_GLU ? 16 : 32));
+        part->row_tiles = matmul_ceil(part->rows, rows_of_block(part, shape.row_warps));
+        if (!part->tiles)
+            part->token_tiles = matmul_ceil(part->tokens, shape.tokens);
         part->first_block = blocks;
         blocks += part->row_tiles * part->token_tiles;
     }
-    int32_t shared = shared_of(tokens, work->row_warps);
-    work->stage_bytes = shared / stages_of(tokens);
     if (!blocks)
         return;
     switch (type) {
-#define START(name) case QMI_TYPE_##name: matmul_start_##name(run, work, tokens, blocks, shared); break;
+#define START(name) case QMI_TYPE_##name: matmul_start_##name(run, work, &shape, blocks); break;
     MATMUL_TYPES(START)
 #undef START
     }
@@ -78,15 +105,17 @@ void matmul_launch(const cuda_run *run, const matmul_part *parts, int32_t count,
         for (int32_t j = i; j < count; j++) {
             if (done[j] || parts[j].a.type != parts[i].a.type || parts[j].a.columns != parts[i].a.columns)
                 continue;
-            matmul_part *part = &work.part[work.parts++];
-            *part = parts[j];
-            if (!part->tiles)
-                part->token_tiles = matmul_ceil(part->tokens, tokens);
+            work.part[work.parts++] = parts[j];
             done[j] = true;
         }
         if (work.parts)
             start(run, &work, parts[i].a.type, tokens);
     }
+}
+
+int32_t matmul_tokens(int32_t rows)
+{
+    return rows <= 16 ? 16 : rows <= 32 ? 32 : 128;
 }
 
 cudaError_t cuda_matmul_setup(void)
@@ -97,7 +126,7 @@ cudaError_t cuda_matmul_setup(void)
         code = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
 #define SETUP(name) \
     if (code == cudaSuccess) \
-        code = matmul_setup_##name(most - 2048); /* the kernel has some shared memory of its own */
+        code = matmul_setup_##name(most - SHARED_OWN, &built_for_groups);
     MATMUL_TYPES(SETUP)
 #undef SETUP
     return code;

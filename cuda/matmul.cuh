@@ -54,7 +54,8 @@ typedef struct matmul_work {
     matmul_part part[MATMUL_PARTS];
     int32_t parts;
     int32_t row_warps;         /* warps side by side along the rows; the others share out k */
-    int32_t stage_bytes;
+    int32_t tile_tokens;       /* rows of `in` that a block has at most */
+    int32_t stages, stage_bytes; /* in shared memory */
 } matmul_work;
 
 /* ---- convert.cu ---- */
@@ -127,12 +128,20 @@ void matmul_glu_apart(const cuda_run *run, const float *gate, const float *up, f
 int64_t experts_scratch(const qmi_op_experts *op, int32_t rows);
 int64_t route_scratch(const qmi_op_route *op, int32_t rows);
 
+/* How a launch goes. */
+typedef struct matmul_shape {
+    bool groups;               /* by the kernel of warp groups (matmul_group.cuh) */
+    int32_t tokens;            /* of a tile */
+    int32_t row_warps, stages;
+    int32_t stage_bytes, shared;
+} matmul_shape;
+
 /* ---- instances of the product kernel, by type ---- */
 #define MATMUL_TYPES(X) \
     X(F32) X(F16) X(BF16) X(Q8_0) X(Q4_0) X(Q5_0) X(Q4_K) X(Q5_K) X(Q6_K) X(IQ4_XS) X(IQ4_NL)
 #define MATMUL_DECLARE(type) \
-    void matmul_start_##type(const cuda_run *run, const matmul_work *work, int32_t tokens, int32_t blocks, int32_t shared); \
-    cudaError_t matmul_setup_##type(int32_t shared_most);
+    void matmul_start_##type(const cuda_run *run, const matmul_work *work, const matmul_shape *shape, int32_t blocks); \
+    cudaError_t matmul_setup_##type(int32_t shared_most, bool *groups);
 MATMUL_TYPES(MATMUL_DECLARE)
 #undef MATMUL_DECLARE
 

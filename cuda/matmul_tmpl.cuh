@@ -40,7 +40,7 @@ struct matmul_place {
 };
 
 /* Which tile a block has; count 0: none. */
-template <int TOKENS> static __device__ __forceinline__ matmul_place matmul_find(const matmul_part &part, int block)
+static __device__ __forceinline__ matmul_place matmul_find(const matmul_part &part, int tile_tokens, int block)
 {
     matmul_place at = {};
     if (part.tiles) {
@@ -56,8 +56,8 @@ template <int TOKENS> static __device__ __forceinline__ matmul_place matmul_find
         int group_blocks = MATMUL_GROUP * part.row_tiles, group = block / group_blocks, rest = block - group * group_blocks;
         int tiles = min(MATMUL_GROUP, part.token_tiles - group * MATMUL_GROUP);
         at.row_tile = rest / tiles;
-        at.first = (group * MATMUL_GROUP + rest - at.row_tile * tiles) * TOKENS;
-        at.count = min(TOKENS, part.tokens - at.first);
+        at.first = (group * MATMUL_GROUP + rest - at.row_tile * tiles) * tile_tokens;
+        at.count = min(tile_tokens, part.tokens - at.first);
     }
     return at;
 }
@@ -178,6 +178,67 @@ static __device__ __forceinline__ void matmul_store(const matmul_part &part, con
         }
 }
 
+/* The lane's four rows of weights: rows g and g + 8 of the warp's two tiles of 16. */
+struct matmul_weights {
+    cuda_matrix matrix[2];     /* of each m, from the block's first row on; GLU: gate and up, else the same */
+    int at[2][2];              /* first block of each row */
+    int blocks, row;           /* in a row; its first row, of `out` */
+};
+
+template <uint32_t T>
+static __device__ __forceinline__ matmul_weights matmul_aim(const matmul_part &part, const matmul_place &place, int row_warps)
+{
+    matmul_weights to;
+    const bool glu = part.mode == MATMUL_GLU;
+    const int warp = (threadIdx.x >> 5) % row_warps, g = (threadIdx.x & 31) >> 2, warp_rows = glu ? 16 : 32;
+    const int tile_row = place.row_tile * row_warps * warp_rows, warp_row = warp * warp_rows + g;
+    const int64_t expert = place.expert;
+    to.blocks = part.a.blocks;
+    to.row = tile_row + warp_row;
+    to.matrix[0] = to.matrix[1] = block_from<T>(part.a, (expert * part.a.rows + tile_row) * to.blocks);
+    if (glu)
+        to.matrix[1] = block_from<T>(part.b, (expert * part.b.rows + part.b_first + tile_row) * to.blocks);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            to.at[m][h] = min(warp_row + 8 * h + (glu ? 0 : 16 * m), part.rows - 1 - tile_row) * to.blocks;
+    return to;
+}
+
+/* Blocks past the end of a row count for nothing (the activations are zero there), but must exist. */
+template <uint32_t T>
+static __device__ __forceinline__ void matmul_load(block<T> w[2][2], const matmul_weights &from, int chunk)
+{
+    const int b = min(4 * chunk + (int)(threadIdx.x & 3), from.blocks - 1);
+#pragma unroll
+    for (int m = 0; m < 2; m++)
+#pragma unroll
+        for (int h = 0; h < 2; h++)
+            block_load(w[m][h], from.matrix[m], from.at[m][h] + b);
+}
+
+static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
+{
+    int p = 0;
+    while (p + 1 < work.parts && (int)blockIdx.x >= work.part[p + 1].first_block)
+        p++;
+    return p;
+}
+
+/* Where the tile's tokens are in `in` (-1: there is none) and what their sums are to be multiplied with. */
+template <uint32_t T>
+static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int tokens,
+                                                   int32_t *source, float *scale)
+{
+    for (int t = threadIdx.x; t < tokens; t += MATMUL_THREADS) {
+        int i = place.first + t, from = t < place.count ? part.gather ? part.gather[i] : i : -1;
+        source[t] = from;
+        scale[t] = from >= 0 ? part.in.scale[from] * (1.f / block_gain<T>()) : 0.f;
+    }
+    __syncthreads();
+}
+
 template <uint32_t T, int TOKENS>
 __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
     matmul_kernel(const __grid_constant__ matmul_work work)
@@ -187,55 +248,25 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
     CHIP_SHARED(uint8_t, shared);
     __shared__ int32_t source[TOKENS];
     __shared__ float scale[TOKENS];
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
     chip_let_next_start();
-    int p = 0;
-    while (p + 1 < work.parts && (int)blockIdx.x >= work.part[p + 1].first_block)
-        p++;
-    const matmul_part &part = work.part[p];
+    const matmul_part &part = work.part[matmul_part_of(work)];
     const bool late = part.tiles || part.written;
     if (late)
         chip_wait_for_previous();
-    const matmul_place place = matmul_find<TOKENS>(part, blockIdx.x - part.first_block);
+    const matmul_place place = matmul_find(part, work.tile_tokens, blockIdx.x - part.first_block);
     if (part.tiles && place.count <= 0)
         return;
 
-    const bool glu = part.mode == MATMUL_GLU;
-    const int share = warp / work.row_warps, shares = MATMUL_WARPS / work.row_warps;
-    const int blocks = part.a.blocks, chunks = (blocks + 3) / 4;
-    const int warp_rows = glu ? 16 : 32;
-    const int tile_row = place.row_tile * work.row_warps * warp_rows, warp_row = warp % work.row_warps * warp_rows + g;
-    /* Both matrices from the tile's first row on; m = 1 is b, or the 16 rows after those of m = 0. */
-    const int64_t expert = place.expert;
-    const cuda_matrix matrix[2] = { block_from<T>(part.a, (expert * part.a.rows + tile_row) * blocks),
-                                    glu ? block_from<T>(part.b, (expert * part.b.rows + part.b_first + tile_row) * blocks) :
-                                          block_from<T>(part.a, (expert * part.a.rows + tile_row) * blocks) };
-    int at[2][2]; /* first block of each of the lane's rows */
-#pragma unroll
-    for (int m = 0; m < 2; m++)
-#pragma unroll
-        for (int h = 0; h < 2; h++)
-            at[m][h] = min(warp_row + 8 * h + (glu ? 0 : 16 * m), part.rows - 1 - tile_row) * blocks;
-    /* Blocks past the end of a row count for nothing (the activations are zero there), but must exist. */
-    block<T> now[2][2], next[ahead ? 2 : 1][ahead ? 2 : 1];
-    auto load = [&](block<T> *w, int chunk) {
-        int b = min(4 * chunk + c, blocks - 1);
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-            block_load(w[i], matrix[i >> 1], at[i >> 1][i & 1] + b);
-    };
+    const int share = (threadIdx.x >> 5) / work.row_warps, shares = MATMUL_WARPS / work.row_warps;
+    const matmul_weights weights = matmul_aim<T>(part, place, work.row_warps);
+    const int chunks = (weights.blocks + 3) / 4, rounds = (chunks + shares - 1) / shares, live = (place.count + 7) / 8;
+    block<T> now[2][2], next[2][2];
     if (ahead && share < chunks)
-        load(&next[0][0], share);
+        matmul_load<T>(next, weights, share);
     if (!late)
         chip_wait_for_previous();
+    matmul_list<T>(part, place, TOKENS, source, scale);
 
-    for (int t = threadIdx.x; t < TOKENS; t += MATMUL_THREADS) {
-        int i = place.first + t, from = t < place.count ? part.gather ? part.gather[i] : i : -1;
-        source[t] = from;
-        scale[t] = from >= 0 ? part.in.scale[from] * (1.f / block_gain<T>()) : 0.f;
-    }
-    __syncthreads();
-    const int live = (place.count + 7) / 8, rounds = (chunks + shares - 1) / shares;
     float sums[2][TOKENS / 8][4] = {};
 #pragma unroll
     for (int s = 0; s < stages - 1; s++) {
@@ -258,10 +289,11 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
                 for (int i = 0; i < 4; i++)
                     now[i >> 1][i & 1] = next[i >> 1][i & 1];
                 if (chunk + shares < chunks)
-                    load(&next[0][0], chunk + shares);
+                    matmul_load<T>(next, weights, chunk + shares);
             } else
-                load(&now[0][0], chunk);
-            matmul_multiply<T, TOKENS>(sums, now, 4 * chunk + c, shared + stage * work.stage_bytes + share * TOKENS * 256, live);
+                matmul_load<T>(now, weights, chunk);
+            matmul_multiply<T, TOKENS>(sums, now, 4 * chunk + (threadIdx.x & 3),
+                                       shared + stage * work.stage_bytes + share * TOKENS * 256, live);
         }
         stage = stage + 1 == stages ? 0 : stage + 1;
         fill = fill + 1 == stages ? 0 : fill + 1;
@@ -270,26 +302,40 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
     if (shares > 1)
         matmul_gather_sums<TOKENS>(sums, (float *)shared, work.row_warps, share);
     if (!share)
-        matmul_store<TOKENS>(part, sums, tile_row + warp_row, place.first, place.count, scale);
+        matmul_store<TOKENS>(part, sums, weights.row, place.first, place.count, scale);
+}
+
+#include "matmul_group.cuh"
+
+/* *groups: whether the kernel of warp groups is more than a trap, told by its own shared memory. */
+template <uint32_t T> static cudaError_t matmul_setup(int32_t shared_most, bool *groups)
+{
+    void (*const kernels[])(matmul_work) = { matmul_kernel<T, 16>, matmul_kernel<T, 32>, matmul_kernel<T, 128>,
+                                             matmul_group_kernel<T> };
+    cudaFuncAttributes attributes = {};
+    cudaError_t code = cudaSuccess;
+    for (auto kernel : kernels)
+        if (code == cudaSuccess)
+            code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_most);
+    if (code == cudaSuccess)
+        code = cudaFuncGetAttributes(&attributes, matmul_group_kernel<T>);
+    *groups = attributes.sharedSizeBytes > 0;
+    return code;
 }
 
 #define MATMUL_INSTANCE(type) \
-    void matmul_start_##type(const cuda_run *run, const matmul_work *work, int32_t tokens, int32_t blocks, int32_t shared) \
+    void matmul_start_##type(const cuda_run *run, const matmul_work *work, const matmul_shape *shape, int32_t blocks) \
     { \
         constexpr uint32_t T = QMI_TYPE_##type; \
-        auto kernel = tokens <= 16 ? matmul_kernel<T, 16> : tokens <= 32 ? matmul_kernel<T, 32> : matmul_kernel<T, 128>; \
-        cuda_launch(run, dim3(blocks), dim3(MATMUL_THREADS), shared, kernel, *work); \
+        auto kernel = shape->groups ? matmul_group_kernel<T> : \
+                      shape->tokens <= 16 ? matmul_kernel<T, 16> : \
+                      shape->tokens <= 32 ? matmul_kernel<T, 32> : matmul_kernel<T, 128>; \
+        cuda_launch(run, dim3(blocks), dim3(MATMUL_THREADS), shape->shared, kernel, *work); \
     } \
-    cudaError_t matmul_setup_##type(int32_t shared_most) \
+    cudaError_t matmul_setup_##type(int32_t shared_most, bool *groups) \
     { \
         constexpr uint32_t T = QMI_TYPE_##type; \
-        void (*const kernels[])(matmul_work) = { matmul_kernel<T, 16>, matmul_kernel<T, 32>, matmul_kernel<T, 128> }; \
-        for (auto kernel : kernels) { \
-            cudaError_t code = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_most); \
-            if (code != cudaSuccess) \
-                return code; \
-        } \
-        return cudaSuccess; \
+        return matmul_setup<T>(shared_most, groups); \
     }
 
 #endif

@@ -3,8 +3,7 @@
  * summed: activations [high | low | high] times weights [high | high | low], one product three times as long. What is left out,
  * and what the second rounding loses, is 2^-22 of the largest values.
  *
- * Floor: 6 n experts D operations of tensor cores (a plain product with float32 arithmetic: 2 n experts D at 1/10 of the rate).
- * */
+ * Floor: 6 n experts D operations of tensor cores; float32 arithmetic would take 2 n experts D at a tenth of the rate. */
 #include <math.h>
 
 #include "block.cuh"

@@ -183,6 +183,7 @@ cudaError_t cudaFuncGetAttributes(struct cudaFuncAttributes *out, const void *ke
     CALL();
     memset(out, 0, sizeof *out);
     out->maxThreadsPerBlock = 1024;
+    out->sharedSizeBytes = emulator_static_shared(kernel);
     out->maxDynamicSharedSizeBytes = emulator_card.shared_limits.count(kernel) ? emulator_card.shared_limits[kernel] : 48 << 10;
     out->binaryVersion = out->ptxVersion = emulator_capability();
     return cudaSuccess;

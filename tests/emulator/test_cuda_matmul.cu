@@ -308,8 +308,8 @@ static void test_project_shapes(void **state)
     check_project(s, types, 4, 1024, 16, true, 1);
     s->run.processors = 132;
     check_project(s, types, 4, 1024, 33, true, 1);
-    s->run.shared_most = 99 << 10; /* of sm_86 */
     check_project(s, types, 4, 1024, 130, true, 1);
+    check_project(s, types, 4, 1024, 259, true, 1);
 }
 
 /* ---- PROJECT_ADD, GLU ---- */
@@ -637,6 +637,16 @@ static void test_experts(void **state)
         check_experts((scene *)*state, &cases[i]);
 }
 
+/* The kernels of cards before sm_90 and after it. */
+static int set_up_portable(void **state)
+{
+    set_up(state);
+    scene *s = (scene *)*state;
+    s->run.capability = 86;
+    s->run.shared_most = 99 << 10;
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -645,11 +655,13 @@ int main(void)
         cmocka_unit_test(test_logits),         cmocka_unit_test(test_route),          cmocka_unit_test(test_route_ties),
         cmocka_unit_test(test_experts),
     };
-    struct CMUnitTest all[sizeof tests / sizeof *tests];
-    memcpy(all, tests, sizeof tests);
-    for (size_t i = 0; i < sizeof tests / sizeof *tests; i++) {
+    const size_t count = sizeof tests / sizeof *tests;
+    struct CMUnitTest all[2 * sizeof tests / sizeof *tests];
+    for (size_t i = 0; i < count; i++) {
+        all[i] = all[count + i] = tests[i];
         all[i].setup_func = set_up;
-        all[i].teardown_func = tear_down;
+        all[count + i].setup_func = set_up_portable;
+        all[i].teardown_func = all[count + i].teardown_func = tear_down;
     }
     return cmocka_run_group_tests(all, NULL, NULL);
 }
