@@ -102,18 +102,24 @@ static __device__ __forceinline__ void chip_copy_wait_for(int left)
     }
 }
 
-/* 16 bytes of what is read once and should be the first to leave the L2 cache. */
+/* 16 bytes, all of them real. (With a cache hint, the compiler of CUDA 13.0 takes the policy from a uniform register inside divergent
+ * code, and the card stops at an illegal instruction.) */
 static __device__ __forceinline__ void chip_copy16_once(void *to_shared, const void *from)
 {
-    uint64_t policy;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0,1.0;" : "=l"(policy));
-    asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0],[%1],16,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "l"(policy));
+    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(chip_shared_address(to_shared)), "l"(from));
 }
 
 /* Brings the 128 bytes round an address to the L2 cache. */
 static __device__ __forceinline__ void chip_prefetch(const void *p)
 {
     asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
+}
+
+/* x, of which the compiler knows nothing before this place: what is computed from it stays behind. */
+static __device__ __forceinline__ int chip_here(int x)
+{
+    asm volatile("" : "+r"(x));
+    return x;
 }
 
 /* ---- products ---- */
@@ -229,6 +235,18 @@ static __device__ __forceinline__ float chip_exp2(float x)
 static __device__ __forceinline__ int chip_dot4_signed(uint32_t codes, uint32_t values, int sum)
 {
     return __dp4a((int)codes, (int)values, sum);
+}
+
+/* (bits & mask) | rest in one instruction; the compiler takes two where mask and rest are constants, as only one fits in it. */
+static __device__ __forceinline__ uint32_t chip_pick(uint32_t bits, uint32_t mask, uint32_t rest)
+{
+#ifdef QMI_CUDA_EMULATED
+    return (bits & mask) | rest;
+#else
+    uint32_t out;
+    asm("lop3.b32 %0,%1,%2,%3,0xea;" : "=r"(out) : "r"(bits), "r"(mask), "r"(rest));
+    return out;
+#endif
 }
 
 static __device__ __forceinline__ float chip_half_low(uint32_t pair)
