@@ -41,33 +41,58 @@ template <> struct block<QMI_TYPE_IQ4_XS> { uint4 q; uint2 scales; };
 
 /* ---- loading ---- */
 
-template <uint32_t T> static __device__ __forceinline__ void block_load(block<T> &w, const cuda_matrix &m, int64_t i)
+/* Where blocks are: number i of the matrix, or number b of the row whose first block is `first`: there the address has a part for
+ * the block and one for the row, so that rows may share the former. eight: of what eight blocks have together; `first` is then a
+ * multiple of eight. */
+struct block_index {
+    int64_t i;
+    __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const { return plane + i * bytes; }
+    __device__ __forceinline__ const uint8_t *eight(const uint8_t *plane, int bytes) const { return plane + (i >> 3) * bytes; }
+};
+
+struct block_of_row {
+    int64_t first;
+    int b;
+    __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const
+    {
+        return plane + (int64_t)b * bytes + first * bytes;
+    }
+    __device__ __forceinline__ const uint8_t *eight(const uint8_t *plane, int bytes) const
+    {
+        return plane + (b >> 3) * bytes + (bytes >= 8 ? first * (bytes / 8) : first / (8 / bytes));
+    }
+};
+
+template <uint32_t T, class AT> static __device__ __forceinline__ void block_load_at(block<T> &w, const cuda_matrix &m, const AT &at)
 {
-    if constexpr (T == QMI_TYPE_F32 || T == QMI_TYPE_F16 || T == QMI_TYPE_BF16) {
+    if constexpr (T == QMI_TYPE_F32 || T == QMI_TYPE_F16 || T == QMI_TYPE_BF16 || T == QMI_TYPE_Q8_0) {
         constexpr int count = sizeof w.q / 16;
 #pragma unroll
         for (int j = 0; j < count; j++)
-            w.q[j] = chip_load16(m.plane[0] + i * (16 * count) + 16 * j);
-    } else if constexpr (T == QMI_TYPE_Q8_0) {
-        w.q[0] = chip_load16(m.plane[0] + i * 32);
-        w.q[1] = chip_load16(m.plane[0] + i * 32 + 16);
-        w.d = chip_load2(m.plane[2] + i * 2);
+            w.q[j] = chip_load16(at.one(m.plane[0], 16 * count) + 16 * j);
+        if constexpr (T == QMI_TYPE_Q8_0)
+            w.d = chip_load2(at.one(m.plane[2], 2));
     } else {
-        w.q = chip_load16(m.plane[0] + i * 16);
+        w.q = chip_load16(at.one(m.plane[0], 16));
         if constexpr (T == QMI_TYPE_Q4_0 || T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_Q5_0)
-            w.d = chip_load2(m.plane[2] + i * 2);
+            w.d = chip_load2(at.one(m.plane[2], 2));
         if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
-            w.high = chip_load4(m.plane[1] + i * 4);
+            w.high = chip_load4(at.one(m.plane[1], 4));
         if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-            w.mins = chip_load16(m.plane[2] + (i >> 3) * 16);
+            w.mins = chip_load16(at.eight(m.plane[2], 16));
         if constexpr (T == QMI_TYPE_Q6_K) {
-            w.high = chip_load8(m.plane[1] + i * 8);
-            w.scales = chip_load2(m.plane[2] + i * 2); /* two int8, of the block's halves */
-            w.d = chip_load2(m.plane[3] + (i >> 3) * 2);
+            w.high = chip_load8(at.one(m.plane[1], 8));
+            w.scales = chip_load2(at.one(m.plane[2], 2)); /* two int8, of the block's halves */
+            w.d = chip_load2(at.eight(m.plane[3], 2));
         }
         if constexpr (T == QMI_TYPE_IQ4_XS)
-            w.scales = chip_load8(m.plane[2] + (i >> 3) * 8);
+            w.scales = chip_load8(at.eight(m.plane[2], 8));
     }
+}
+
+template <uint32_t T> static __device__ __forceinline__ void block_load(block<T> &w, const cuda_matrix &m, int64_t i)
+{
+    block_load_at(w, m, block_index{ i });
 }
 
 /* The matrix from its block i on; formats with scales of 8 blocks: i is a multiple of 8. */
@@ -289,24 +314,29 @@ struct block_factors {
 template <uint32_t T> static __device__ __forceinline__ block_factors block_factors_of(const block<T> &w, int64_t i)
 {
     block_factors f = {};
-    if constexpr (T != QMI_TYPE_F32 && T != QMI_TYPE_F16 && T != QMI_TYPE_BF16) {
+    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) { /* block_mins on halves: each product is rounded once, as there */
+        const int b = (int)(i & 7);
+        const uint32_t low = __byte_perm(w.mins.y >> (4 * b), w.mins.z >> (4 * b), 0x5410) & 0x000f000fu;
+        const uint32_t high = (w.mins.w >> (2 * b)) & 0x00030003u;
+        const __half2 most = __half2half2(__ushort_as_half(0x7bff)), gains = __floats2half2_rn(block_gain<T>(), -block_gain<T>());
+        __half2 pair = __hsub2(block_pair(low | high << 4 | 0x64006400u), __half2half2(__float2half_rn(1024.f)));
+        pair = __hmul2(__hmul2(pair, gains), block_pair(w.mins.x));
+        pair = __hmax2(__hmin2(pair, most), __hneg2(most));
+        f.scale[0] = f.scale[1] = __low2half2(pair);
+        f.minimum = __high2half2(pair);
+    } else if constexpr (T != QMI_TYPE_F32 && T != QMI_TYPE_F16 && T != QMI_TYPE_BF16) {
         constexpr float gain = block_gain<T>();
-        float scale = 0, scale_high = 0, minimum = 0;
+        float scale = 0, scale_high = 0;
         if constexpr (T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q5_0 || T == QMI_TYPE_IQ4_NL)
             scale = scale_high = chip_half_low(w.d);
         if constexpr (T == QMI_TYPE_IQ4_XS)
             scale = scale_high = block_iq4_xs_scale(w.scales, (int)(i & 7));
-        if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
-            block_mins(w.mins, (int)(i & 7), &scale, &minimum);
-            scale_high = scale;
-        }
         if constexpr (T == QMI_TYPE_Q6_K) {
             scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
             scale_high = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
         }
         f.scale[0] = block_scale(scale * gain);
         f.scale[1] = T == QMI_TYPE_Q6_K ? block_scale(scale_high * gain) : f.scale[0];
-        f.minimum = block_scale(-minimum * gain);
     }
     return f;
 }
@@ -329,10 +359,23 @@ static __device__ __forceinline__ void block_unpack_quarter(const block<T> &w, c
                 out[2 * half + 1] = T == QMI_TYPE_F16 ? __byte_perm(a, b, 0x7632) : block_float_pair(a & 0xffff0000u, b & 0xffff0000u);
             }
         }
+    } else if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q4_0) {
+        /* Nibbles of bytes 0 and 2 (then 1 and 3) as they stand: 1024 + code, and 1024 + 16 code for the high ones. */
+        constexpr float offset = T == QMI_TYPE_Q4_0 ? 8.f : 0.f;
+        const __half2 zero = __half2half2(__float2half_rn(-1024.f - offset)), sixteenth = __half2half2(__float2half_rn(0.0625f));
+        const __half2 zero_high = __half2half2(__float2half_rn(-64.f - offset));
+#pragma unroll
+        for (int odd = 0; odd < 2; odd++) {
+            const uint32_t word = block_word(w.q, k) >> (8 * odd);
+            __half2 low = __hadd2(block_pair(chip_pick(word, 0x000f000fu, 0x64006400u)), zero);
+            __half2 high = __hfma2(block_pair(chip_pick(word, 0x00f000f0u, 0x64006400u)), sixteenth, zero_high);
+            out[odd] = block_bits(T == QMI_TYPE_Q4_K ? __hfma2(low, f.scale[0], f.minimum) : __hmul2(low, f.scale[0]));
+            out[2 + odd] = block_bits(T == QMI_TYPE_Q4_K ? __hfma2(high, f.scale[0], f.minimum) : __hmul2(high, f.scale[0]));
+        }
     } else {
         constexpr bool bytes = T == QMI_TYPE_Q8_0 || T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS; /* signed values, moved by 128 */
         constexpr float offset =
-            1024.f + (bytes ? 128.f : T == QMI_TYPE_Q4_0 ? 8.f : T == QMI_TYPE_Q5_0 ? 16.f : T == QMI_TYPE_Q6_K ? 32.f : 0.f);
+            1024.f + (bytes ? 128.f : T == QMI_TYPE_Q5_0 ? 16.f : T == QMI_TYPE_Q6_K ? 32.f : 0.f);
         const __half2 zero = __half2half2(__float2half_rn(offset));
         uint32_t codes[2];
         if constexpr (T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS)
@@ -347,7 +390,7 @@ static __device__ __forceinline__ void block_unpack_quarter(const block<T> &w, c
             block_bytes(bytes ? codes[half] ^ 0x80808080u : codes[half], &even, &odd);
             even = __hsub2(even, zero);
             odd = __hsub2(odd, zero);
-            if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
+            if constexpr (T == QMI_TYPE_Q5_K) {
                 even = __hfma2(even, f.scale[half], f.minimum);
                 odd = __hfma2(odd, f.scale[half], f.minimum);
             } else {

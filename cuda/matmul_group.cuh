@@ -15,22 +15,18 @@
 
 #define GROUP_TOKENS 128
 
-/* Chunks [first, first + shares) to shared memory. Each chunk: two halves of k 64, each [tokens][128 bytes] as chip_group.cuh
- * describes. */
-static __device__ __forceinline__ void group_fetch(const matmul_input &in, const int32_t *source, int columns, int tokens,
-                                                   uint8_t *stage, int first, int shares, int chunks)
+/* Chunks [first, last) to shared memory, each as two halves of k 64: [tokens][128 bytes] as chip_group.cuh describes. */
+static __device__ __forceinline__ void group_fetch(const matmul_input &in, const int32_t *source, int count, int tokens,
+                                                   uint8_t *stage, int first, int last)
 {
-    const int unit = threadIdx.x & 15, half_bytes = tokens * 128;
-#pragma unroll 2
-    for (int share = 0; share < shares; share++)
-#pragma unroll 4
-        for (int token = threadIdx.x >> 4; token < columns; token += MATMUL_THREADS / 16) {
-            int row = source[token];
-            bool real = row >= 0 && first + share < chunks;
-            const __half *from = in.x + (real ? (int64_t)row * in.stride + (first + share) * MATMUL_CHUNK + unit * 8 : 0);
-            chip_copy16(stage + (2 * share + (unit >> 3)) * half_bytes + token * 128 + (((unit & 7) ^ (token & 7)) << 4), from,
-                        real);
-        }
+    const int unit = threadIdx.x & 15, own = threadIdx.x >> 4;
+    stage += (unit >> 3) * tokens * 128 + (((unit & 7) ^ (own & 7)) << 4);
+#pragma unroll 1
+    for (int chunk = first; chunk < last; chunk++, stage += tokens * 256)
+#pragma unroll
+        for (int token = own; token < GROUP_TOKENS; token += MATMUL_THREADS / 16)
+            if (token < count)
+                chip_copy16(stage + token * 128, in.x + (int64_t)source[token] * in.stride + chunk * MATMUL_CHUNK + unit * 8, true);
 }
 
 #if CHIP_HAS_GROUPS
@@ -55,8 +51,9 @@ static __device__ __forceinline__ void group_unpack(uint32_t a[16], const block<
  * is filled for round r + stages - 2: there are four, or three. */
 template <uint32_t T, int N>
 static __device__ __forceinline__ void group_rounds(const matmul_work &work, const matmul_part &part,
-                                                    const matmul_weights &weights, const int32_t *source, uint8_t *shared,
-                                                    float sums[2][GROUP_TOKENS / 2], block<T> next[2][2], int share, int shares)
+                                                    const matmul_weights &weights, const int32_t *source, int count,
+                                                    uint8_t *shared, float sums[2][GROUP_TOKENS / 2], block<T> next[2][2],
+                                                    int share, int shares)
 {
     constexpr bool ahead = matmul_ahead<T, GROUP_TOKENS>();
     const int chunks = (weights.blocks + 3) / 4, rounds = (chunks + shares - 1) / shares, half_bytes = work.tile_tokens * 128;
@@ -66,7 +63,8 @@ static __device__ __forceinline__ void group_rounds(const matmul_work &work, con
     uint32_t a[2][16] = {};
     for (int s = 0; s < stages - 2; s++) {
         if (s < rounds)
-            group_fetch(part.in, source, N, work.tile_tokens, shared + s * work.stage_bytes, s * shares, shares, chunks);
+            group_fetch(part.in, source, count, work.tile_tokens, shared + s * work.stage_bytes, s * shares,
+                        min((s + 1) * shares, chunks));
         chip_copy_commit();
     }
     int stage = 0, fill = stages - 2;
@@ -79,8 +77,8 @@ static __device__ __forceinline__ void group_rounds(const matmul_work &work, con
         chip_group_publish();
         __syncthreads();
         if (round + stages - 2 < rounds)
-            group_fetch(part.in, source, N, work.tile_tokens, shared + fill * work.stage_bytes, (round + stages - 2) * shares,
-                        shares, chunks);
+            group_fetch(part.in, source, count, work.tile_tokens, shared + fill * work.stage_bytes, (round + stages - 2) * shares,
+                        min((round + stages - 1) * shares, chunks));
         chip_copy_commit();
         if (chunk < chunks) {
             if constexpr (ahead) {
@@ -129,7 +127,7 @@ static __device__ __forceinline__ void group_tile(const matmul_work &work, const
     float sums[2][GROUP_TOKENS / 8][4] = {};
     float(*flat)[GROUP_TOKENS / 2] = (float(*)[GROUP_TOKENS / 2])sums;
 #define GROUP_CASE(n) \
-    case n / 16: group_rounds<T, n>(work, part, weights, source, shared, flat, next, share, shares); break;
+    case n / 16: group_rounds<T, n>(work, part, weights, source, place.count, shared, flat, next, share, shares); break;
     switch ((place.count + 15) / 16) {
         GROUP_CASE(16)
         GROUP_CASE(32)
@@ -172,7 +170,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS, 1) matmul_group_kernel(const _
         matmul_load<T>(next, weights, share);
     if (!late)
         chip_wait_for_previous();
-    matmul_list<T>(part, place, GROUP_TOKENS, source, scale);
+    matmul_list<T>(part, place, source, scale);
     group_tile<T>(work, part, place, source, scale, shared, weights, next, share, shares);
 #else
     (void)work;

@@ -62,22 +62,20 @@ static __device__ __forceinline__ matmul_place matmul_find(const matmul_part &pa
     return at;
 }
 
-/* Chunks [first, first + shares) of the tile's tokens to shared memory: token t's unit u at u ^ (t & 7), so that the eight rows
- * an ldmatrix takes lie in different banks. */
+/* Chunks [first, last) of the tile's tokens to shared memory: token t's unit u at u ^ (t & 7), so that the eight rows an ldmatrix
+ * takes lie in different banks. What lies there for tokens that do not exist ends in sums that nobody stores. */
 template <int TOKENS>
-static __device__ __forceinline__ void matmul_fetch(const matmul_input &in, const int32_t *source, int live, uint8_t *stage,
-                                                    int first, int shares, int chunks)
+static __device__ __forceinline__ void matmul_fetch(const matmul_input &in, const int32_t *source, int count, uint8_t *stage,
+                                                    int first, int last)
 {
-#pragma unroll 4
-    for (int i = threadIdx.x; i < TOKENS * 16 * shares; i += MATMUL_THREADS) {
-        int unit = i & 15, token = (i >> 4) & (TOKENS - 1), share = (i >> 4) / TOKENS;
-        if (token >= live * 8)
-            continue;
-        int row = source[token];
-        bool real = row >= 0 && first + share < chunks;
-        const __half *from = in.x + (real ? (int64_t)row * in.stride + (first + share) * MATMUL_CHUNK + unit * 8 : 0);
-        chip_copy16(stage + (share * TOKENS + token) * 256 + ((unit ^ (token & 7)) << 4), from, real);
-    }
+    const int unit = threadIdx.x & 15, own = threadIdx.x >> 4;
+#pragma unroll 1
+    for (int chunk = first; chunk < last; chunk++, stage += TOKENS * 256)
+#pragma unroll
+        for (int token = own; token < TOKENS; token += MATMUL_THREADS / 16)
+            if (token < count)
+                chip_copy16(stage + token * 256 + ((unit ^ (own & 7)) << 4),
+                            in.x + (int64_t)source[token] * in.stride + chunk * MATMUL_CHUNK + unit * 8, true);
 }
 
 /* sums += weights of one chunk (the lane's: block b of its rows) times the tokens at `tokens` in shared memory; live: groups of
@@ -111,7 +109,7 @@ static __device__ __forceinline__ void matmul_multiply(float sums[2][TOKENS / 8]
         const uint8_t *units = row + (((4 * k + (lane >> 3)) ^ (lane & 7)) << 4);
 #pragma unroll
         for (int group = 0; group < TOKENS / 8; group += skip) {
-            if (group >= live)
+            if (group && group >= live)
                 break;
 #pragma unroll
             for (int n = group; n < group + skip; n++) {
@@ -215,7 +213,7 @@ static __device__ __forceinline__ void matmul_load(block<T> w[2][2], const matmu
     for (int m = 0; m < 2; m++)
 #pragma unroll
         for (int h = 0; h < 2; h++)
-            block_load(w[m][h], from.matrix[m], from.at[m][h] + b);
+            block_load_at(w[m][h], from.matrix[m], block_of_row{ from.at[m][h], b });
 }
 
 static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
@@ -226,15 +224,14 @@ static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
     return p;
 }
 
-/* Where the tile's tokens are in `in` (-1: there is none) and what their sums are to be multiplied with. */
+/* Where the tile's tokens are in `in`, and what their sums are to be multiplied with. */
 template <uint32_t T>
-static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int tokens,
-                                                   int32_t *source, float *scale)
+static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int32_t *source, float *scale)
 {
-    for (int t = threadIdx.x; t < tokens; t += MATMUL_THREADS) {
-        int i = place.first + t, from = t < place.count ? part.gather ? part.gather[i] : i : -1;
+    for (int t = threadIdx.x; t < place.count; t += MATMUL_THREADS) {
+        int i = place.first + t, from = part.gather ? part.gather[i] : i;
         source[t] = from;
-        scale[t] = from >= 0 ? part.in.scale[from] * (1.f / block_gain<T>()) : 0.f;
+        scale[t] = part.in.scale[from] * (1.f / block_gain<T>());
     }
     __syncthreads();
 }
@@ -265,13 +262,14 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
         matmul_load<T>(next, weights, share);
     if (!late)
         chip_wait_for_previous();
-    matmul_list<T>(part, place, TOKENS, source, scale);
+    matmul_list<T>(part, place, source, scale);
 
     float sums[2][TOKENS / 8][4] = {};
 #pragma unroll
     for (int s = 0; s < stages - 1; s++) {
         if (s < rounds)
-            matmul_fetch<TOKENS>(part.in, source, live, shared + s * work.stage_bytes, s * shares, shares, chunks);
+            matmul_fetch<TOKENS>(part.in, source, place.count, shared + s * work.stage_bytes, s * shares,
+                                 min((s + 1) * shares, chunks));
         chip_copy_commit();
     }
     int stage = 0, fill = stages - 1;
@@ -280,8 +278,8 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
         chip_copy_wait<stages - 2>();
         __syncthreads();
         if (round + stages - 1 < rounds)
-            matmul_fetch<TOKENS>(part.in, source, live, shared + fill * work.stage_bytes, (round + stages - 1) * shares, shares,
-                                 chunks);
+            matmul_fetch<TOKENS>(part.in, source, place.count, shared + fill * work.stage_bytes, (round + stages - 1) * shares,
+                                 min((round + stages) * shares, chunks));
         chip_copy_commit();
         if (chunk < chunks) {
             if constexpr (ahead) {
