@@ -121,15 +121,16 @@ static __device__ __forceinline__ uint64_t attend_place(const attend_arguments &
 }
 
 /* ---- tiles in shared memory ----
- * A tile of ROWS rows of halves lies in strips of 64 values; a strip's row has 128 bytes in eight pieces of 16, and piece c of row r
- * lies at c ^ (r & 7), so that eight rows' pieces of the same number are in different banks when an instruction loads them. */
+ * A tile of ROWS rows of halves lies in strips of 64 values; a strip's row has 128 bytes in eight pieces of 16, and piece c of
+ * row r lies at c ^ (r & 7), so that eight rows' pieces of the same number are in different banks when an instruction loads
+ * them. */
 template <int ROWS> static __device__ __forceinline__ int attend_piece(int row, int piece)
 {
     return (piece >> 3) * (64 * ROWS) + 64 * row + 8 * ((piece ^ row) & 7);
 }
 
-/* Copies `count` tokens of D values, of which the first `real` exist, to rows first_row ... Lane r holds the place of the first_row
- * + r'th; a warp copies them all. */
+/* Copies `count` tokens of D values, of which the first `real` exist, to rows first_row ... Lane r holds the place of the
+ * first_row + r'th; a warp copies them all. */
 template <uint32_t T, int D, int ROWS, int COUNT>
 static __device__ __forceinline__ void attend_fetch(__half *tile, int first_row, uint64_t place, int64_t offset, int real,
                                                     int lane)

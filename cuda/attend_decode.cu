@@ -50,15 +50,15 @@ static __device__ __forceinline__ decode_work decode_work_of(const attend_argume
     return w;
 }
 
-/* ---- queries, key and value: a warp's queries are warp, warp + WARPS, ...; the first warp has the key, too, the second the value */
+/* ---- queries, key, value: a warp has the queries warp, warp + WARPS, ...; the first the key, too, the second the value ---- */
 #define QUERIES (HEADS / WARPS)
 #define KEY HEADS /* in decode_memory.head */
 #define VALUE (HEADS + 1)
 
 /* Before the wait: norms and angles to shared memory; where this warp's heads are. */
 template <int D, int RING>
-static __device__ __forceinline__ void decode_make_ready(const attend_arguments &a, const decode_work &w, decode_memory<D, RING> *m,
-                                                         const float *from[QUERIES + 1], int warp)
+static __device__ __forceinline__ void decode_make_ready(const attend_arguments &a, const decode_work &w,
+                                                         decode_memory<D, RING> *m, const float *from[QUERIES + 1], int warp)
 {
 #pragma unroll
     for (int j = 0; j < D; j += WARPS * QMI_WARP) {
@@ -167,8 +167,8 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     const decode_work w = decode_work_of(a);
     const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
 
-    /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this run:
-     * their copies needn't wait for the kernel before. */
+    /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this
+     * run: their copies needn't wait for the kernel before. */
     const int parts = 2 * max((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS, 0);
     auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
     auto place_of = [&](int part) {

@@ -9,107 +9,14 @@
  * x 16, about 3300 cycles of the tensor cores by mma.sync (H200), and 576 KB from shared memory, 4500 cycles: keys and values
  * are loaded by each warp for its 16 pairs. So 60 % of what mma.sync could give, 400 TFLOP/s. Larger tiles a warp don't fit its
  * registers. */
-#include "attend.cuh"
+#include "attend_prefill.cuh"
 
-#define TOKENS 64
 #define HEADS_MOST 16 /* of a block */
-#define BATCH 8       /* queries that a warp has on their way at a time: they fit into one buffer of values */
 
 template <int D, int WARPS, int STAGES> struct prefill_memory {
     __half query[16 * WARPS * D];
     __half tile[STAGES][2][TOKENS * D]; /* keys, values */
 };
-
-/* Tile `index` of all sequences' -> its sequence, and what is left of the index; -1: there is none. A warp together. */
-static __device__ __forceinline__ int prefill_sequence(const attend_arguments &a, int rows_each, int *index, int lane)
-{
-    for (int first = 0; first < a.sequences; first += QMI_WARP) {
-        const int rows = first + lane < a.sequences ? a.step.sequences[first + lane].count : 0;
-        const int tiles = (rows + rows_each - 1) / rows_each;
-        int end = tiles;
-#pragma unroll
-        for (int o = 1; o < QMI_WARP; o *= 2) {
-            int before = __shfl_up_sync(~0u, end, o);
-            end += lane >= o ? before : 0;
-        }
-        uint32_t past = __ballot_sync(~0u, end > *index);
-        if (past) {
-            int found = __ffs((int)past) - 1;
-            *index -= __shfl_sync(~0u, end - tiles, found);
-            return first + found;
-        }
-        *index -= __shfl_sync(~0u, end, QMI_WARP - 1);
-    }
-    return -1;
-}
-
-/* What a block computes. */
-struct prefill_work {
-    int row, rows, position;   /* first row and its position */
-    int kv_head, first_head, heads, split;
-    int step, steps_end;       /* of 64 tokens, the split's */
-    int last;                  /* position of the last row */
-    const uint64_t *pages;
-};
-
-/* False: nothing. The tiles of a sequence come in descending order: the last ones see most tokens. */
-static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a, int pairs, int lane, prefill_work *w)
-{
-    const int rows_each = pairs / a.block_heads, head_places = a.kv_heads * a.head_blocks;
-    int index = blockIdx.x / (head_places * a.splits), place = blockIdx.x % head_places;
-    const int sequence = prefill_sequence(a, rows_each, &index, lane);
-    if (sequence < 0)
-        return false;
-    const cuda_sequence s = a.step.sequences[sequence];
-    const int first = ((s.count + rows_each - 1) / rows_each - 1 - index) * rows_each;
-    w->row = s.first + first;
-    w->rows = min(rows_each, s.count - first);
-    w->position = s.start + first;
-    w->last = w->position + w->rows - 1;
-    w->pages = a.step.pages + s.page_first;
-    w->kv_head = place / a.head_blocks;
-    const int first_head = place % a.head_blocks * a.block_heads;
-    w->first_head = w->kv_head * a.group + first_head;
-    w->heads = min(a.block_heads, a.group - first_head);
-    w->split = blockIdx.x / head_places % a.splits;
-    const int steps = w->last / TOKENS + 1, each = (steps + a.splits - 1) / a.splits;
-    w->step = w->split * each;
-    w->steps_end = min(steps, w->step + each);
-    return true;
-}
-
-/* The warp's 16 queries: normalised, turned, to the tile as halves. room: BATCH * D floats of the warp's own. */
-template <int D, int WARPS>
-static __device__ __forceinline__ void prefill_queries(const attend_arguments &a, const prefill_work &w, __half *tile,
-                                                       float *room, int first, int lane)
-{
-    for (int batch = first; batch < first + 16; batch += BATCH) {
-#pragma unroll
-        for (int i = 0; i < BATCH; i++) {
-            const int row = (batch + i) / w.heads, head = batch + i - row * w.heads;
-            const bool real = row < w.rows;
-            const int64_t index = (int64_t)(w.row + row) * a.heads + w.first_head + head;
-            const float *from = a.query + (real ? index * a.query_step : 0);
-#pragma unroll
-            for (int d = 4 * lane; d < D; d += 4 * QMI_WARP)
-                chip_copy16(room + i * D + d, from + d, real);
-        }
-        chip_copy_commit();
-        chip_copy_wait<0>();
-        __syncwarp();
-        for (int i = 0; i < BATCH; i++) {
-            const int row = (batch + i) / w.heads;
-            float *query = room + i * D;
-            if (row < w.rows)
-                attend_turn(query, D, a.query_norm, a.query_epsilon, a.rotary, a.frequency, w.position + row, lane);
-#pragma unroll
-            for (int d = 2 * lane; d < D; d += 2 * QMI_WARP)
-                *(uint32_t *)(tile + attend_piece<16 * WARPS>(batch + i, d / 8) + d % 8) =
-                    attend_halves(query[d] * a.scale, query[d + 1] * a.scale);
-        }
-        __syncwarp();
-    }
-}
 
 /* scores[n]: tokens 8 n .. 8 n + 7 of the tile, as c of the product. */
 template <int D, int WARPS>
@@ -135,49 +42,6 @@ static __device__ __forceinline__ void prefill_scores(float scores[TOKENS / 8][4
     }
 }
 
-/* Scores become weights, as a of the product with 16 values each. Of the lane's two pairs: the largest score so far, the sum of
- * this lane's weights, the position that limits what they see; `token` is that of scores[0][0]. */
-template <int D>
-static __device__ __forceinline__ void prefill_softmax(float scores[TOKENS / 8][4], uint32_t weights[TOKENS / 16][4],
-                                                       float out[D / 8][4], float largest[2], float sum[2],
-                                                       const int position[2], int token)
-{
-    float before[2];
-#pragma unroll
-    for (int r = 0; r < 2; r++) {
-        float most = largest[r], added = 0;
-        if (token + TOKENS > position[r]) {
-#pragma unroll
-            for (int n = 0; n < TOKENS / 8; n++)
-#pragma unroll
-                for (int j = 0; j < 2; j++)
-                    scores[n][2 * r + j] = token + 8 * n + j <= position[r] ? scores[n][2 * r + j] : -INFINITY;
-        }
-#pragma unroll
-        for (int n = 0; n < TOKENS / 8; n++)
-            most = fmaxf(most, fmaxf(scores[n][2 * r], scores[n][2 * r + 1]));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 1));
-        most = fmaxf(most, __shfl_xor_sync(~0u, most, 2));
-        const float base = most == -INFINITY ? 0 : most; /* no token yet */
-        before[r] = chip_exp2(largest[r] - base);
-        largest[r] = most;
-#pragma unroll
-        for (int n = 0; n < TOKENS / 8; n++) {
-            const float x = chip_exp2(scores[n][2 * r] - base), y = chip_exp2(scores[n][2 * r + 1] - base);
-            added += x + y;
-            weights[n / 2][2 * (n & 1) + r] = attend_pair(x, y);
-        }
-        sum[r] = sum[r] * before[r] + added;
-    }
-    if (__any_sync(~0u, before[0] != 1 || before[1] != 1)) {
-#pragma unroll
-        for (int d = 0; d < D / 8; d++)
-#pragma unroll
-            for (int j = 0; j < 4; j++)
-                out[d][j] *= before[j >> 1];
-    }
-}
-
 template <int D>
 static __device__ __forceinline__ void prefill_mix(float out[D / 8][4], const uint32_t weights[TOKENS / 16][4],
                                                    const __half *values, const attend_offsets &value_rows)
@@ -193,37 +57,6 @@ static __device__ __forceinline__ void prefill_mix(float out[D / 8][4], const ui
         }
 }
 
-/* A pair's values of this lane. */
-template <int D>
-static __device__ __forceinline__ void prefill_store(const attend_arguments &a, const prefill_work &w, int pair,
-                                                     const float out[D / 8][4], int r, float largest, float sum, int t)
-{
-    const int row = pair / w.heads, head = w.first_head + pair - row * w.heads;
-    if (row >= w.rows)
-        return;
-    if (a.splits > 1) {
-        const int64_t mark = attend_mark(a, w.row + row, head, w.split);
-        if (t == 0)
-            *(float2 *)(a.marks + 2 * mark) = make_float2(largest, sum);
-#pragma unroll
-        for (int d = 0; d < D / 8; d++)
-            *(float2 *)(a.partial + mark * D + 8 * d + 2 * t) = make_float2(out[d][2 * r], out[d][2 * r + 1]);
-        return;
-    }
-    const float *gate = attend_gate(a, w.row + row, head) + 2 * t;
-    float *to = a.out + ((int64_t)(w.row + row) * a.heads + head) * D + 2 * t;
-    const float factor = 1.f / sum;
-#pragma unroll
-    for (int d = 0; d < D / 8; d++) {
-        float2 f = make_float2(factor, factor);
-        if (a.gated) {
-            const float2 x = *(const float2 *)(gate + 8 * d);
-            f = make_float2(factor * chip_sigmoid(x.x), factor * chip_sigmoid(x.y));
-        }
-        *(float2 *)(to + 8 * d) = make_float2(out[d][2 * r] * f.x, out[d][2 * r + 1] * f.y);
-    }
-}
-
 /* STAGES 2: keys and values of the next step arrive during a step. STAGES 1, for half the memory: values during the scores, the
  * next keys during the mixing. */
 template <uint32_t T, int D, int WARPS, int STAGES>
@@ -232,17 +65,16 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     typedef prefill_memory<D, WARPS, STAGES> memory;
     CHIP_SHARED(memory, m);
     constexpr int own = TOKENS / WARPS; /* tokens of a step that a warp copies */
-    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
+    const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
     static_assert(BATCH * WARPS * D * sizeof(float) <= sizeof m->tile[0][0] * STAGES, "queries on their way take the free tiles");
-    prefill_work w;
+    prefill_work w = {};
     chip_let_next_start();
+    const bool found = prefill_work_of(a, 16 * WARPS, lane, &w);
     chip_wait_for_previous();
-    if (!prefill_work_of(a, 16 * WARPS, lane, &w))
+    if (!found)
         return;
     if (w.step >= w.steps_end) {
-        for (int pair = threadIdx.x; pair < w.rows * w.heads; pair += WARPS * QMI_WARP)
-            *(float2 *)(a.marks + 2 * attend_mark(a, w.row + pair / w.heads, w.first_head + pair % w.heads, w.split)) =
-                make_float2(-INFINITY, 0);
+        prefill_store_nothing(a, w);
         return;
     }
     auto place_of = [&](int step) {
@@ -263,7 +95,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     const bool active = first_pair < pairs;
     float *room = (float *)(STAGES == 2 ? m->tile[STAGES - 1][0] : m->tile[0][1]); /* needed later */
     if (active)
-        prefill_queries<D, WARPS>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
+        prefill_queries<D, 16 * WARPS>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
 
     const attend_offsets rows_first = attend_rows_first(lane), values_first = attend_values_first(lane);
     const __half *query = m->query + 64 * first_pair;
@@ -287,9 +119,12 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         }
         chip_copy_commit();
         if (takes) {
-            float scores[TOKENS / 8][4];
+            float scores[TOKENS / 8][4], before[2];
             prefill_scores<D, WARPS>(scores, query, m->tile[stage][0], rows_first, values_first);
-            prefill_softmax<D>(scores, weights, out, largest, sum, position, step * TOKENS + 2 * t);
+            prefill_softmax(scores, before, largest, sum, position, step * TOKENS + 2 * t);
+            prefill_pack(weights, scores);
+            if (prefill_rescales(before))
+                prefill_rescale<D>(out, before);
         }
         if (STAGES == 1) {
             chip_copy_wait<0>();
@@ -304,11 +139,8 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     if (!active)
         return;
 #pragma unroll
-    for (int r = 0; r < 2; r++) {
-        sum[r] += __shfl_xor_sync(~0u, sum[r], 1);
-        sum[r] += __shfl_xor_sync(~0u, sum[r], 2);
+    for (int r = 0; r < 2; r++)
         prefill_store<D>(a, w, first_pair + g + 8 * r, out, r, largest[r], sum[r], t);
-    }
 }
 
 /* ---- launching ----
@@ -319,31 +151,34 @@ static bool prefill_wide(int32_t head_size, int32_t shared_most)
     return (int32_t)bytes <= shared_most;
 }
 
-template <uint32_t T, int D, int WARPS, int STAGES> static void launch(const cuda_run *run, const attend_arguments *a)
+template <uint32_t T, int D, int WARPS, int STAGES>
+static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
-    const int64_t blocks = attend_prefill_tiles(run, a) * a->kv_heads * a->head_blocks * a->splits;
-    cuda_launch(run, (uint32_t)blocks, WARPS * QMI_WARP, sizeof(prefill_memory<D, WARPS, STAGES>),
+    cuda_launch(run, blocks, WARPS * QMI_WARP, sizeof(prefill_memory<D, WARPS, STAGES>),
                 attend_prefill_kernel<T, D, WARPS, STAGES>, *a);
 }
 
-template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a)
+template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
     if (a->head_size == 64)
-        launch<T, 64, 8, 2>(run, a);
+        launch<T, 64, 8, 2>(run, a, blocks);
     else if (a->head_size == 128)
-        launch<T, 128, 8, 2>(run, a);
+        launch<T, 128, 8, 2>(run, a, blocks);
     else if (prefill_wide(a->head_size, run->shared_most))
-        launch<T, 256, 8, 2>(run, a);
+        launch<T, 256, 8, 2>(run, a, blocks);
     else
-        launch<T, 256, 4, 1>(run, a);
+        launch<T, 256, 4, 1>(run, a, blocks);
 }
 
 void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
 {
+    const uint32_t blocks = (uint32_t)(attend_prefill_tiles(run, a) * a->kv_heads * a->head_blocks * a->splits);
+    if (attend_group(run, a, kv_type, blocks))
+        return;
     if (kv_type == QMI_TYPE_F16)
-        launch_type<QMI_TYPE_F16>(run, a);
+        launch_type<QMI_TYPE_F16>(run, a, blocks);
     else
-        launch_type<QMI_TYPE_F32>(run, a);
+        launch_type<QMI_TYPE_F32>(run, a, blocks);
 }
 
 int32_t attend_prefill_heads(void)
@@ -375,5 +210,5 @@ cudaError_t attend_prefill_setup(int32_t shared_most)
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)
         error = each[i](shared_most);
-    return error;
+    return error == cudaSuccess ? attend_group_setup(shared_most) : error;
 }

@@ -1,0 +1,216 @@
+/* Attention of several rows a sequence by the tensor cores of sm_90a, which read queries, keys and values from shared memory by
+ * themselves: as attend_prefill.cu, but a warp group has 64 pairs, and the products run beside the softmax: while the scores of
+ * one step become weights, the values of the step before are being summed (Shah et al. 2024, arXiv 2407.08608, section 3.2).
+ *
+ * Floor: a step of 128 pairs and 64 tokens of 256 values is 2048 cycles of the tensor cores; from L2 come 64 KB, 32 bytes a
+ * cycle. */
+#include "attend_prefill.cuh"
+#include "chip_group_tiles.cuh"
+
+#define GROUPS 2
+#define WARPS (4 * GROUPS)
+#define THREADS (WARPS * QMI_WARP)
+#define PAIRS (64 * GROUPS)
+#define CAPABILITY 90
+#define ALIGN 1024     /* of tiles, to the hardware's pattern */
+#define SHARED_MORE 1152 /* for that, and what the kernel has beside it */
+#define STRIP (TOKENS * 128)
+
+template <int D> struct group_memory {
+    __half query[PAIRS * D], keys[2][TOKENS * D], values[2][TOKENS * D];
+};
+
+static bool built; /* for sm_90a: set by attend_group_setup */
+
+#if CHIP_HAS_GROUPS
+
+/* The group's 64 pairs with the tokens of a step; the sums are there after a commit and a wait. */
+template <int D>
+static __device__ __forceinline__ void group_scores(float scores[TOKENS / 8][4], uint64_t query, uint64_t keys)
+{
+    chip_group_fence();
+#pragma unroll
+    for (int i = 0; i < D / 16; i++)
+        chip_group_multiply_tiles<TOKENS>(&scores[0][0], chip_group_step(query, i / 4 * (PAIRS * 128) + i % 4 * 32),
+                                          chip_group_step(keys, i / 4 * STRIP + i % 4 * 32), i > 0);
+    chip_group_commit();
+}
+
+template <int D>
+static __device__ __forceinline__ void group_mix(float out[D / 8][4], const uint32_t weights[TOKENS / 16][4], uint64_t values)
+{
+    chip_group_fence();
+#pragma unroll
+    for (int n = 0; n < TOKENS / 16; n++)
+        chip_group_multiply_turned<D, STRIP>(&out[0][0], weights[n], chip_group_step(values, n * 16 * 128));
+    chip_group_commit();
+}
+
+#endif
+
+template <uint32_t T, int D> static __global__ void __launch_bounds__(THREADS, 1) attend_group_kernel(attend_arguments a)
+{
+#if CHIP_HAS_GROUPS
+    typedef group_memory<D> memory;
+    CHIP_SHARED(uint8_t, unaligned);
+    __shared__ prefill_work work;
+    __shared__ bool found;
+    memory *m = (memory *)(unaligned + ((ALIGN - ((uintptr_t)unaligned & (ALIGN - 1))) & (ALIGN - 1)));
+    constexpr int own = TOKENS / WARPS; /* tokens of a step that a warp copies */
+    static_assert(BATCH * WARPS * D * sizeof(float) <= sizeof m->keys[1] + sizeof m->values[0], "queries on their way");
+    const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
+    chip_let_next_start();
+    if (warp == 0) {
+        prefill_work w = {};
+        const bool is = prefill_work_of(a, PAIRS, lane, &w);
+        if (lane == 0) {
+            work = w;
+            found = is;
+        }
+    }
+    __syncthreads();
+    chip_wait_for_previous();
+    if (!found)
+        return;
+    const prefill_work w = work;
+    if (w.step >= w.steps_end) {
+        prefill_store_nothing(a, w);
+        return;
+    }
+    auto place_of = [&](int step) {
+        return attend_place<T>(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
+    };
+    uint64_t key_place = place_of(w.step), value_place = key_place;
+    auto fetch_keys = [&](int step) { /* and where the next ones are */
+        if (step < w.steps_end)
+            attend_fetch<T, D, TOKENS, own>(m->keys[(step - w.step) & 1], warp * own, key_place, a.key_offset,
+                                            w.last + 1 - step * TOKENS - warp * own, lane);
+        key_place = place_of(step + 1);
+    };
+    auto fetch_values = [&](int step) {
+        if (step < w.steps_end)
+            attend_fetch<T, D, TOKENS, own>(m->values[(step - w.step) & 1], warp * own, value_place, a.value_offset,
+                                            w.last + 1 - step * TOKENS - warp * own, lane);
+        value_place = place_of(step + 1);
+    };
+    fetch_keys(w.step);
+    chip_copy_commit();
+
+    const int pairs = w.rows * w.heads, first_pair = 16 * warp, group_pair = first_pair & ~63;
+    if (first_pair < pairs)
+        prefill_queries<D, PAIRS>(a, w, m->query, (float *)m->keys[1] + warp * BATCH * D, first_pair, lane);
+    const int position[2] = { first_pair + g < pairs ? w.position + (first_pair + g) / w.heads : -1,
+                              first_pair + g + 8 < pairs ? w.position + (first_pair + g + 8) / w.heads : -1 };
+    /* Steps in which the group sees a token; none: it has no pairs. */
+    const int last = w.position + min(group_pair + 63, pairs - 1) / w.heads;
+    const int end = group_pair < pairs ? min(w.steps_end, last / TOKENS + 1) : w.step;
+    const uint64_t query = chip_group_rows(m->query + 64 * group_pair);
+    const uint64_t keys = chip_group_rows(m->keys[0]), values = chip_group_strips<STRIP>(m->values[0]);
+    float out[D / 8][4] = {}, scores[TOKENS / 8][4] = {}, before[2], largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
+    uint32_t weights[TOKENS / 16][4] = {};
+
+    chip_copy_wait<0>();
+    chip_group_publish();
+    __syncthreads();
+    fetch_keys(w.step + 1);
+    fetch_values(w.step);
+    chip_copy_commit();
+    if (w.step < end) {
+        group_scores<D>(scores, query, keys);
+        chip_group_wait<0>();
+        chip_group_keep(&scores[0][0], TOKENS / 2);
+        prefill_softmax(scores, before, largest, sum, position, w.step * TOKENS + 2 * t);
+        prefill_pack(weights, scores);
+    }
+    for (int step = w.step; step < w.steps_end; step++) {
+        const int now = (step - w.step) & 1;
+        chip_copy_wait<0>();
+        chip_group_publish();
+        __syncthreads(); /* the step's values and the next keys are there; its keys and the values before it are done with */
+        fetch_keys(step + 2);
+        fetch_values(step + 1);
+        chip_copy_commit();
+        if (step + 1 < end) {
+            group_scores<D>(scores, query, chip_group_step(keys, (now ^ 1) * (int)sizeof m->keys[0]));
+            group_mix<D>(out, weights, chip_group_step(values, now * (int)sizeof m->values[0]));
+            chip_group_wait<1>();
+            chip_group_keep(&scores[0][0], TOKENS / 2);
+            prefill_softmax(scores, before, largest, sum, position, (step + 1) * TOKENS + 2 * t);
+            chip_group_keep(&scores[0][0], TOKENS / 2);
+            if (prefill_rescales(before)) { /* a branch that the assembler can't move the wait before, up to the other one */
+                chip_group_wait<0>();
+                chip_group_keep(&out[0][0], D / 2);
+                prefill_rescale<D>(out, before);
+            }
+            chip_group_wait<0>();
+            chip_group_keep(&out[0][0], D / 2);
+            chip_group_keep(&weights[0][0], TOKENS / 4);
+            prefill_pack(weights, scores);
+        } else if (step < end) {
+            group_mix<D>(out, weights, chip_group_step(values, now * (int)sizeof m->values[0]));
+            chip_group_wait<0>();
+            chip_group_keep(&out[0][0], D / 2);
+        }
+    }
+    if (first_pair >= pairs)
+        return;
+#pragma unroll
+    for (int r = 0; r < 2; r++)
+        prefill_store<D>(a, w, first_pair + g + 8 * r, out, r, largest[r], sum[r], t);
+#else
+    (void)a;
+    __trap();
+#endif
+}
+
+/* ---- launching ---- */
+template <uint32_t T, int D> static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
+{
+    cuda_launch(run, blocks, THREADS, sizeof(group_memory<D>) + ALIGN, attend_group_kernel<T, D>, *a);
+}
+
+template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
+{
+    if (a->head_size == 64)
+        launch<T, 64>(run, a, blocks);
+    else if (a->head_size == 128)
+        launch<T, 128>(run, a, blocks);
+    else
+        launch<T, 256>(run, a, blocks);
+}
+
+bool attend_group(const cuda_run *run, const attend_arguments *a, uint32_t kv_type, uint32_t blocks)
+{
+    if (!built || run->capability != CAPABILITY || (int32_t)sizeof(group_memory<256>) + SHARED_MORE > run->shared_most)
+        return false;
+    if (kv_type == QMI_TYPE_F16)
+        launch_type<QMI_TYPE_F16>(run, a, blocks);
+    else
+        launch_type<QMI_TYPE_F32>(run, a, blocks);
+    return true;
+}
+
+template <uint32_t T, int D> static cudaError_t set_up(int32_t shared_most)
+{
+    struct cudaFuncAttributes attributes;
+    const int32_t bytes = (int32_t)sizeof(group_memory<D>) + ALIGN;
+    cudaError_t error = cudaFuncGetAttributes(&attributes, attend_group_kernel<T, D>);
+    if (error != cudaSuccess)
+        return error;
+    built = attributes.sharedSizeBytes > 0 && bytes <= shared_most; /* a trap has no shared memory */
+    if (!built)
+        return cudaSuccess;
+    return cudaFuncSetAttribute(attend_group_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+cudaError_t attend_group_setup(int32_t shared_most)
+{
+    cudaError_t (*const each[])(int32_t) = {
+        set_up<QMI_TYPE_F16, 64>, set_up<QMI_TYPE_F16, 128>, set_up<QMI_TYPE_F16, 256>,
+        set_up<QMI_TYPE_F32, 64>, set_up<QMI_TYPE_F32, 128>, set_up<QMI_TYPE_F32, 256>, /* `built` is of the largest */
+    };
+    cudaError_t error = cudaSuccess;
+    for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)
+        error = each[i](shared_most);
+    return error;
+}
