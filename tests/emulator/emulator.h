@@ -107,6 +107,7 @@ const char *emulator_kernel_name(const void *kernel);
 /* For tests: the n-th allocation, the n-th call of the runtime from now fails (0: none); bytes of the card now allocated. Also
  * QMI_EMULATOR_FAIL_ALLOCATION, QMI_EMULATOR_FAIL_CALL from the start. */
 extern "C" void emulator_fail(int64_t allocation, int64_t call);
+extern "C" void emulator_lose(bool lost); /* every call of the runtime fails, as after a fault on a card, until it is false */
 extern "C" size_t emulator_allocated(void);
 
 /* The toolkit has these templates for nvcc only. */

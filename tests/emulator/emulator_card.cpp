@@ -48,6 +48,12 @@ void emulator_fail(int64_t allocation, int64_t call)
     emulator_card.fail_call = call;
 }
 
+void emulator_lose(bool lost)
+{
+    std::lock_guard<std::recursive_mutex> lock(emulator_card.mutex);
+    emulator_card.lost = lost;
+}
+
 size_t emulator_allocated(void)
 {
     std::lock_guard<std::recursive_mutex> lock(emulator_card.mutex);

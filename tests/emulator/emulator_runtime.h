@@ -48,6 +48,7 @@ struct emulator_card_state {
     int captures;
     size_t used;
     int64_t fail_allocation, fail_call; /* 0: none, n: the n-th from now */
+    bool lost;
     bool started;
 };
 extern struct emulator_card_state emulator_card;
@@ -58,6 +59,8 @@ extern thread_local int emulator_thread_captures; /* that this thread began */
 #define CALL() \
     std::lock_guard<std::recursive_mutex> lock(emulator_card.mutex); \
     emulator_begin(); \
+    if (emulator_card.lost) \
+        return emulator_last_error = cudaErrorIllegalAddress; \
     if (emulator_counted_down(&emulator_card.fail_call)) \
         return emulator_last_error = cudaErrorUnknown
 
