@@ -1,0 +1,227 @@
+/* PROJECT, GLU, PROJECT_ADD and LOGITS for up to 8 rows: how a job is cut into blocks, and its launch. */
+#include "matvec_host.h"
+
+static matvec_rows_function kernel_of(int32_t rows)
+{
+    return rows == 1 ? matvec_rows_1() : rows <= 4 ? matvec_rows_4() : matvec_rows_8();
+}
+
+/* ---- the cut ---- */
+
+/* Bytes of a row: what a block's time goes by. */
+static int64_t row_cost(const cuda_matrix *m)
+{
+    if (matvec_is_float(m->type))
+        return (int64_t)m->blocks * (m->type == QMI_TYPE_F32 ? 128 : 64);
+    int64_t eight = 0;
+    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++)
+        eight += matvec_eight(m->type, plane);
+    return (m->blocks * eight + 7) / 8;
+}
+
+/* Cuts the matrices so that each block has rows of about `cost` bytes; returns the number of blocks. */
+static int64_t cut(matvec_job *job, int64_t cost)
+{
+    int64_t blocks = 0;
+    for (int32_t i = 0; i < job->count; i++) {
+        int64_t rows = cost / row_cost(&job->matrix[i]);
+        if (rows < 1)
+            rows = 1;
+        if (rows > job->matrix[i].rows)
+            rows = job->matrix[i].rows;
+        job->per_block[i] = (int32_t)rows;
+        job->first_block[i] = (int32_t)blocks;
+        blocks += matvec_ceil(job->matrix[i].rows, rows);
+    }
+    job->first_block[job->count] = (int32_t)blocks;
+    return blocks;
+}
+
+/* One block a multiprocessor, each with as equal a share of the bytes as whole rows allow. */
+static void cut_evenly(const cuda_run *run, matvec_job *job)
+{
+    int64_t low = 1, high = 0;
+    for (int32_t i = 0; i < job->count; i++)
+        high += row_cost(&job->matrix[i]) * job->matrix[i].rows;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (cut(job, middle) <= run->processors)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    cut(job, low);
+}
+
+/* Rows of a tile. More rows share a load of the activations (about 5 instructions of 45 a block of 32) and the overhead of a
+ * stage (25), but leave warps idle where there are few. */
+static int32_t tile_of(const matvec_job *job, int32_t tokens)
+{
+    int64_t best = 0;
+    int32_t tile = 1 << job->pair;
+    for (int32_t rows = tile; rows <= (tokens == 1 ? MATVEC_TILE_MAX : 2); rows += 1 << job->pair) {
+        int64_t worst = 0;
+        for (int32_t i = 0; i < job->count; i++) {
+            int64_t tiles = matvec_ceil(job->per_block[i], rows >> job->pair), cost = matvec_ceil(tiles, MATVEC_WARPS) * (45 * rows + 30);
+            worst = cost > worst ? cost : worst;
+        }
+        if (best == 0 || worst <= best) {
+            best = worst;
+            tile = rows;
+        }
+    }
+    return tile;
+}
+
+static bool is_quantized(const matvec_job *job)
+{
+    for (int32_t i = 0; i < job->count + job->pair; i++)
+        if (!matvec_is_float(job->matrix[i].type))
+            return true;
+    return false;
+}
+
+static bool plan(const cuda_run *run, matvec_job *job, int64_t *shared)
+{
+    cut_evenly(run, job);
+    job->tile = tile_of(job, job->in.count);
+    job->stages = job->stage_bytes = 0;
+    *shared = MATVEC_SQUARES_BYTES;
+    if (!is_quantized(job))
+        return true;
+    int32_t room = 0, stages = 1, segments = matvec_ceil(job->in.blocks, MATVEC_LANES);
+    for (int32_t i = 0; i < job->count; i++) {
+        if (matvec_is_float(job->matrix[i].type))
+            continue;
+        int32_t row = matvec_row_room(job->matrix[i].type, MATVEC_LANES);
+        int64_t tiles = matvec_ceil(job->per_block[i], job->tile >> job->pair), wanted = matvec_ceil(tiles, MATVEC_WARPS) * segments;
+        room = row > room ? row : room;
+        stages = wanted < MATVEC_STAGES_MAX && wanted > stages ? (int32_t)wanted : wanted > stages ? MATVEC_STAGES_MAX : stages;
+    }
+    matvec_ring_plan ring;
+    for (;; job->tile -= 1 << job->pair) { /* fewer rows a stage where a ring of two is too much */
+        if (job->tile < 1)
+            return false;
+        if (matvec_plan_ring(run, matvec_ring_offset(job->in.count, job->in.blocks), room * job->tile, stages, &ring) &&
+            (ring.stages > 1 || stages == 1 || job->tile == 1 << job->pair))
+            break;
+    }
+    job->stages = ring.stages;
+    job->stage_bytes = ring.bytes;
+    *shared = ring.shared;
+    return true;
+}
+
+static bool launch_rows(const cuda_run *run, matvec_job *job)
+{
+    int64_t shared;
+    if (job->pair && job->matrix[0].type != job->matrix[1].type)
+        return false;
+    if (!plan(run, job, &shared))
+        return false;
+    cuda_launch(run, dim3((uint32_t)job->first_block[job->count]), dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count), *job);
+    return true;
+}
+
+/* ---- ops ---- */
+
+/* A job of some of the rows. */
+static matvec_job part_of(const matvec_job *job, int32_t first, int32_t count)
+{
+    matvec_job part = *job;
+    if (part.in.order)
+        part.in.order += first;
+    else
+        part.in.rows += (int64_t)first * part.in.columns;
+    for (int32_t i = 0; i < part.count; i++)
+        part.out[i] += (int64_t)first * part.out_stride[i];
+    part.in.count = count;
+    if (first)
+        part.normed = NULL;
+    return part;
+}
+
+/* All rows at once if they fit, else half of them at a time, and so on. */
+void matvec_launch(const cuda_run *run, const matvec_job *job)
+{
+    for (int32_t size = job->in.count; size > 0; size = size > 1 ? (size + 1) / 2 : 0) {
+        int32_t done = 0;
+        while (done < job->in.count) {
+            int32_t left = job->in.count - done;
+            matvec_job part = part_of(job, done, left < size ? left : size);
+            if (!launch_rows(run, &part))
+                break;
+            done += part.in.count;
+        }
+        if (done == job->in.count)
+            return;
+    }
+    matvec_launch_wide(run, job);
+}
+
+void cuda_matvec_project(const cuda_run *run, const qmi_op_project *op)
+{
+    matvec_job job = {};
+    job.count = op->count;
+    for (int32_t i = 0; i < op->count; i++) {
+        job.matrix[i] = cuda_matrix_of(&op->matrix[i]);
+        job.out[i] = cuda_slot(run, op->out[i]);
+        job.out_stride[i] = job.matrix[i].rows;
+    }
+    job.in = matvec_input_of(run, op->in, &op->norm, &job.matrix[0], run->rows);
+    matvec_launch(run, &job);
+}
+
+void cuda_matvec_glu(const cuda_run *run, const qmi_op_glu *op)
+{
+    matvec_job job = {};
+    job.count = job.pair = 1;
+    job.matrix[0] = cuda_matrix_of(&op->gate);
+    job.matrix[1] = cuda_matrix_of(&op->up);
+    job.out[0] = cuda_slot(run, op->out);
+    job.out_stride[0] = job.matrix[0].rows;
+    job.in = matvec_input_of(run, op->in, &op->norm, &job.matrix[0], run->rows);
+    matvec_launch(run, &job);
+}
+
+void cuda_matvec_project_add(const cuda_run *run, const qmi_op_project_add *op)
+{
+    matvec_job job = {};
+    job.count = 1;
+    job.add = op->add;
+    job.matrix[0] = cuda_matrix_of(&op->matrix);
+    job.out[0] = cuda_slot(run, op->out);
+    job.out_stride[0] = job.matrix[0].rows;
+    job.in = matvec_input_of(run, op->in, NULL, &job.matrix[0], run->rows);
+    matvec_launch(run, &job);
+}
+
+void cuda_matvec_logits(const cuda_run *run, const qmi_op_logits *op)
+{
+    matvec_job job = {};
+    job.count = 1;
+    job.matrix[0] = cuda_matrix_of(&op->output);
+    job.out[0] = cuda_slot(run, op->logits);
+    job.out_stride[0] = job.matrix[0].rows;
+    job.in = matvec_input_of(run, op->in, &op->norm, &job.matrix[0], run->outputs);
+    job.in.order = run->step.outputs;
+    job.normed = cuda_slot(run, op->hidden);
+    job.normed_count = run->rows;
+    if (run->outputs > 0)
+        matvec_launch(run, &job);
+    else
+        matvec_launch_wide(run, &job); /* the hidden rows alone */
+}
+
+/* ---- once a device ---- */
+
+cudaError_t cuda_matvec_setup(void)
+{
+    int device, most = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess)
+        error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    for (int32_t rows = 1; error == cudaSuccess && rows <= CUDA_VECTOR_ROWS; rows *= 2)
+        error = matvec_raise_shared((const void *)kernel_of(rows), most);
+    return error == cudaSuccess ? matvec_experts_setup(most) : error;
+}
