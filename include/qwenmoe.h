@@ -242,11 +242,13 @@ QM_API int32_t qm_sample(qm_session *session, int32_t *token);
 QM_API int32_t qm_mtp_logits(qm_session *session, int32_t next, float *logits);
 
 /* Makes the session hold its first `length` tokens; the logits are then those of the last of them. Exact. A recurrent state
- * cannot run backwards: models with delta layers compute the remaining tokens again. Cancelled, it holds as many of them as were
- * computed; likewise qm_session_sync. */
+ * cannot run backwards: models with delta layers go on from the nearest state that was kept before (options "checkpoint-memory"
+ * and "checkpoint-every") and compute the tokens from there again. When it is cancelled or fails on the way, the session holds as
+ * many of them as were computed; likewise qm_session_sync. */
 QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
-/* Makes the session hold exactly these tokens, computing only what differs from what it holds. Returns how many tokens did
- * not have to be computed. */
+/* Makes the session hold exactly these tokens, computing only those after the longest start of them that is held already: by this
+ * session, by another session of the model, or by a state that was kept of one, also of one that is freed. Returns how many
+ * tokens did not have to be computed. So a chat client may send its whole history each turn, rendered anew. */
 QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t count);
 
 /* ---- Jobs --------------------------------------------------------------------------------------------------------- */

@@ -88,7 +88,7 @@ int32_t qm_prefill_rows(qm_session *session, const int32_t *tokens, int64_t coun
         code = qmi_handles_buffer(logits, row_count, "logits");
     if (code >= 0)
         code = qmi_submit_prefill(session, tokens, count, &(qmi_rows){ rows, row_count, logits }, false, &job);
-    return code < 0 ? code : qmi_job_finish_blocking(job);
+    return code < 0 ? code : qmi_job_finish_blocking(job, NULL);
 }
 
 int32_t qm_decode(qm_session **sessions, const int32_t *tokens, int32_t count)
@@ -97,7 +97,7 @@ int32_t qm_decode(qm_session **sessions, const int32_t *tokens, int32_t count)
     int32_t code = qmi_submit_check_sessions(sessions, tokens, count);
     if (code >= 0)
         code = qmi_submit_decode(sessions, tokens, count, false, &job);
-    return code < 0 ? code : qmi_job_finish_blocking(job);
+    return code < 0 ? code : qmi_job_finish_blocking(job, NULL);
 }
 
 const float *qm_logits(const qm_session *session)
@@ -124,7 +124,7 @@ int32_t qm_mtp_logits(qm_session *session, int32_t next, float *logits)
     if (!logits)
         return qmi_handles_null("logits");
     int32_t code = qmi_submit_draft(session, next, logits, &job);
-    return code < 0 ? code : qmi_job_finish_blocking(job);
+    return code < 0 ? code : qmi_job_finish_blocking(job, NULL);
 }
 
 int32_t qm_session_rewind(qm_session *session, int64_t length)
@@ -133,7 +133,7 @@ int32_t qm_session_rewind(qm_session *session, int64_t length)
     if (!session)
         return qmi_handles_null("session");
     int32_t code = qmi_submit_rewind(session, length, false, &job);
-    return code < 0 ? code : qmi_job_finish_blocking(job);
+    return code < 0 ? code : qmi_job_finish_blocking(job, NULL);
 }
 
 int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t count)
@@ -146,7 +146,7 @@ int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t coun
         code = qmi_submit_sync(session, tokens, count, false, &job);
     if (code < 0)
         return code;
-    int64_t reused = job->reused;
-    code = qmi_job_finish_blocking(job);
+    int64_t reused;
+    code = qmi_job_finish_blocking(job, &reused);
     return code < 0 ? code : reused;
 }

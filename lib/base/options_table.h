@@ -30,6 +30,10 @@ QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16",
            "format of stored keys and values, of all sessions of the model")
 QMI_OPTION(KV_MEMORY, "kv-memory", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes for the keys and values of all sessions together, taken when the model is loaded; 0 takes one session's and more as sessions grow")
+QMI_OPTION(CHECKPOINT_MEMORY, "checkpoint-memory", MODEL, INT, "-1", -1, 1000000000000000, "",
+           "bytes for states kept to go back to, so that prompts are not computed again; 0 keeps none, -1 takes a part of what is free")
+QMI_OPTION(CHECKPOINT_EVERY, "checkpoint-every", MODEL, INT, "256", 1, 16777216, "",
+           "tokens after which another state is kept: while decoding, and at the ends of a prompt's chunks (option chunk)")
 QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",

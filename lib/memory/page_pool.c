@@ -198,7 +198,7 @@ void qmi_page_table_free(qmi_page_pool *pool, qmi_page_table *table)
     *table = (qmi_page_table){ 0 };
 }
 
-/* A page of the table's own instead of a shared one. kept: how many of its tokens still count. */
+/* A page of the table's own instead of a shared one. kept: how many of its tokens count; not above 0: none. */
 static int32_t separate(qmi_page_pool *pool, qmi_page_table *table, int64_t index, int64_t kept)
 {
     qmi_page *shared = table->pages[index], *page;
@@ -211,21 +211,20 @@ static int32_t separate(qmi_page_pool *pool, qmi_page_table *table, int64_t inde
         drop(pool, page);
         return code;
     }
-    if (kept > 0)
-        memcpy(page->tokens, shared->tokens, (size_t)kept * sizeof *page->tokens);
+    memcpy(page->tokens, shared->tokens, (size_t)pool->layout->page_tokens * sizeof *page->tokens);
     table->pages[index] = page;
     table->addresses[index] = page->address;
     drop(pool, shared);
     return QM_OK;
 }
 
-int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t from, int64_t to)
+int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t from, int64_t held, int64_t to)
 {
     int64_t before = table->count, page_tokens = pool->layout->page_tokens, needed = qmi_kv_pages_for(pool->layout, to);
     int32_t code = reserve(pool, table, needed);
     for (int64_t i = from / page_tokens; i < before && i < needed && code >= 0; i++)
         if (table->pages[i]->references > 1)
-            code = separate(pool, table, i, from - i * page_tokens);
+            code = separate(pool, table, i, held - i * page_tokens);
     while (table->count < needed && code >= 0) {
         qmi_page *page;
         code = take(pool, &page);
@@ -268,11 +267,26 @@ void qmi_page_table_note(const qmi_page_pool *pool, qmi_page_table *table, int64
         table->pages[(from + i) / page_tokens]->tokens[(from + i) % page_tokens] = tokens[i];
 }
 
-int64_t qmi_page_table_common(const qmi_page_pool *pool, const qmi_page_table *table, int64_t length, const int32_t *tokens,
-                              int64_t count)
+qmi_page_query qmi_page_query_start(qmi_page_pool *pool, const int32_t *tokens, int64_t count)
 {
-    int64_t page_tokens = pool->layout->page_tokens, most = length < count ? length : count, i = 0;
-    while (i < most && table->pages[i / page_tokens]->tokens[i % page_tokens] == tokens[i])
-        i++;
-    return i;
+    return (qmi_page_query){ .number = ++pool->asked, .page_tokens = pool->layout->page_tokens, .tokens = tokens,
+                             .count = count };
+}
+
+int64_t qmi_page_query_common(const qmi_page_query *query, const qmi_page_table *table, int64_t length)
+{
+    int64_t page_tokens = query->page_tokens, most = length < query->count ? length : query->count, common = 0;
+    for (int64_t i = 0; common < most && common == i * page_tokens; i++) {
+        qmi_page *page = table->pages[i];
+        int64_t left = query->count - i * page_tokens;
+        if (page->asked != query->number) {
+            page->asked = query->number;
+            page->agreed = 0;
+            while (page->agreed < page_tokens && page->agreed < left &&
+                   page->tokens[page->agreed] == query->tokens[i * page_tokens + page->agreed])
+                page->agreed++;
+        }
+        common += page->agreed;
+    }
+    return common < most ? common : most;
 }

@@ -20,6 +20,9 @@ typedef struct qmi_page_block qmi_page_block;
 typedef struct qmi_page {
     qmi_address address;
     int32_t references;      /* page tables it is in; 0: free */
+    int32_t kept;            /* those of them that are checkpoints' */
+    int64_t asked;           /* the query that compared its tokens last, and how many of them agreed */
+    int32_t agreed;
     int32_t *tokens;         /* [page_tokens] that its keys and values belong to, as far as they were written */
     qmi_page_block *block;
     struct qmi_page *next, *previous; /* among the free ones */
@@ -38,6 +41,7 @@ typedef struct qmi_page_pool {
     qmi_page_block *blocks;
     qmi_page *free;
     bool grows;              /* beyond the pages it started with, as far as the device has memory */
+    int64_t asked;           /* queries so far */
     int64_t count, free_count; /* pages it has, and how many of them are free */
 } qmi_page_pool;
 
@@ -54,16 +58,25 @@ typedef struct qmi_page_table {
 } qmi_page_table;
 
 void qmi_page_table_free(qmi_page_pool *pool, qmi_page_table *table);
-/* Makes room for tokens [from, to): takes the pages that are missing, and copies shared ones that would be written.
- * QM_ERROR_MEMORY when there is none left, naming the numbers; the table then holds what it held. */
-int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t from, int64_t to);
+/* Makes ready for writing at the positions [from, to), where those below `held` already hold something that counts: takes the
+ * pages that are missing, and copies shared ones. QM_ERROR_MEMORY when there is none left, naming the numbers; the table then
+ * holds what it held. */
+int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t from, int64_t held, int64_t to);
 void qmi_page_table_cut(qmi_page_pool *pool, qmi_page_table *table, int64_t tokens); /* drops pages behind them */
 /* Makes `to` hold the pages of the first `tokens` tokens of `from`, shared. Unchanged on failure. */
 int32_t qmi_page_table_share(qmi_page_pool *pool, qmi_page_table *to, const qmi_page_table *from, int64_t tokens);
 /* Notes which tokens were written from position `from` on; their pages are the table's own. */
 void qmi_page_table_note(const qmi_page_pool *pool, qmi_page_table *table, int64_t from, const int32_t *tokens, int64_t count);
-/* How many of tokens[0, count) the table's first `length` tokens begin with. */
-int64_t qmi_page_table_common(const qmi_page_pool *pool, const qmi_page_table *table, int64_t length, const int32_t *tokens,
-                              int64_t count);
+/* Which of many tables begin with tokens[0, count)? Each page is compared once, however many tables it is in. */
+typedef struct qmi_page_query {
+    int64_t number;
+    int32_t page_tokens;
+    const int32_t *tokens;
+    int64_t count;
+} qmi_page_query;
+
+qmi_page_query qmi_page_query_start(qmi_page_pool *pool, const int32_t *tokens, int64_t count);
+/* How many of them the table's first `length` tokens begin with. */
+int64_t qmi_page_query_common(const qmi_page_query *query, const qmi_page_table *table, int64_t length);
 
 #endif

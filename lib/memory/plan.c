@@ -9,6 +9,11 @@
 
 #define CONTEXT_DEFAULT 8192
 #define CHUNK_LEAST 32
+#define CHECKPOINTS_LEAST 16  /* large states: the turns of a conversation, and some that lie apart */
+#define CHECKPOINTS_MANY 128  /* small ones: as many as fit into ... */
+#define CHECKPOINTS_SMALL ((int64_t)128 << 20)
+#define CHECKPOINTS_MOST 4096 /* by option: choosing the one to go looks at pairs */
+#define CHECKPOINTS_OF_PAGES 64
 #define OUTPUTS_LEAST 32  /* rows of logits in one batch: a prompt's logits come in this many at a time */
 
 int32_t qmi_plan_context(const qmi_hparams *hparams, const qmi_settings *settings, int64_t *context)
@@ -67,9 +72,39 @@ static int32_t sum(qmi_plan *plan, const qmi_program *main_program, const qmi_pr
     if (plan->scratch < 0)
         return (int32_t)plan->scratch;
     plan->total = plan->weights + plan->vectors + plan->workspace + plan->scratch + plan->fixed + plan->kv_pool +
-                  plan->state_session + plan->logits_session;
+                  plan->state_session + plan->logits_session + plan->checkpoint_memory;
     plan->fits = plan->available < 0 || plan->total - (plan->mapped ? plan->weights : 0) <= plan->available;
     return QM_OK;
+}
+
+/* As many as option checkpoint-memory has room for. Without recurrent state they take no memory but the pages of sessions that are
+ * gone, which are given up when there are no others. */
+static void set_checkpoints(const qmi_settings *settings, qmi_plan *plan)
+{
+    int64_t memory = qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY), bytes = plan->state.bytes;
+    if (plan->state.recurrent_bytes == 0) {
+        plan->checkpoints = memory == 0 ? 0 : CHECKPOINTS_OF_PAGES;
+    } else if (memory > 0) {
+        plan->checkpoints = (int32_t)(memory / bytes < CHECKPOINTS_MOST ? memory / bytes : CHECKPOINTS_MOST);
+        plan->checkpoint_memory = plan->checkpoints * bytes;
+    }
+}
+
+/* Once all else has its memory. */
+static void choose_checkpoints(const qmi_settings *settings, qmi_plan *plan)
+{
+    int64_t bytes = plan->state.bytes, count = CHECKPOINTS_SMALL / bytes;
+    if (plan->state.recurrent_bytes == 0 || qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY) >= 0)
+        return;
+    count = count < CHECKPOINTS_LEAST ? CHECKPOINTS_LEAST : count > CHECKPOINTS_MANY ? CHECKPOINTS_MANY : count;
+    if (plan->available >= 0) {
+        int64_t left = plan->available - (plan->total - (plan->mapped ? plan->weights : 0));
+        int64_t room = left > 0 ? left / 4 / bytes : 0;
+        count = room < count ? room : count;
+    }
+    plan->checkpoints = (int32_t)count;
+    plan->checkpoint_memory = count * bytes;
+    plan->total += plan->checkpoint_memory;
 }
 
 /* Is the batch small beside what is left when everything else has its memory? */
@@ -142,6 +177,7 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
     qmi_state_layout_make(&plan->hparams, plan->mtp, &plan->state);
     plan->state_session = 2 * plan->state.recurrent_bytes;
     plan->logits_session = 2 * plan->state.bytes - plan->state_session;
+    set_checkpoints(settings, plan);
     return choose_kv_pool(settings, plan);
 }
 
@@ -158,6 +194,8 @@ int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const 
     plan.chunk = (int32_t)qmi_settings_int(settings, QMI_OPT_CHUNK);
     if (code == 0)
         code = plan.chunk ? sum(&plan, &main_program, &mtp, device) : choose_chunk(&plan, &main_program, &mtp, device);
+    if (code == 0)
+        choose_checkpoints(settings, &plan);
     if (code == 0 && !plan.fits)
         explain(&plan);
     if (code == 0)

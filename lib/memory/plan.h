@@ -32,6 +32,8 @@ typedef struct qmi_plan {
     bool kv_grows;            /* sessions may take more than that, as far as the device has memory */
     int64_t state_session;    /* recurrent state of one session, with the copy that a prompt is computed into */
     int64_t logits_session;   /* logits (and hidden state) of one session's last token, likewise twice */
+    int32_t checkpoints;      /* states that are kept to go back to */
+    int64_t checkpoint_memory; /* and theirs; taken as they are kept */
     int64_t total;            /* what is taken with one session */
     int64_t available;        /* what the device has; -1: unknown */
     bool mapped;              /* weights are used where the file is mapped: they need not be free memory at once */
@@ -50,7 +52,8 @@ typedef struct qmi_plan_device {
     int64_t (*scratch_bytes)(const qmi_program *program, int32_t rows, int32_t threads); /* NULL: none */
 } qmi_plan_device;
 
-/* Where option chunk leaves the choice: the largest halving of chunk_high whose activations and scratch are at most a quarter of
+/* Where option checkpoint-memory leaves the choice, checkpoints take at most a quarter of what is left beside all else.
+ * Where option chunk leaves the choice: the largest halving of chunk_high whose activations and scratch are at most a quarter of
  * what is left beside weights and one session; no fewer than chunk_low for that; and fewer if it does not fit otherwise.
  * QM_ERROR_FORMAT, _UNSUPPORTED and _OPTION (a context the model or the answer budget does not allow) come with their message;
  * not fitting is no error here: `fits` says so. */

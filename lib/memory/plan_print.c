@@ -95,6 +95,8 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
     snprintf(note, sizeof note, "2 x %d%s values x 4 bytes", h->vocabulary, plan->mtp ? " and the hidden state's" : "");
     put_row(&w, "last logits", plan->logits_session, note);
+    snprintf(note, sizeof note, "%d states to go back to", plan->checkpoints);
+    put_row(&w, "checkpoints", plan->checkpoint_memory, h->delta_layers ? note : "");
     put_row(&w, "sum, with one session", plan->total, "");
     if (plan->available >= 0)
         put_row(&w, "available", plan->available, "");
@@ -120,11 +122,12 @@ int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
         h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
         "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan),
         "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
-    json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:b, s:s, s:o}",
+    json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,
         "scratch", (json_int_t)plan->scratch, "fixed", (json_int_t)plan->fixed, "kv", (json_int_t)plan->kv_session,
         "kv_pool", (json_int_t)plan->kv_pool, "state", (json_int_t)plan->state_session,
-        "logits", (json_int_t)plan->logits_session, "total", (json_int_t)plan->total, "available", (json_int_t)plan->available,
+        "logits", (json_int_t)plan->logits_session, "checkpoints", plan->checkpoints, "checkpoint_memory",
+        (json_int_t)plan->checkpoint_memory, "total", (json_int_t)plan->total, "available", (json_int_t)plan->available,
         "fits", plan->fits, "reason", plan->reason, "converted", converted_json(plan));
     char *dump = json_object_update(json, sums) == 0 ? json_dumps(json, JSON_INDENT(2)) : NULL;
     json_decref(json);

@@ -3,6 +3,7 @@
 
 #include "run/generate.h"
 #include "run/job.h"
+#include "run/reuse.h"
 
 /* Rows of a prompt computed in one turn while other sessions decode: each of their tokens waits for such a chunk, so it is
  * small; and large enough that weights are still read for many rows at once. */
@@ -163,8 +164,9 @@ static bool decode_step(qm_model *model)
     int32_t code = qmi_step_run(model, step, NULL);
     for (int32_t i = 0, end; i < step->part_count; i = end) {
         qm_job *job = step->parts[i].job;
-        for (end = i + 1; end < step->part_count && step->parts[end].job == job;)
-            end++;
+        for (end = i; end < step->part_count && step->parts[end].job == job; end++)
+            if (code >= 0)
+                qmi_reuse_decoded(step->parts[end].session);
         finish_decoding(model, job, end - i, code);
     }
     return true;
@@ -185,16 +187,14 @@ static int32_t report_progress(qm_job *job)
 }
 
 /* Tokens of the next chunk, such that the wanted rows in it and its last row are no more than one batch can give. */
-static int32_t chunk_size(const qmi_step *step, const qm_job *job, bool shared)
+static int32_t chunk_size(const qmi_step *step, qm_job *job, bool shared)
 {
-    int64_t size = job->token_count - job->token_done;
     int64_t limit = job->model->plan.chunk;
     if (shared && limit > SHARED_CHUNK)
         limit = SHARED_CHUNK;
-    if (limit == step->row_limit && qmi_step_goes_back(job->sessions[0], size == 0))
+    if (limit == step->row_limit && qmi_step_goes_back(job->sessions[0], job->token_done == job->token_count))
         limit--;
-    if (size > limit)
-        size = limit;
+    int64_t size = qmi_reuse_chunk(job, limit);
     if (job->row_done + step->output_limit <= job->row_count) {
         int64_t end = job->rows[job->row_done + step->output_limit - 1] + 1 - job->token_done;
         size = end < size ? end : size;
@@ -219,6 +219,7 @@ static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
         return code == QM_ERROR_CANCELLED ? fail_cancelled() : code;
     job->row_done = row;
     job->token_done += size;
+    qmi_reuse_prefilled(job);
     return report_progress(job);
 }
 
@@ -251,9 +252,8 @@ static bool prefill_step(qm_model *model, bool shared)
         job->prefill_ns = qmi_os_time_ns();
         qmi_os_mutex_unlock(job->mutex);
     }
-    if (job->keep >= 0)
-        qmi_session_cut(session, job->keep);
-    job->keep = -1;
+    if (job->replaces)
+        code = qmi_reuse_begin(job);
     if (code >= 0 && (job->token_done < job->token_count || qmi_step_goes_back(session, true)))
         code = compute_chunk(model, job, shared);
     if (code < 0)

@@ -13,6 +13,7 @@
 #include "base/os.h"
 #include "backend/backend.h"
 #include "file/gguf_parts.h"
+#include "memory/checkpoint.h"
 #include "memory/page_pool.h"
 #include "memory/plan.h"
 #include "memory/state.h"
@@ -60,6 +61,9 @@ struct qm_model {
     /* The engine's thread's: */
     qmi_page_pool pages;
     qmi_state_pool states;
+    qmi_checkpoints checkpoints;
+    int64_t checkpoint_every;
+    qm_session *sessions;        /* all of this model */
     qmi_engine engine;
 };
 

@@ -51,7 +51,6 @@ int32_t qmi_job_new(qmi_job_kind kind, const qmi_alloc *alloc, bool watched, qm_
     job->alloc = *alloc;
     job->state = QM_JOB_RUNNING;
     job->event = (qmi_os_event){ -1, -1 };
-    job->keep = -1;
     job->submitted_ns = qmi_os_time_ns();
     int32_t code = qmi_os_mutex_new(&job->mutex);
     if (code >= 0)
@@ -85,9 +84,11 @@ void qmi_job_free(qm_job *job)
     qmi_job_abandon(job);
 }
 
-int32_t qmi_job_finish_blocking(qm_job *job)
+int32_t qmi_job_finish_blocking(qm_job *job, int64_t *reused)
 {
     int32_t code = wait_for_end(job);
+    if (reused)
+        *reused = job->reused;
     char message[QMI_ERROR_SIZE];
     memcpy(message, job->message, sizeof message);
     qmi_job_abandon(job);

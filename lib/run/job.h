@@ -7,7 +7,7 @@
 
 typedef enum qmi_job_kind {
     QMI_JOB_LOAD, QMI_JOB_TOKENIZE, /* in a thread of their own */
-    QMI_JOB_PREFILL,                /* also rewind and sync: a cut before it */
+    QMI_JOB_PREFILL,                /* also rewind and sync */
     QMI_JOB_GENERATE, QMI_JOB_DECODE, QMI_JOB_DRAFT
 } qmi_job_kind;
 
@@ -51,8 +51,10 @@ struct qm_job {
     bool decoding;               /* takes part in decode batches; else prefills */
     qm_session **sessions;
     int32_t session_count, session_done;
-    int64_t keep;                /* tokens to cut the session to before anything else; -1: no cut */
+    bool replaces;               /* `tokens` are all that the session shall hold, and it was not moved to them yet */
     int32_t *tokens;             /* to append, one by one session for a decode job */
+    int64_t turns[3];            /* indices of tokens before which a chunk ends, ascending; -1: none */
+    bool turns_marked;
     int64_t token_count, token_done;
     bool queue_failed;           /* out of memory for a piece */
     /* rows wanted of a prefill: indices into tokens, ascending; logits are the caller's */
@@ -74,7 +76,8 @@ struct qm_job {
 int32_t qmi_job_new(qmi_job_kind kind, const qmi_alloc *alloc, bool watched, qm_job **out);
 void qmi_job_abandon(qm_job *job);           /* frees one that has ended, or never began */
 void qmi_job_free(qm_job *job);              /* cancels it, waits for its end, frees */
-int32_t qmi_job_finish_blocking(qm_job *job); /* waits, frees; its code, with its message set */
+/* Waits, frees; its code, with its message set. reused: tokens that need not be computed; NULL: not asked for. */
+int32_t qmi_job_finish_blocking(qm_job *job, int64_t *reused);
 /* Ends it: `code` QM_JOB_DONE or negative, then with this thread's message. Not to be touched by the caller after that. */
 void qmi_job_end(qm_job *job, int32_t code);
 void qmi_job_show(qm_job *job, qmi_answer_part part, const char *text, int64_t length); /* queues a piece; mutex held */

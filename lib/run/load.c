@@ -215,6 +215,9 @@ static int32_t open_pools(qm_model *model)
     int32_t code = qmi_page_pool_open(&model->pages, &plan->kv, model->backend, model->device, alloc, pages, plan->kv_grows);
     if (code >= 0)
         code = qmi_state_pool_open(&model->states, &plan->state, model->backend, model->device, alloc);
+    if (code >= 0)
+        code = qmi_checkpoints_open(&model->checkpoints, &model->pages, &model->states, alloc, plan->checkpoints);
+    model->checkpoint_every = qmi_settings_int(&model->settings, QMI_OPT_CHECKPOINT_EVERY);
     return code;
 }
 
@@ -271,6 +274,7 @@ static void leave_device(qm_model *model)
     if (!model->device)
         return;
     qmi_engine_stop(model);
+    qmi_checkpoints_close(&model->checkpoints);
     qmi_page_pool_close(&model->pages);
     qmi_state_pool_close(&model->states);
     free_workspace(model, &model->workspace);

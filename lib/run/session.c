@@ -5,13 +5,13 @@
 #include "run/budget.h"
 #include "run/job.h"
 #include "run/load.h"
+#include "run/reuse.h"
 
 /* ---- life ---- */
 
 /* QM_ERROR_FIT when there is plainly less memory than the context needs, even if the model had no other session. */
-static int32_t check_fit(void *argument)
+static int32_t check_fit(const qm_session *session)
 {
-    const qm_session *session = argument;
     const qm_model *model = session->model;
     const qmi_page_pool *pool = &model->pages;
     qmi_device_info info;
@@ -27,11 +27,26 @@ static int32_t check_fit(void *argument)
                     pool->grows ? "" : " (option kv-memory)", pool->grows ? "" : ", or kv-memory higher");
 }
 
-/* Gives back what it has on the device, in the engine's thread. */
-static int32_t release_on_device(void *argument)
+/* Joins the model's sessions, in the engine's thread. */
+static int32_t join(void *argument)
+{
+    qm_session *session = argument;
+    session->next = session->model->sessions;
+    session->model->sessions = session;
+    return check_fit(session);
+}
+
+/* Leaves them, and gives back what it has on the device. */
+static int32_t leave(void *argument)
 {
     qm_session *session = argument;
     qm_model *model = session->model;
+    qm_session **link = &model->sessions;
+    while (*link && *link != session)
+        link = &(*link)->next;
+    if (*link)
+        *link = session->next;
+    qmi_reuse_leave(session);
     qmi_state_release(&model->states, &session->state);
     qmi_page_table_free(&model->pages, &session->pages);
     return QM_OK;
@@ -42,7 +57,7 @@ static void destroy(qm_session *session)
 {
     qm_model *model = session->model;
     const qmi_alloc alloc = model->settings.alloc;
-    qmi_engine_call(model, release_on_device, session);
+    qmi_engine_call(model, leave, session);
     qmi_sampler_free(&session->sampler);
     qmi_settings_end(&session->settings);
     qmi_delete(&alloc, session->tokens);
@@ -105,7 +120,7 @@ static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_se
     qmi_load_retain(model);
     int32_t code = allocate_on_host(session, settings);
     if (code >= 0)
-        code = qmi_engine_call(model, check_fit, session);
+        code = qmi_engine_call(model, join, session);
     if (code < 0) {
         destroy(session);
         return code;
@@ -186,6 +201,7 @@ int32_t qmi_session_fork(qm_session *session, qm_session **out)
         code = qmi_engine_call(model, share_on_device, &(fork_pair){ session, *out });
     if (code >= 0) {
         memcpy((*out)->tokens, session->tokens, (size_t)session->count * sizeof *session->tokens);
+        (*out)->checkpointed = session->checkpointed;
         qmi_session_set_length(*out, session->count);
     } else if (*out) {
         destroy(*out);

@@ -9,6 +9,7 @@
 
 struct qm_session {
     qm_model *model;         /* a reference */
+    qm_session *next;        /* of the model's, for the engine's thread */
     qmi_settings settings;
     qmi_sampler *sampler;
     int64_t context;
@@ -21,6 +22,7 @@ struct qm_session {
     int32_t *tokens;         /* [context] */
     int64_t count;
     qmi_page_table pages;    /* of the `count` tokens */
+    int64_t checkpointed;    /* tokens at its last checkpoint */
     qmi_state *state;        /* after the last token; NULL: of no token, or (models without recurrent state) after a cut */
     float *logits;           /* [vocabulary] on the host, of a device that does not share it; NULL until they are asked for */
     bool logits_read;        /* `logits` are those of `state` */
@@ -43,7 +45,7 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 /* The next token from the last logits, which the session has. Also for others while the session is idle. */
 int32_t qmi_session_choose(qm_session *session, int32_t *token);
 void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
-/* Forgets all tokens after the first `keep`. A recurrent state can only be emptied: keep is 0 then. */
+/* Forgets all tokens after the first `keep`, and the state, which models with a recurrent one can do without only where keep is 0. */
 void qmi_session_cut(qm_session *session, int64_t keep);
 
 static inline int64_t qmi_session_length(const qm_session *session)

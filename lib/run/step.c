@@ -109,7 +109,7 @@ int32_t qmi_step_add(qm_model *model, qm_job *job, qm_session *session, const in
     qmi_part *part = &step->parts[step->part_count];
     *part = (qmi_part){ .session = session, .job = job, .first = step->row_count, .count = count + back,
                          .start = session->count - back };
-    int32_t code = qmi_page_table_own(&model->pages, &session->pages, first_written(model, part->start),
+    int32_t code = qmi_page_table_own(&model->pages, &session->pages, first_written(model, part->start), part->start,
                                       part->start + part->count);
     if (code >= 0)
         code = take_state(model, step, part);
@@ -303,7 +303,7 @@ int32_t qmi_step_draft(qm_model *model, qm_session *session, int32_t next, float
     const int32_t row = 0;
     int32_t code = check_file(model);
     if (code >= 0)
-        code = qmi_page_table_own(&model->pages, &session->pages, session->count - 1, session->count);
+        code = qmi_page_table_own(&model->pages, &session->pages, session->count - 1, session->count, session->count);
     if (code < 0)
         return code;
     const qmi_sequence sequence = { .first = 0, .count = 1, .start = session->count - 1, .pages = session->pages.addresses };

@@ -149,23 +149,6 @@ int32_t qmi_submit_decode(qm_session *const *sessions, const int32_t *tokens, in
     return close_job(job, code, out);
 }
 
-/* Makes the job turn what the session holds into tokens[0, count), of which the first `common` are held already. */
-static int32_t plan_change(qm_job *job, const int32_t *tokens, int64_t count, int64_t common)
-{
-    const qm_session *session = job->sessions[0];
-    bool cut = common < session->count;
-    /* A recurrent state cannot be cut, only emptied. */
-    int64_t start = cut && session->model->plan.state.recurrent_bytes ? 0 : common;
-    int32_t code = keep_tokens(job, count > start ? tokens + start : NULL, count - start);
-    if (cut)
-        job->keep = start;
-    /* The last token left is computed again for its logits or, with multi-token prediction, its hidden state (step.h). */
-    bool again = start > 0 && ((cut && (start == count || session->model->plan.mtp)) ||
-                               qmi_step_goes_back(session, start == count));
-    job->reused = start - again;
-    return code;
-}
-
 int32_t qmi_submit_rewind(qm_session *session, int64_t length, bool watched, qm_job **out)
 {
     qm_job *job;
@@ -177,25 +160,24 @@ int32_t qmi_submit_rewind(qm_session *session, int64_t length, bool watched, qm_
         code = qmi_fail(QM_ERROR_ARGUMENT, "cannot rewind to %lld tokens: the session holds %lld", (long long)length,
                         (long long)session->count);
     else
-        code = plan_change(job, session->tokens, length, length);
+        code = keep_tokens(job, session->tokens, length);
+    job->replaces = true;
     return close_job(job, code, out);
 }
 
 int32_t qmi_submit_sync(qm_session *session, const int32_t *tokens, int64_t count, bool watched, qm_job **out)
 {
     qm_job *job;
-    int64_t common = 0;
     *out = NULL;
     int32_t code = check_tokens(session->model, tokens, count);
     if (code >= 0)
         code = open_job(QMI_JOB_PREFILL, &session, 1, watched, &job);
     if (code < 0)
         return code;
-    while (common < count && common < session->count && tokens[common] == session->tokens[common])
-        common++;
     code = check_room(session, count - session->count);
     if (code >= 0)
-        code = plan_change(job, tokens, count, common);
+        code = keep_tokens(job, tokens, count);
+    job->replaces = true;
     return close_job(job, code, out);
 }
 

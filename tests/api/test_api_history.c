@@ -175,7 +175,7 @@ static void test_cancel_at_any_time(void **state)
             int64_t length = qm_session_length(session);
             assert_true(length <= LONG);
             if (round % 4 == 3) {
-                assert_int_equal(qm_session_sync(session, tokens, LONG), length);
+                assert_true(qm_session_sync(session, tokens, LONG) >= length); /* what was cut is held too, by a checkpoint */
                 assert_logits(model, session, wanted);
                 expect_ok(qm_session_rewind(session, round * 5));
             }

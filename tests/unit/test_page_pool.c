@@ -28,7 +28,7 @@ static void end(fixture *f)
 /* Appends tokens as a session does: each writes its number into its page. */
 static int32_t append(fixture *f, qmi_page_table *table, int64_t from, const int32_t *tokens, int64_t count)
 {
-    int32_t code = qmi_page_table_own(&f->pool, table, from, from + count);
+    int32_t code = qmi_page_table_own(&f->pool, table, from, from, from + count);
     for (int64_t i = from; i < from + count && code >= 0; i++) {
         assert_int_equal(table->pages[i / PAGE_TOKENS]->references, 1);
         ((int32_t *)(uintptr_t)table->addresses[i / PAGE_TOKENS])[i % PAGE_TOKENS] = tokens[i - from];
@@ -38,10 +38,16 @@ static int32_t append(fixture *f, qmi_page_table *table, int64_t from, const int
     return code;
 }
 
-static void assert_table(const fixture *f, const qmi_page_table *table, const int32_t *tokens, int64_t count)
+static int64_t common(fixture *f, const qmi_page_table *table, int64_t length, const int32_t *tokens, int64_t count)
+{
+    const qmi_page_query query = qmi_page_query_start(&f->pool, tokens, count);
+    return qmi_page_query_common(&query, table, length);
+}
+
+static void assert_table(fixture *f, const qmi_page_table *table, const int32_t *tokens, int64_t count)
 {
     assert_int_equal(table->count, qmi_kv_pages_for(&layout, count));
-    assert_int_equal(qmi_page_table_common(&f->pool, table, count, tokens, count), count);
+    assert_int_equal(common(f, table, count, tokens, count), count);
     for (int64_t i = 0; i < count; i++)
         assert_int_equal(((int32_t *)(uintptr_t)table->addresses[i / PAGE_TOKENS])[i % PAGE_TOKENS], tokens[i]);
 }
@@ -96,10 +102,29 @@ static void shares_a_part(void **state)
     assert_table(&f, &a, tokens, 70);
     assert_int_equal(qmi_page_table_share(&f.pool, &a, &b, 0), QM_OK);
     assert_int_equal(a.count, 0);
-    assert_int_equal(qmi_page_table_common(&f.pool, &b, 138, tokens + 1, 138), 0);
-    assert_int_equal(qmi_page_table_common(&f.pool, &b, 100, tokens, 138), 100);
+    assert_int_equal(common(&f, &b, 138, tokens + 1, 138), 0);
+    assert_int_equal(common(&f, &b, 100, tokens, 138), 100);
     qmi_page_table_cut(&f.pool, &b, 64);
     assert_int_equal(b.count, 1);
+    qmi_page_table_free(&f.pool, &a);
+    qmi_page_table_free(&f.pool, &b);
+    end(&f);
+}
+
+/* A position may be written again in part, so what is there counts, also where it begins a page. */
+static void keeps_what_counts(void **state)
+{
+    (void)state;
+    fixture f;
+    int32_t tokens[65];
+    qmi_page_table a = { 0 }, b = { 0 };
+    start(&f, 10, false, 0);
+    fill(tokens, 65, 0);
+    assert_int_equal(append(&f, &a, 0, tokens, 65), QM_OK);
+    assert_int_equal(qmi_page_table_share(&f.pool, &b, &a, 65), QM_OK);
+    assert_int_equal(qmi_page_table_own(&f.pool, &b, 64, 65, 70), QM_OK);
+    assert_ptr_not_equal(a.pages[1], b.pages[1]);
+    assert_table(&f, &b, tokens, 65);
     qmi_page_table_free(&f.pool, &a);
     qmi_page_table_free(&f.pool, &b);
     end(&f);
@@ -221,7 +246,8 @@ static void survives_failing_allocations(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(copies_what_is_shared), cmocka_unit_test(shares_a_part), cmocka_unit_test(says_when_it_is_empty),
+        cmocka_unit_test(copies_what_is_shared), cmocka_unit_test(shares_a_part), cmocka_unit_test(keeps_what_counts),
+        cmocka_unit_test(says_when_it_is_empty),
         cmocka_unit_test(grows_and_shrinks),     cmocka_unit_test(reclaims),      cmocka_unit_test(survives_failing_allocations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

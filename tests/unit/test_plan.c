@@ -26,6 +26,7 @@ static void start(fixture *f, bool experts)
     int64_t size = geometry_end(&f->file); /* the reader looks at nothing behind the header */
     assert_int_equal(qmi_gguf_read(f->file.w.bytes, size, &heap, &f->gguf), QM_OK);
     qmi_settings_start(&f->settings, &heap);
+    assert_int_equal(qmi_settings_set(&f->settings, QMI_OPT_CHECKPOINT_MEMORY, "0"), QM_OK); /* but where they are tested */
 }
 
 static void end(fixture *f)
@@ -271,6 +272,32 @@ static void pool_of_keys_and_values(void **state)
     end(&f);
 }
 
+/* Those of an option are part of the sum; else they take a quarter of what is left, and nothing is refused because of them. */
+static void checkpoints(void **state)
+{
+    (void)state;
+    fixture f;
+    const int64_t bytes = 30 * (3 * 8192 + 32 * 128 * 128) * 4 + 248320 * 4; /* recurrent state and logits */
+    start(&f, true);
+    qmi_plan none = make(&f, -1);
+    assert_int_equal(none.checkpoints, 0);
+    set(&f, "checkpoint-memory", "1000000000");
+    qmi_plan plan = make(&f, -1);
+    assert_int_equal(plan.state.bytes, bytes);
+    assert_int_equal(plan.checkpoints, 1000000000 / bytes);
+    assert_int_equal(plan.checkpoint_memory, 1000000000 / bytes * bytes);
+    assert_int_equal(plan.total, none.total + plan.checkpoint_memory);
+    set(&f, "checkpoint-memory", "-1");
+    set(&f, "chunk", "512");
+    const int64_t beside = none.total - none.weights;
+    assert_int_equal(make(&f, beside).checkpoints, 0);
+    assert_true(make(&f, beside).fits);
+    assert_int_equal(make(&f, beside + 4 * 5 * bytes).checkpoints, 5);
+    assert_int_equal(make(&f, beside + 4 * 5 * bytes - 1).checkpoints, 4);
+    assert_int_equal(make(&f, (int64_t)1 << 40).checkpoints, 16);
+    end(&f);
+}
+
 static void refuses_contexts(void **state)
 {
     (void)state;
@@ -317,7 +344,8 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_35b), cmocka_unit_test(keys_and_values_of_27b), cmocka_unit_test(says_what_would_fit),
         cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(sums_of_a_card),
         cmocka_unit_test(chooses_a_chunk_for_a_card), cmocka_unit_test(passes_on_a_failure),
-        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(pool_of_keys_and_values), cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
+        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(pool_of_keys_and_values), cmocka_unit_test(checkpoints),
+        cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

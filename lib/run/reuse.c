@@ -1,0 +1,191 @@
+/* Reuse of what was computed: see reuse.h. */
+#include "run/reuse.h"
+
+#include <string.h>
+
+#define APART 32        /* tokens that a checkpoint has to save */
+#define APART_TURNS 256 /* ... that of another than the last turn, since it makes one chunk more */
+
+/* ---- making checkpoints ---- */
+
+static bool has_recurrent(const qm_model *model)
+{
+    return model->plan.state.recurrent_bytes > 0;
+}
+
+static void keep(qm_session *session, qmi_checkpoint_kind kind)
+{
+    qmi_checkpoints_keep(&session->model->checkpoints, &session->pages, session->count, session->state, kind);
+    session->checkpointed = session->count;
+}
+
+void qmi_reuse_decoded(qm_session *session)
+{
+    const qm_model *model = session->model;
+    if (has_recurrent(model) && session->count - session->checkpointed >= model->checkpoint_every)
+        keep(session, QMI_CHECKPOINT_PASSED);
+}
+
+void qmi_reuse_leave(qm_session *session)
+{
+    if (!session->failure && session->count - session->checkpointed >= APART)
+        keep(session, QMI_CHECKPOINT_LEFT);
+}
+
+static bool begins_turn(const qm_job *job, int64_t index)
+{
+    return job->model->turn_start >= 0 && index < job->token_count && job->tokens[index] == job->model->turn_start;
+}
+
+void qmi_reuse_prefilled(qm_job *job)
+{
+    qm_session *session = job->sessions[0];
+    int64_t passed = session->count - session->checkpointed;
+    bool ended = job->token_done == job->token_count;
+    if (!has_recurrent(job->model)) {
+        if (ended && passed >= APART)
+            keep(session, QMI_CHECKPOINT_PROMPT);
+    } else if (begins_turn(job, job->token_done)) {
+        keep(session, QMI_CHECKPOINT_TURN);
+    } else if (passed >= (ended ? APART : job->model->checkpoint_every)) {
+        keep(session, ended ? QMI_CHECKPOINT_PROMPT : QMI_CHECKPOINT_PASSED);
+    }
+}
+
+/* The places inside a prompt where another may branch off: the end of the system prompt, which other conversations share; where
+ * the last message begins, which may be edited; and where the answer begins, for the next prompt renders the answer anew, mostly
+ * without its thoughts. Fewer than APART tokens before the answer are too few to be worth a chunk. */
+static void mark_turns(qm_job *job)
+{
+    const qm_session *session = job->sessions[0];
+    int64_t first = -1, last = -1, before_last = -1;
+    for (int64_t i = 1; i < job->token_count; i++) {
+        if (!begins_turn(job, i))
+            continue;
+        if (first < 0 && session->count == 0)
+            first = i;
+        before_last = last;
+        last = i;
+    }
+    if (first >= 0 && first < APART)
+        first = -1;
+    if (before_last >= 0 && before_last - (first < 0 ? 0 : first) < APART_TURNS)
+        before_last = -1;
+    job->turns[0] = first;
+    job->turns[1] = before_last;
+    job->turns[2] = last;
+    job->turns_marked = true;
+}
+
+int64_t qmi_reuse_chunk(qm_job *job, int64_t limit)
+{
+    const qm_model *model = job->model;
+    int64_t left = job->token_count - job->token_done, size = left < limit ? left : limit;
+    if (!has_recurrent(model) || model->checkpoints.limit == 0)
+        return size;
+    if (!job->turns_marked)
+        mark_turns(job);
+    for (int i = 0; i < 3; i++)
+        if (job->turns[i] > job->token_done && job->turns[i] - job->token_done < size)
+            return job->turns[i] - job->token_done;
+    if (size == left)
+        return size;
+    /* A long prompt is cut somewhere in any case: where a turn begins, if one does near the end of the chunk. */
+    for (int64_t end = size; end > size * 3 / 4; end--)
+        if (begins_turn(job, job->token_done + end))
+            return end;
+    return size;
+}
+
+/* ---- moving a session ---- */
+
+typedef struct source { /* where the longest start of some tokens is held */
+    const qmi_page_table *pages;
+    qmi_state *state;       /* after them; NULL: not kept, or not needed */
+    int64_t length;
+    qmi_checkpoint *checkpoint; /* NULL: a session */
+} source;
+
+/* A state is of use only after the last of its tokens; without recurrent state, pages are of use without it. */
+static void consider(source *best, const qm_session *session, const qmi_page_query *query)
+{
+    if (session->failure)
+        return;
+    int64_t common = qmi_page_query_common(query, &session->pages, session->count);
+    bool whole = common == session->count;
+    if (common > best->length && (whole || !has_recurrent(session->model)))
+        *best = (source){ .pages = &session->pages, .state = whole ? session->state : NULL, .length = common };
+}
+
+static source find_source(qm_session *session, const int32_t *tokens, int64_t count)
+{
+    qm_model *model = session->model;
+    qmi_page_query query = qmi_page_query_start(&model->pages, tokens, count);
+    source best = { .pages = &session->pages };
+    int64_t length;
+    consider(&best, session, &query); /* first: it is the best of equals */
+    for (const qm_session *other = model->sessions; other; other = other->next)
+        if (other != session)
+            consider(&best, other, &query);
+    qmi_checkpoint *checkpoint = qmi_checkpoints_find(&model->checkpoints, &query, &length);
+    if (checkpoint && length > best.length)
+        best = (source){ .pages = &checkpoint->pages, .state = checkpoint->state, .length = length, .checkpoint = checkpoint };
+    return best;
+}
+
+/* Makes the session hold what `from` holds, with its pages and state instead of the session's own. */
+static int32_t take_over(qm_session *session, const source *from)
+{
+    qm_model *model = session->model;
+    qmi_page_table pages = { 0 };
+    qmi_state *state = qmi_state_retain(from->state);
+    int32_t code = qmi_page_table_share(&model->pages, &pages, from->pages, from->length);
+    if (code < 0) {
+        qmi_state_release(&model->states, &state);
+        return code;
+    }
+    if (from->checkpoint)
+        qmi_checkpoints_use(&model->checkpoints, from->checkpoint);
+    qmi_reuse_leave(session); /* may give up what `from` points to */
+    qmi_session_cut(session, 0);
+    qmi_page_table_free(&model->pages, &session->pages);
+    session->pages = pages;
+    session->state = state;
+    return QM_OK;
+}
+
+static int32_t move(qm_session *session, const source *from, const int32_t *tokens)
+{
+    int32_t code = QM_OK;
+    if (from->pages == &session->pages) {
+        qmi_reuse_leave(session);
+        qmi_session_cut(session, from->length);
+    } else {
+        code = take_over(session, from);
+    }
+    if (code < 0)
+        return code;
+    if (from->length > 0)
+        memcpy(session->tokens, tokens, (size_t)from->length * sizeof *tokens);
+    session->checkpointed = from->length;
+    qmi_session_set_length(session, from->length);
+    return QM_OK;
+}
+
+int32_t qmi_reuse_begin(qm_job *job)
+{
+    qm_session *session = job->sessions[0];
+    source from = find_source(session, job->tokens, job->token_count);
+    bool stays = from.pages == &session->pages && from.length == session->count;
+    int32_t code = stays ? QM_OK : move(session, &from, job->tokens);
+    if (code < 0)
+        return code;
+    int64_t held = from.length, left = job->token_count - held;
+    memmove(job->tokens, job->tokens + held, (size_t)left * sizeof *job->tokens);
+    qmi_os_mutex_lock(job->mutex);
+    job->reused = held - qmi_step_goes_back(session, left == 0);
+    job->token_count = left;
+    qmi_os_mutex_unlock(job->mutex);
+    job->replaces = false;
+    return QM_OK;
+}
