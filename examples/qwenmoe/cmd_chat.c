@@ -48,7 +48,7 @@ static int remember_answer(chat *chat, const qm_job *job, int thinks)
     char *parts = size < 0 ? NULL : allocate(size + 1, 1);
     json_t *parsed = NULL;
     if (parts && qm_chat_parse(chat->model, raw, length, NULL, 0, thinks, parts, size + 1) >= 0)
-        parsed = json_loads(parts, 0, NULL);
+        parsed = json_loads(parts, JSON_ALLOW_NUL, NULL);
     int code = parsed ? EXIT_OK : complain_library();
     if (parsed) {
         json_t *message = json_pack("{s:s, s:O}", "role", "assistant", "content", json_object_get(parsed, "content"));
