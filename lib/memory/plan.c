@@ -77,8 +77,8 @@ static int32_t sum(qmi_plan *plan, const qmi_program *main_program, const qmi_pr
     return QM_OK;
 }
 
-/* As many as option checkpoint-memory has room for. Without recurrent state they take no memory but the pages of sessions that are
- * gone, which are given up when there are no others. */
+/* As many as option checkpoint-memory has room for. Without recurrent state they take no memory but the pages of sessions that
+ * are gone, which are given up when there are no others. */
 static void set_checkpoints(const qmi_settings *settings, qmi_plan *plan)
 {
     int64_t memory = qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY), bytes = plan->state.bytes;

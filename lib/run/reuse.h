@@ -1,5 +1,6 @@
-/* What has been computed once is not computed again: a session is moved to wherever most of its new tokens are held already, by
- * itself, by another session of the model, or by a checkpoint; and checkpoints are made on the way. All for the engine's thread. */
+/* What has been computed once is not computed again: a session is moved to wherever most of its new tokens are held already,
+ * by itself, by another session of the model, or by a checkpoint; and checkpoints are made on the way. All for the engine's
+ * thread. */
 #ifndef QMI_RUN_REUSE_H
 #define QMI_RUN_REUSE_H
 

@@ -45,7 +45,7 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 /* The next token from the last logits, which the session has. Also for others while the session is idle. */
 int32_t qmi_session_choose(qm_session *session, int32_t *token);
 void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
-/* Forgets all tokens after the first `keep`, and the state, which models with a recurrent one can do without only where keep is 0. */
+/* Forgets all tokens after the first `keep`, and the state: models with a recurrent one can do without only where keep is 0. */
 void qmi_session_cut(qm_session *session, int64_t keep);
 
 static inline int64_t qmi_session_length(const qm_session *session)

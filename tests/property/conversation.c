@@ -10,7 +10,8 @@
 
 #define ALLOWED 256
 
-static const char text[] = "def area(width, height):\n    \"\"\"Return the area of a rectangle.\"\"\"\n    return width * height\n\n\n";
+static const char text[] = "def area(width, height):\n    \"\"\"Return the area of a rectangle.\"\"\"\n"
+                           "    return width * height\n\n\n";
 
 /* A document of about so many tokens, as the first message. */
 static json_t *document(const qm_model *model, int64_t tokens)
