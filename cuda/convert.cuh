@@ -73,11 +73,11 @@ static __device__ __forceinline__ uint32_t convert_pair(float a, float b)
 }
 
 /* Two units: of values (0, 2) and (1, 3) of the four blocks' four neighbours. */
-static __device__ __forceinline__ void convert_units(__half *to, const float4 x[4])
+static __device__ __forceinline__ void convert_units(void *even, void *odd, const float4 x[4])
 {
-    *(uint4 *)to = make_uint4(convert_pair(x[0].x, x[0].z), convert_pair(x[1].x, x[1].z), convert_pair(x[2].x, x[2].z),
+    *(uint4 *)even = make_uint4(convert_pair(x[0].x, x[0].z), convert_pair(x[1].x, x[1].z), convert_pair(x[2].x, x[2].z),
                               convert_pair(x[3].x, x[3].z));
-    *(uint4 *)(to + 8) = make_uint4(convert_pair(x[0].y, x[0].w), convert_pair(x[1].y, x[1].w), convert_pair(x[2].y, x[2].w),
+    *(uint4 *)odd = make_uint4(convert_pair(x[0].y, x[0].w), convert_pair(x[1].y, x[1].w), convert_pair(x[2].y, x[2].w),
                                     convert_pair(x[3].y, x[3].w));
 }
 
@@ -90,6 +90,25 @@ static __device__ __forceinline__ float4 convert_rest(float4 x) /* what rounding
 static __device__ __forceinline__ float4 convert_times(float4 x, float4 y, float factor)
 {
     return make_float4(x.x * factor * y.x, x.y * factor * y.y, x.z * factor * y.z, x.w * factor * y.w);
+}
+
+/* The four float4 of item i of a row. */
+static __device__ __forceinline__ void convert_item(float4 x[4], const float *row, int columns, int i)
+{
+#pragma unroll
+    for (int b = 0; b < 4; b++)
+        x[b] = convert_load(row, columns, (i >> 3) * MATMUL_CHUNK + b * 32 + (i & 7) * 4);
+}
+
+static __device__ __forceinline__ float convert_most(float most, float4 x)
+{
+    return fmaxf(fmaxf(most, fmaxf(fabsf(x.x), fabsf(x.y))), fmaxf(fabsf(x.z), fabsf(x.w)));
+}
+
+/* The first of an item's two units in its chunk: values 4 k .. of the block's half `high` are pairs 4 k + 2 high and the next. */
+static __device__ __forceinline__ int convert_unit(int i)
+{
+    return 4 * (i & 3) + 2 * ((i >> 2) & 1);
 }
 
 /* The rows of one block of the launch. */
@@ -114,7 +133,7 @@ static __device__ __forceinline__ void convert_block(const convert_work &work, i
             sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
             if (part.weight)
                 x = convert_times(x, convert_load(part.weight, columns, v), 1);
-            most = fmaxf(fmaxf(most, fmaxf(fabsf(x.x), fabsf(x.y))), fmaxf(fabsf(x.z), fabsf(x.w)));
+            most = convert_most(most, x);
         }
     convert_reduce(&sum, &most, row_warps);
     const float factor = part.weight ? 1 / sqrtf(sum / (float)columns + part.epsilon) : 1;
@@ -134,16 +153,15 @@ static __device__ __forceinline__ void convert_block(const convert_work &work, i
         }
         if (!part.to.x)
             continue;
-        int k = i & 3, high = (i >> 2) & 1; /* values 4 k .. of the block's half `high`: pairs 4 k + 2 high, + 1 */
-        __half *to = part.to.x + (int64_t)row * part.to.stride + (i >> 3) * MATMUL_CHUNK + (4 * k + 2 * high) * 8;
-        convert_units(to, x);
+        __half *to = part.to.x + (int64_t)row * part.to.stride + (i >> 3) * MATMUL_CHUNK + convert_unit(i) * 8;
+        convert_units(to, to + 8, x);
         if (part.split) {
             int third = part.to.stride / 3;
-            convert_units(to + 2 * third, x);
+            convert_units(to + 2 * third, to + 2 * third + 8, x);
 #pragma unroll
             for (int b = 0; b < 4; b++)
                 x[b] = convert_rest(x[b]);
-            convert_units(to + third, x);
+            convert_units(to + third, to + third + 8, x);
         }
     }
     if (real && first == 0 && part.to.x)

@@ -6,6 +6,8 @@
  *   product    down                                         [pairs][D]    (and of the shared expert)
  *   combine    adds each token's products to the residual, in the order of its choices
  *
+ * Where experts have few tokens each, the products convert their rows themselves.
+ *
  * Floors, n tokens, E experts of which A have tokens: bytes of A x 3 D F weights (few tokens); 6 n top D F operations (many). The
  * products of down pass through memory as floats: 8 n top D bytes. */
 #include "convert.cuh"
@@ -235,7 +237,7 @@ int64_t experts_scratch(const qmi_op_experts *op, int32_t rows)
     return room.used;
 }
 
-static void prepare(const cuda_run *run, const qmi_op_experts *op, const experts_room *room, int32_t tokens)
+static void prepare(const cuda_run *run, const qmi_op_experts *op, const experts_room *room, int32_t tokens, bool few)
 {
     sort_work sort = { cuda_slot(run, op->route), run->rows, op->top, (int32_t)op->gate.count, tokens, room->counts, room->token,
                        room->place, room->tiles, room->tile_count };
@@ -244,14 +246,14 @@ static void prepare(const cuda_run *run, const qmi_op_experts *op, const experts
     convert.part[0].columns = (int32_t)op->gate.columns;
     convert.part[0].rows = run->rows;
     convert.part[0].to = room->hidden;
-    int32_t blocks = convert_plan(&convert, 1, SORT_WARPS);
+    int32_t blocks = few ? 0 : convert_plan(&convert, 1, SORT_WARPS);
     size_t shared = room->counts ? 0 : SORT_WARPS * op->gate.count * sizeof(int32_t);
     cuda_launch(run, dim3(1 + blocks), dim3(SORT_THREADS), shared, prepare_kernel, sort, convert);
 }
 
 /* Gate and up of all pairs, or (shared) of all tokens: one part that joins them, or two when their types differ. */
 static int32_t inner_parts(const cuda_run *run, const qmi_op_experts *op, const experts_room *room, const matmul_part *tiled,
-                           bool shared, matmul_part *parts)
+                           bool shared, bool few, matmul_part *parts)
 {
     const qmi_matrix *gate = shared ? &op->shared_gate : &op->gate, *up = shared ? &op->shared_up : &op->up;
     float *out = shared ? room->shared_inner : room->inner, *up_out = shared ? room->shared_up : room->up;
@@ -260,6 +262,7 @@ static int32_t inner_parts(const cuda_run *run, const qmi_op_experts *op, const 
         part = *tiled;
     part.tokens = run->rows;
     part.in = room->hidden;
+    part.from = few ? cuda_slot(run, op->hidden) : NULL;
     part.gather = shared ? NULL : room->token;
     part.a = cuda_matrix_of(gate);
     part.rows = part.out_stride = shared ? (int32_t)gate->rows : inner_width(op);
@@ -280,11 +283,13 @@ static int32_t inner_parts(const cuda_run *run, const qmi_op_experts *op, const 
     return part.mode == MATMUL_GLU ? 1 : 2;
 }
 
-static matmul_part down_part(const cuda_run *run, const qmi_matrix *down, const matmul_input *act, float *out)
+/* inner: NULL: they are converted. */
+static matmul_part down_part(const cuda_run *run, const qmi_matrix *down, const matmul_input *act, const float *inner, float *out)
 {
     matmul_part part = {};
     part.tokens = run->rows;
     part.in = *act;
+    part.from = inner;
     part.a = cuda_matrix_of(down);
     part.rows = part.out_stride = (int32_t)down->rows;
     part.out = out;
@@ -317,15 +322,18 @@ void cuda_matmul_experts(const cuda_run *run, const qmi_op_experts *op)
     const experts_room room = lay_out(op, run->rows, &scratch);
     const int32_t pairs = run->rows * op->top, inner = inner_width(op), tokens = tile_tokens(op, run->rows);
     const bool shared = op->shared_gate.data != 0;
+    const bool few_hidden = tokens == 16 && matmul_few_columns(run, op->gate.columns);
+    const int64_t widest = shared && op->shared_gate.rows > inner ? op->shared_gate.rows : inner;
+    const bool few_inner = tokens == 16 && matmul_few_columns(run, widest);
     matmul_part tiled = {}, parts[4];
     tiled.tiles = room.tiles;
     tiled.tile_count = room.tile_count;
     tiled.token_tiles = most_tiles(op, pairs, tokens);
 
-    prepare(run, op, &room, tokens);
-    int32_t count = inner_parts(run, op, &room, &tiled, false, parts);
+    prepare(run, op, &room, tokens, few_hidden);
+    int32_t count = inner_parts(run, op, &room, &tiled, false, few_hidden, parts);
     if (shared)
-        count += inner_parts(run, op, &room, &tiled, true, parts + count);
+        count += inner_parts(run, op, &room, &tiled, true, few_hidden, parts + count);
     matmul_launch(run, parts, count, tokens);
     if (room.up)
         matmul_glu_apart(run, room.inner, room.up, room.inner, (int64_t)pairs * inner);
@@ -333,15 +341,16 @@ void cuda_matmul_experts(const cuda_run *run, const qmi_op_experts *op)
         matmul_glu_apart(run, room.shared_inner, room.shared_up, room.shared_inner, run->rows * op->shared_gate.rows);
 
     convert_part acts[2] = { act_part(room.inner, inner, pairs, &room.act), {} };
-    parts[0] = down_part(run, &op->down, &room.act, room.products);
+    parts[0] = down_part(run, &op->down, &room.act, few_inner ? room.inner : NULL, room.products);
     parts[0].tiles = tiled.tiles;
     parts[0].tile_count = tiled.tile_count;
     parts[0].token_tiles = tiled.token_tiles;
     if (shared) {
         acts[1] = act_part(room.shared_inner, (int32_t)op->shared_gate.rows, run->rows, &room.shared_act);
-        parts[1] = down_part(run, &op->shared_down, &room.shared_act, room.shared_products);
+        parts[1] = down_part(run, &op->shared_down, &room.shared_act, few_inner ? room.shared_inner : NULL, room.shared_products);
     }
-    cuda_convert(run, acts, shared ? 2 : 1);
+    if (!few_inner)
+        cuda_convert(run, acts, shared ? 2 : 1);
     matmul_launch(run, parts, shared ? 2 : 1, tokens);
     combine(run, op, &room);
 }

@@ -22,14 +22,15 @@ static int32_t blocks_of(const matmul_part *part, const matmul_shape *shape)
 }
 
 /* Shared memory: stages of activations; at the end, sums that warps which share out k exchange. */
-static void set_shared(matmul_shape *shape)
+static void set_shared(matmul_shape *shape, int64_t columns)
 {
     int32_t shares = MATMUL_WARPS / shape->row_warps, instance = shape->tokens <= 16 ? 16 : shape->tokens <= 32 ? 32 : 128;
     int32_t held = shape->groups ? shape->tokens : instance;
+    const int32_t row_bytes = MATMUL_CHUNK * (int32_t)sizeof(__half);
     int32_t sums = (shares - 1) * shape->row_warps * instance * QMI_WARP * (int32_t)sizeof(float);
     shape->stages = shape->groups ? (shares == 1 ? 4 : 3) : instance >= 128 ? 3 : 4;
-    shape->stage_bytes = held * shares * MATMUL_CHUNK * (int32_t)sizeof(__half);
-    shape->shared = shape->stages * shape->stage_bytes;
+    shape->stage_bytes = held * shares * row_bytes;
+    shape->shared = shape->few ? held * matmul_ceil(columns, MATMUL_CHUNK) * row_bytes : shape->stages * shape->stage_bytes;
     shape->shared = (shape->shared > sums ? shape->shared : sums) + (shape->groups ? GROUP_ALIGN : 0);
 }
 
@@ -59,8 +60,8 @@ static matmul_shape choose_shape(const cuda_run *run, const matmul_work *work, u
         listed |= work->part[p].tiles != NULL;
     for (int32_t size = tokens; size > (tokens > 32 ? 32 : tokens / 2); size /= 2)
         for (int32_t row_warps = MATMUL_WARPS; row_warps >= (groups ? 4 : 2); row_warps /= 2) {
-            matmul_shape shape = { groups, size, row_warps, 0, 0, 0 };
-            set_shared(&shape);
+            matmul_shape shape = { groups, work->part[0].from != NULL, size, row_warps, 0, 0, 0 };
+            set_shared(&shape, work->part[0].a.columns);
             double clocks = clocks_of(run, work, &shape);
             if (shape.shared + SHARED_OWN > run->shared_most || (listed && size != tokens))
                 continue;
@@ -97,6 +98,13 @@ static void start(const cuda_run *run, matmul_work *work, uint32_t type, int32_t
     }
 }
 
+bool matmul_few_columns(const cuda_run *run, int64_t columns)
+{
+    matmul_shape shape = { false, true, 16, MATMUL_WARPS, 0, 0, 0 };
+    set_shared(&shape, columns);
+    return 2 * (shape.shared + SHARED_OWN) <= run->shared_most; /* two blocks a multiprocessor */
+}
+
 void matmul_launch(const cuda_run *run, const matmul_part *parts, int32_t count, int32_t tokens)
 {
     bool done[MATMUL_PARTS] = { false };
@@ -124,6 +132,8 @@ cudaError_t cuda_matmul_setup(void)
     cudaError_t code = cudaGetDevice(&device);
     if (code == cudaSuccess)
         code = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (code == cudaSuccess)
+        code = route_setup();
 #define SETUP(name) \
     if (code == cudaSuccess) \
         code = matmul_setup_##name(most - SHARED_OWN, &built_for_groups);

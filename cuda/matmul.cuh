@@ -38,6 +38,7 @@ typedef struct matmul_part {
     int32_t b_first;           /* row of b that belongs to row 0 of a (gate and up in one matrix) */
     int32_t rows;              /* of `out`'s width; GLU: as many of a as of b */
     matmul_input in;
+    const float *from;         /* not NULL, in all parts of a launch: rows as floats instead of `in` (matmul_few.cuh) */
     const int32_t *gather;     /* NULL: row i of `in` */
     float *out;                /* [..][out_stride] */
     int32_t out_stride, mode;
@@ -86,6 +87,8 @@ int32_t convert_plan(convert_work *work, int32_t parts, int32_t warps);
 
 /* Widest tile of tokens for batches of that many rows a matrix. */
 int32_t matmul_tokens(int32_t rows);
+/* Whether so many columns can be converted by the product kernel itself. */
+bool matmul_few_columns(const cuda_run *run, int64_t columns);
 /* Launches the parts, grouped by type; tokens: of a tile, as `tiles` was made for. */
 void matmul_launch(const cuda_run *run, const matmul_part *parts, int32_t count, int32_t tokens);
 
@@ -127,10 +130,12 @@ void matmul_glu_apart(const cuda_run *run, const float *gate, const float *up, f
 /* ---- experts.cu, route.cu ---- */
 int64_t experts_scratch(const qmi_op_experts *op, int32_t rows);
 int64_t route_scratch(const qmi_op_route *op, int32_t rows);
+cudaError_t route_setup(void);
 
 /* How a launch goes. */
 typedef struct matmul_shape {
     bool groups;               /* by the kernel of warp groups (matmul_group.cuh) */
+    bool few;                  /* by the kernel that converts its tokens itself (matmul_few.cuh) */
     int32_t tokens;            /* of a tile */
     int32_t row_warps, stages;
     int32_t stage_bytes, shared;

@@ -26,7 +26,8 @@ static __device__ __forceinline__ void group_fetch(const matmul_input &in, const
 #pragma unroll
         for (int token = own; token < GROUP_TOKENS; token += MATMUL_THREADS / 16)
             if (token < count)
-                chip_copy16(stage + token * 128, in.x + (int64_t)source[token] * in.stride + chunk * MATMUL_CHUNK + unit * 8, true);
+                chip_copy16(stage + token * 128,
+                            in.x + (int64_t)source[token] * in.stride + chunk * MATMUL_CHUNK + unit * 8, true);
 }
 
 #if CHIP_HAS_GROUPS

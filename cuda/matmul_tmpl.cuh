@@ -226,7 +226,8 @@ static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
 
 /* Where the tile's tokens are in `in`, and what their sums are to be multiplied with. */
 template <uint32_t T>
-static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int32_t *source, float *scale)
+static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int32_t *source,
+                                                   float *scale)
 {
     for (int t = threadIdx.x; t < place.count; t += MATMUL_THREADS) {
         int i = place.first + t, from = part.gather ? part.gather[i] : i;
@@ -303,13 +304,14 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
         matmul_store<TOKENS>(part, sums, weights.row, place.first, place.count, scale);
 }
 
+#include "matmul_few.cuh"
 #include "matmul_group.cuh"
 
 /* *groups: whether the kernel of warp groups is more than a trap, told by its own shared memory. */
 template <uint32_t T> static cudaError_t matmul_setup(int32_t shared_most, bool *groups)
 {
     void (*const kernels[])(matmul_work) = { matmul_kernel<T, 16>, matmul_kernel<T, 32>, matmul_kernel<T, 128>,
-                                             matmul_group_kernel<T> };
+                                             matmul_few_kernel<T>, matmul_group_kernel<T> };
     cudaFuncAttributes attributes = {};
     cudaError_t code = cudaSuccess;
     for (auto kernel : kernels)
@@ -326,6 +328,7 @@ template <uint32_t T> static cudaError_t matmul_setup(int32_t shared_most, bool 
     { \
         constexpr uint32_t T = QMI_TYPE_##type; \
         auto kernel = shape->groups ? matmul_group_kernel<T> : \
+                      shape->few ? matmul_few_kernel<T> : \
                       shape->tokens <= 16 ? matmul_kernel<T, 16> : \
                       shape->tokens <= 32 ? matmul_kernel<T, 32> : matmul_kernel<T, 128>; \
         cuda_launch(run, dim3(blocks), dim3(MATMUL_THREADS), shape->shared, kernel, *work); \

@@ -3,6 +3,8 @@
  * summed: activations [high | low | high] times weights [high | high | low], one product three times as long. What is left out,
  * and what the second rounding loses, is 2^-22 of the largest values.
  *
+ * Some rows only, and a router of float32: plain sums, which take one kernel less to prepare.
+ *
  * Floor: 6 n experts D operations of tensor cores; float32 arithmetic would take 2 n experts D at a tenth of the rate. */
 #include <math.h>
 
@@ -101,6 +103,117 @@ static void split(const cuda_run *run, const qmi_matrix *matrix, __half *to, flo
     }
 }
 
+/* ---- few rows: scores by sums of floats ---- A block: eight tokens, in shared memory after the norm's weights, and eight
+ * experts, a warp each; the tokens' rms factors come after the sums. The router's rows are on their way before the wait. Floor:
+ * 4 experts D bytes from L2 for every eight tokens. */
+
+#define SCORE_SHARED (96 << 10)
+#define SCORE_ROWS 64      /* up to so many */
+#define SCORE_TOKENS 8
+#define SCORE_WARPS 8
+#define SCORE_AHEAD 8      /* float4 of the router's row a lane fetches early: 1024 columns */
+
+typedef struct score_work {
+    const float *in, *weight;  /* weight NULL: no norm */
+    float epsilon;
+    const float *router, *gate; /* rows of `stride` floats, the padding zero; gate NULL: none */
+    float *hidden, *scores;
+    int32_t rows, columns, stride, experts;
+} score_work;
+
+/* Sums over the warp of eight values; lane i has that of value i & 7. */
+static __device__ __forceinline__ float score_sums(float v[SCORE_TOKENS])
+{
+    const int lane = threadIdx.x & 31;
+#pragma unroll
+    for (int half = SCORE_TOKENS / 2; half; half /= 2)
+#pragma unroll
+        for (int i = 0; i < half; i++) {
+            bool upper = lane & half;
+            float give = upper ? v[i] : v[i + half], keep = upper ? v[i + half] : v[i];
+            v[i] = keep + __shfl_xor_sync(~0u, give, half);
+        }
+    v[0] += __shfl_xor_sync(~0u, v[0], 8);
+    return v[0] + __shfl_xor_sync(~0u, v[0], 16);
+}
+
+static __global__ void __launch_bounds__(SCORE_WARPS * QMI_WARP) score_kernel(const __grid_constant__ score_work work)
+{
+    CHIP_SHARED(float4, tokens); /* [SCORE_TOKENS][stride / 4] */
+    __shared__ float factors[SCORE_TOKENS];
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, columns = work.columns, items = work.stride / 4;
+    const int expert = blockIdx.x * SCORE_WARPS + warp, first = blockIdx.y * SCORE_TOKENS;
+    const bool gate = expert == work.experts && work.gate, real = expert < work.experts || gate;
+    const float4 *router = (const float4 *)(gate ? work.gate : work.router + (int64_t)(real ? expert : 0) * work.stride);
+    float4 ahead[SCORE_AHEAD];
+    chip_let_next_start();
+#pragma unroll
+    for (int i = 0; i < SCORE_AHEAD; i++)
+        ahead[i] = real && lane + 32 * i < items ? router[lane + 32 * i] : make_float4(0, 0, 0, 0);
+    chip_wait_for_previous();
+
+    const int row = first + warp;
+    float sum = 0, sums[SCORE_TOKENS] = {};
+    for (int i = lane; i < items; i += 32) {
+        float4 x = row < work.rows ? convert_load(work.in + (int64_t)row * columns, columns, 4 * i) : make_float4(0, 0, 0, 0);
+        sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        if (work.weight)
+            x = convert_times(x, convert_load(work.weight, columns, 4 * i), 1);
+        tokens[warp * items + i] = x;
+    }
+    sum = chip_warp_sum(sum);
+    if (lane == 0)
+        factors[warp] = work.weight ? 1 / sqrtf(sum / (float)columns + work.epsilon) : 1;
+    __syncthreads();
+
+    for (int i0 = 0; i0 < items; i0 += 32 * SCORE_AHEAD)
+#pragma unroll
+        for (int j = 0; j < SCORE_AHEAD; j++) {
+            const int i = i0 + lane + 32 * j;
+            if (i >= items)
+                break;
+            const float4 w = i0 ? real ? router[i] : make_float4(0, 0, 0, 0) : ahead[j];
+#pragma unroll
+            for (int t = 0; t < SCORE_TOKENS; t++) {
+                const float4 x = tokens[t * items + i];
+                sums[t] += x.x * w.x + x.y * w.y + x.z * w.z + x.w * w.w;
+            }
+        }
+    const float score = score_sums(sums);
+    if (real && lane < SCORE_TOKENS && first + lane < work.rows)
+        work.scores[(int64_t)(first + lane) * (work.experts + 1) + expert] = score * factors[lane];
+
+    /* The blocks of these tokens share out the normalised rows. */
+    const float4 ones = make_float4(1, 1, 1, 1);
+    for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < SCORE_TOKENS * items; i += gridDim.x * blockDim.x) {
+        const int t = i / items, v = (i - t * items) * 4;
+        if (first + t < work.rows)
+            convert_store(work.hidden + (int64_t)(first + t) * columns, columns, v, convert_times(tokens[i], ones, factors[t]));
+    }
+}
+
+/* Whether this way can be gone, and then goes it. */
+static bool score(const cuda_run *run, const qmi_op_route *op, const route_room *room)
+{
+    const cuda_matrix router = cuda_matrix_of(&op->router), gate = cuda_matrix_of(&op->shared_gate);
+    const int32_t stride = router.blocks * QMI_CUDA_BLOCK, rows = router.rows + (op->shared_gate.data ? 1 : 0);
+    const size_t shared = SCORE_TOKENS * stride * sizeof(float);
+    if (run->rows > SCORE_ROWS || router.type != QMI_TYPE_F32 || (op->shared_gate.data && gate.type != QMI_TYPE_F32) ||
+        shared > SCORE_SHARED)
+        return false;
+    const score_work work = { cuda_slot(run, op->in), cuda_vector(&op->norm.weight), op->norm.epsilon,
+                              (const float *)router.plane[0], (const float *)gate.plane[0], cuda_slot(run, op->hidden),
+                              room->scores, run->rows, router.columns, stride, router.rows };
+    const dim3 grid(matmul_ceil(rows, SCORE_WARPS), matmul_ceil(run->rows, SCORE_TOKENS));
+    cuda_launch(run, grid, dim3(SCORE_WARPS * QMI_WARP), shared, score_kernel, work);
+    return true;
+}
+
+cudaError_t route_setup(void)
+{
+    return cudaFuncSetAttribute(score_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, SCORE_SHARED);
+}
+
 /* ---- softmax and choice: a warp a token ----
  * An expert's key has its probability above and its index, negated, below: the largest key is the largest probability, the lowest
  * index of equals; NaN counts as less than all. */
@@ -123,7 +236,8 @@ static __device__ __forceinline__ unsigned long long choose_most(unsigned long l
     return key;
 }
 
-/* PER: experts a lane, in registers; 0: any number, probabilities replace the scores in memory. */
+/* scale: of an expert's scores, or NULL. PER: experts a lane, in registers; 0: any number, probabilities replace the scores in
+ * memory. */
 template <int PER>
 static __global__ void __launch_bounds__(CHOOSE_WARPS * QMI_WARP)
     choose_kernel(float *scores, const float *scale, int rows, int experts, int top, bool gated, float *route)
@@ -141,7 +255,7 @@ static __global__ void __launch_bounds__(CHOOSE_WARPS * QMI_WARP)
 #pragma unroll
         for (int i = 0; i < PER; i++) {
             int e = lane + 32 * i;
-            p[i] = e < experts ? scores[e] * scale[e] : -INFINITY;
+            p[i] = e < experts ? scores[e] * (scale ? scale[e] : 1) : -INFINITY;
             most = fmaxf(most, p[i]);
         }
         most = chip_warp_max(most);
@@ -154,10 +268,10 @@ static __global__ void __launch_bounds__(CHOOSE_WARPS * QMI_WARP)
             p[i] /= sum;
     } else {
         for (int e = lane; e < experts; e += 32)
-            most = fmaxf(most, scores[e] * scale[e]);
+            most = fmaxf(most, scores[e] * (scale ? scale[e] : 1));
         most = chip_warp_max(most);
         for (int e = lane; e < experts; e += 32)
-            sum += scores[e] = expf(scores[e] * scale[e] - most);
+            sum += scores[e] = expf(scores[e] * (scale ? scale[e] : 1) - most);
         sum = chip_warp_sum(sum);
         for (int e = lane; e < experts; e += 32)
             scores[e] /= sum;
@@ -190,13 +304,12 @@ static __global__ void __launch_bounds__(CHOOSE_WARPS * QMI_WARP)
     for (int k = lane; k < top; k += 32)
         route[top + k] = mine[k >> 5] / chosen;
     if (lane == 0)
-        route[2 * top] = gated ? chip_sigmoid(scores[experts] * scale[experts]) : 1.f;
+        route[2 * top] = gated ? chip_sigmoid(scores[experts] * (scale ? scale[experts] : 1)) : 1.f;
 }
 
-void cuda_matmul_route(const cuda_run *run, const qmi_op_route *op)
+/* scores = router h by products of split halves. */
+static void multiply(const cuda_run *run, const qmi_op_route *op, const route_room &room)
 {
-    matmul_room scratch = { run->scratch, 0 };
-    route_room room = lay_out(op, run->rows, &scratch);
     const int32_t experts = (int32_t)op->router.rows, third = room.in.stride / 3;
     const bool gated = op->shared_gate.data != 0;
     convert_part convert = {};
@@ -226,8 +339,18 @@ void cuda_matmul_route(const cuda_run *run, const qmi_op_route *op)
     part.tokens = run->rows;
     part.written = true;
     matmul_launch(run, &part, 1, matmul_tokens(run->rows));
+}
 
+void cuda_matmul_route(const cuda_run *run, const qmi_op_route *op)
+{
+    matmul_room scratch = { run->scratch, 0 };
+    const route_room room = lay_out(op, run->rows, &scratch);
+    const int32_t experts = (int32_t)op->router.rows;
+    const bool scored = score(run, op, &room);
+    if (!scored)
+        multiply(run, op, room);
     const auto choose = experts <= 256 ? choose_kernel<8> : experts <= 512 ? choose_kernel<16> : choose_kernel<0>;
     cuda_launch(run, dim3(matmul_ceil(run->rows, CHOOSE_WARPS)), dim3(CHOOSE_WARPS * QMI_WARP), 0, choose, room.scores,
-                room.weight_scale, run->rows, experts, op->top, gated, cuda_slot(run, op->route));
+                scored ? NULL : room.weight_scale, run->rows, experts, op->top, op->shared_gate.data != 0,
+                cuda_slot(run, op->route));
 }
