@@ -466,7 +466,7 @@ static void check_route(scene *s, uint32_t type, int64_t columns, int32_t expert
         for (int32_t e = 0; e < experts; e++) {
             const sum score = dot(&s->weights[0], e, x);
             total += p[e] = exp(score.value);
-            bound = fmax(bound, 3e-7 * score.size);
+            bound = fmax(bound, 1e-6 * score.size);
         }
         for (int32_t k = 0; k < top; k++)
             chosen += p[(int)got[k]];
