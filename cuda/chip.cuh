@@ -21,7 +21,8 @@
  * A kernel calls chip_let_next_start() first, fetches what no kernel of the run writes but the first (weights, the step,
  * recurrent state before its own layer), then chip_wait_for_previous() before it reads or writes anything else: as kernels let
  * their successor start before they have waited, any number of them may be in flight. Every kernel of the backend must wait, also
- * one that needs nothing: its successor relies on it. */
+ * one that needs nothing: its successor relies on it. Where a kernel lets the next one start only after its wait, that one may
+ * read before waiting (by __ldcg: an L1 cache may hold older values) what was written up to the kernel before the two. */
 static __device__ __forceinline__ void chip_let_next_start(void)
 {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

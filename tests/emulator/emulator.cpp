@@ -436,6 +436,12 @@ void emulator_waited(void)
     emulator.running->waited = true;
 }
 
+void emulator_let_next_start(void)
+{
+    if (emulator_checks)
+        emulator_check_let_next_start(emulator.running->index);
+}
+
 void *emulator_shared(void)
 {
     return shared_of(emulator.running->block);

@@ -92,6 +92,7 @@ void emulator_yield(void);
 void emulator_fault(const char *format, ...) __attribute__((format(printf, 1, 2), noreturn));
 void *emulator_shared(void);      /* dynamic shared memory */
 void emulator_waited(void);       /* the kernel waited for its predecessor */
+void emulator_let_next_start(void);
 void emulator_copy(void *to, const void *from, size_t size, size_t zeros); /* cp.async */
 void emulator_copy_commit(void);
 void emulator_copy_wait(int left);

@@ -53,6 +53,7 @@ static struct {
     uint32_t floor, now[EMULATOR_THREADS];
     clock_values known[EMULATOR_THREADS], barrier[BARRIERS];
     bool waited[EMULATOR_THREADS];
+    bool early;                        /* a thread let the next launch start and hadn't waited for the one before */
     std::vector<const void *> calls[EMULATOR_THREADS];
     /* Shared memory: what the launch gave, and the place of all `__shared__` variables. */
     uint32_t turn;                     /* of blocks; a cell of an older one is empty */
@@ -64,7 +65,7 @@ static struct {
     std::map<uintptr_t, size_t> cell_counts;
     std::map<uintptr_t, std::vector<bool>> atomics; /* address -> blocks whose work it passes on */
     std::map<int64_t, std::vector<bool>> ordered;   /* block -> blocks that came before it */
-} check = { 0, 1, { NULL }, 0, 0, 0, 0, {}, {}, {}, {}, {}, 0, {}, {}, {}, {}, {}, {}, {}, {} };
+} check = { 0, 1, { NULL }, 0, 0, 0, 0, {}, {}, {}, {}, false, {}, 0, {}, {}, {}, {}, {}, {}, {}, {} };
 
 /* ---- order ---- */
 static uint32_t clock_of(int thread, int other)
@@ -162,6 +163,9 @@ void emulator_check_launch(const void *kernel, bool linked)
     check.launch++;
     if (!linked)
         check.chain = check.launch;
+    else if (!check.early) /* the predecessor let it start when the launches before were complete, so only itself may still run */
+        check.chain = std::max(check.chain, check.launch - 1);
+    check.early = false;
     check.kernels.push_back(kernel);
     check.atomics.clear();
     check.ordered.clear();
@@ -202,6 +206,12 @@ void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t
 void emulator_check_waited(int thread)
 {
     check.waited[thread] = true;
+}
+
+void emulator_check_let_next_start(int thread)
+{
+    if (!check.waited[thread])
+        check.early = true;
 }
 
 static uint8_t *map_cells(size_t count)

@@ -5,7 +5,7 @@
 
 #define CHIP_SHARED(type, name) type *name = (type *)emulator_shared()
 
-static inline void chip_let_next_start(void) {}
+static inline void chip_let_next_start(void) { emulator_let_next_start(); }
 static inline void chip_wait_for_previous(void) { emulator_waited(); }
 
 /* ---- loads: an address that is not a multiple of the size faults on a card ---- */

@@ -49,6 +49,7 @@ void emulator_check_launch(const void *kernel, bool linked);
 void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t *shared, size_t bytes,
                           const std::vector<emulator_variable> &variables);
 void emulator_check_waited(int thread);
+void emulator_check_let_next_start(int thread);
 void emulator_check_barrier_all(int threads);       /* all threads of the block met */
 void emulator_check_arrive(int barrier, int thread);
 void emulator_check_leave(int barrier, int thread); /* a waiting one goes on */

@@ -350,14 +350,14 @@ static void test_clusters(void **)
 }
 
 /* ---- faults: a child process runs into each, and says so ---- */
-enum { DEADLOCK, MIXED, MASKED, NEVER_WAITS, TOO_FAR, ODD_ADDRESS, RACE_SHARED, RACE_WARP, RACE_BLOCKS, TOO_EARLY, TOO_LATE,
-       NO_COPY_WAIT, CLUSTER_EARLY, CLUSTER_RACE, NO_FAULT };
+enum { DEADLOCK, MIXED, MASKED, NEVER_WAITS, TOO_FAR, ODD_ADDRESS, RACE_SHARED, RACE_WARP, RACE_BLOCKS, TOO_EARLY, AFTER_EARLY,
+       AFTER_LATE, TOO_LATE, NO_COPY_WAIT, CLUSTER_EARLY, CLUSTER_RACE, NO_FAULT };
 
 static __global__ void faulty(int what, int *p)
 {
     __shared__ __align__(16) int mail[128];
     const int i = (int)threadIdx.x;
-    if (what == TOO_EARLY)
+    if (what == TOO_EARLY || what == AFTER_EARLY || what == AFTER_LATE)
         mail[i] = p[i];
     if (what != NEVER_WAITS)
         chip_wait_for_previous();
@@ -405,6 +405,16 @@ static __global__ void faulty(int what, int *p)
     }
 }
 
+/* Lets the next kernel start before or after its own wait: only then what the kernel before this one did is seen there. */
+static __global__ void between(bool early)
+{
+    if (early)
+        chip_let_next_start();
+    chip_wait_for_previous();
+    if (!early)
+        chip_let_next_start();
+}
+
 /* Whether the words are in what the child says. */
 static bool fault_says(int what, const char *words)
 {
@@ -418,9 +428,11 @@ static bool fault_says(int what, const char *words)
         int *p = on_card<int>(128);
         cudaMemset(p, 0, 512);
         dup2(ends[1], 2);
-        run.linked = what == TOO_EARLY;
-        if (what == TOO_EARLY)
+        run.linked = what == TOO_EARLY || what == AFTER_EARLY || what == AFTER_LATE;
+        if (run.linked)
             cuda_launch(&run, dim3(1), dim3(128), 0, faulty, (int)NO_FAULT, p);
+        if (what == AFTER_EARLY || what == AFTER_LATE)
+            cuda_launch(&run, dim3(1), dim3(32), 0, between, what == AFTER_EARLY);
         run.capability = 90;
         if (what == CLUSTER_EARLY || what == CLUSTER_RACE)
             cuda_launch_cluster(&run, 2, dim3(2), dim3(40), 160, to_next_block,
@@ -454,6 +466,8 @@ static void test_faults(void **)
     assert_true(fault_says(RACE_WARP, "race on shared memory"));
     assert_true(fault_says(RACE_BLOCKS, "race on the card's memory"));
     assert_true(fault_says(TOO_EARLY, "before chip_wait_for_previous()"));
+    assert_true(fault_says(AFTER_EARLY, "before chip_wait_for_previous()"));
+    assert_true(fault_says(AFTER_LATE, "nothing found"));
     assert_true(fault_says(TOO_LATE, "race on shared memory"));
     assert_true(fault_says(NO_COPY_WAIT, "race on shared memory"));
     assert_true(fault_says(CLUSTER_EARLY, "may not have begun"));
