@@ -33,29 +33,42 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
 
 /* ---- merging: a block merges 64 values of a row's head from all splits; eight groups of threads take every eighth split ---- */
 #define MERGED 64
-#define GROUPS (THREADS / (MERGED / 4))
+#define COLUMNS (MERGED / 4) /* of four values */
+#define GROUPS (THREADS / COLUMNS)
+#define MARKS ((ATTEND_SPLITS_MOST + QMI_WARP - 1) / QMI_WARP) /* of a lane */
 
 static __global__ void __launch_bounds__(THREADS) attend_merge(attend_arguments a)
 {
-    __shared__ float4 part[GROUPS][MERGED / 4];
-    const int lane = threadIdx.x % QMI_WARP, group = threadIdx.x / (MERGED / 4), column = threadIdx.x % (MERGED / 4);
+    __shared__ float4 sums[GROUPS][COLUMNS];
+    CHIP_SHARED(float4, parts); /* [splits][COLUMNS] */
+    const int lane = threadIdx.x % QMI_WARP, group = threadIdx.x / COLUMNS, column = threadIdx.x % COLUMNS;
     const int first = blockIdx.x * MERGED + 4 * column, head = blockIdx.y, row = blockIdx.z;
     const int64_t mark = attend_mark(a, row, head, 0);
     const float2 *marks = (const float2 *)a.marks + mark;
-    const float *from = a.partial + mark * a.head_size + first;
+    const float *from = a.partial + mark * a.head_size + first, *from_gate = a.query + attend_gate_index(a, row, head) + first;
     chip_let_next_start();
     chip_wait_for_previous();
+    for (int i = group; i < a.splits; i += GROUPS) /* of an empty split: whatever was there before */
+        chip_copy16(parts + i * COLUMNS + column, from + (int64_t)i * a.head_size, true);
+    chip_copy_commit();
+    const float4 gate = a.gated ? *(const float4 *)from_gate : make_float4(0, 0, 0, 0);
+    float2 own[MARKS];
     float most = -INFINITY, all = 0;
-    for (int i = lane; i < a.splits; i += QMI_WARP)
-        most = fmaxf(most, marks[i].x);
+#pragma unroll
+    for (int k = 0; k < MARKS; k++) {
+        own[k] = lane + k * QMI_WARP < a.splits ? marks[lane + k * QMI_WARP] : make_float2(-INFINITY, 0);
+        most = fmaxf(most, own[k].x);
+    }
     most = chip_warp_max(most); /* finite: a row sees itself */
-    for (int i = lane; i < a.splits; i += QMI_WARP)
-        all += marks[i].y * chip_exp2(marks[i].x - most);
+#pragma unroll
+    for (int k = 0; k < MARKS; k++)
+        all += own[k].y * chip_exp2(own[k].x - most);
     all = chip_warp_sum(all);
+    chip_copy_wait<0>(); /* a thread reads what it has copied */
     float4 y = make_float4(0, 0, 0, 0);
 #pragma unroll 4
     for (int i = group; i < a.splits; i += GROUPS) {
-        const float4 x = *(const float4 *)(from + (int64_t)i * a.head_size); /* of an empty split: whatever was there before */
+        const float4 x = parts[i * COLUMNS + column];
         const float largest = marks[i].x, factor = chip_exp2(largest - most);
         const bool empty = largest == -INFINITY;
         y.x += empty ? 0 : factor * x.x;
@@ -63,16 +76,16 @@ static __global__ void __launch_bounds__(THREADS) attend_merge(attend_arguments 
         y.z += empty ? 0 : factor * x.z;
         y.w += empty ? 0 : factor * x.w;
     }
-    part[group][column] = y;
+    sums[group][column] = y;
     __syncthreads();
     if (group)
         return;
 #pragma unroll
     for (int i = 1; i < GROUPS; i++) {
-        const float4 x = part[i][column];
+        const float4 x = sums[i][column];
         y = make_float4(y.x + x.x, y.y + x.y, y.z + x.z, y.w + x.w);
     }
-    attend_finish(a, row, head, first, y, all);
+    attend_finish(a, row, head, first, y, all, gate);
 }
 
 /* ---- any head size, after appending: a block a row and head, THREADS tokens at a time, in float32 ---- */
@@ -83,7 +96,7 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
     __shared__ float weight[THREADS];
     CHIP_SHARED(float, query);
     const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
-    const int head = blockIdx.x, row = blockIdx.y, kv_head = head / a.group;
+    const int row = blockIdx.x, head = blockIdx.y, kv_head = head / a.group;
     chip_let_next_start();
     chip_wait_for_previous();
     const float *from = a.query + ((int64_t)row * a.heads + head) * a.query_step;
@@ -134,7 +147,7 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
         }
         __syncthreads();
     }
-    const float *gate = attend_gate(a, row, head);
+    const float *gate = a.query + attend_gate_index(a, row, head);
     float *out = a.out + ((int64_t)row * a.heads + head) * size;
 #pragma unroll
     for (int k = 0; k < OWN; k++) {
@@ -230,7 +243,7 @@ void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
     if (!run->single || !has_kernels(op))
         append(run, op, &a);
     if (!has_kernels(op)) {
-        cuda_launch(run, dim3(a.heads, a.rows), THREADS, sizeof(float) * (size_t)a.head_size,
+        cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size,
                     op->kv_type == QMI_TYPE_F16 ? attend_any<QMI_TYPE_F16> : attend_any<QMI_TYPE_F32>, a);
         return;
     }
@@ -242,7 +255,8 @@ void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
         attend_prefill(run, &a, op->kv_type);
     }
     if (a.splits > 1)
-        cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, 0, attend_merge, a);
+        cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, (size_t)a.splits * COLUMNS * sizeof(float4),
+                    attend_merge, a);
 }
 
 int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows)

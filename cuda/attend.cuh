@@ -227,21 +227,20 @@ static __device__ __forceinline__ int64_t attend_mark(const attend_arguments &a,
     return ((int64_t)row * a.heads + head) * a.splits + split;
 }
 
-static __device__ __forceinline__ const float *attend_gate(const attend_arguments &a, int row, int head)
+static __device__ __forceinline__ int64_t attend_gate_index(const attend_arguments &a, int row, int head)
 {
-    return a.query + ((int64_t)row * a.heads + head) * a.query_step + a.head_size;
+    return ((int64_t)row * a.heads + head) * a.query_step + a.head_size;
 }
 
-/* Four values of a head from `first` on: divided by the softmax's sum, gated. */
-static __device__ __forceinline__ void attend_finish(const attend_arguments &a, int row, int head, int first, float4 y, float sum)
+/* Four values of a head: divided by the softmax's sum, gated. */
+static __device__ __forceinline__ void attend_finish(const attend_arguments &a, int row, int head, int first, float4 y, float sum,
+                                                     float4 gate)
 {
     float factor = 1.f / sum;
     float4 f = make_float4(factor, factor, factor, factor);
-    if (a.gated) {
-        float4 gate = *(const float4 *)(attend_gate(a, row, head) + first);
+    if (a.gated)
         f = make_float4(factor * chip_sigmoid(gate.x), factor * chip_sigmoid(gate.y), factor * chip_sigmoid(gate.z),
                         factor * chip_sigmoid(gate.w));
-    }
     *(float4 *)(a.out + ((int64_t)row * a.heads + head) * a.head_size + first) =
         make_float4(y.x * f.x, y.y * f.y, y.z * f.z, y.w * f.w);
 }

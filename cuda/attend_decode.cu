@@ -22,6 +22,7 @@ template <int D, int RING> struct decode_memory {
     __half query[HEADS * D];
     __half fresh[2][D];                  /* the row's own key and value */
     float head[HEADS + 2][D];            /* queries, key, value */
+    float gate[HEADS][D];
     float norm[2][D], cosine[D / 2], sine[D / 2];
     float largest[WARPS][HEADS], sum[WARPS][HEADS];
 };
@@ -36,8 +37,8 @@ struct decode_work {
 static __device__ __forceinline__ decode_work decode_work_of(const attend_arguments &a)
 {
     decode_work w;
-    w.row = blockIdx.z;
-    w.split = blockIdx.x;
+    w.row = blockIdx.x / a.splits;
+    w.split = blockIdx.x - w.row * a.splits;
     w.position = a.step.position[w.row];
     w.kv_head = blockIdx.y / a.head_blocks;
     const int first = blockIdx.y % a.head_blocks * a.block_heads;
@@ -202,6 +203,10 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     }
     decode_take_heads(a, from, m, warp, lane);
     decode_put_heads<T>(a, w, pages, m, warp, lane);
+    if (a.gated && a.splits == 1) /* with the next copies */
+        for (int i = threadIdx.x; i < w.heads * (D / 4); i += WARPS * QMI_WARP)
+            chip_copy16(&m->gate[0][0] + 4 * i,
+                        a.query + attend_gate_index(a, w.row, w.first_head + i / (D / 4)) + i % (D / 4) * 4, true);
     __syncthreads();
 
     uint32_t query[D / 16][2];
@@ -293,26 +298,29 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
             m->sum[warp][2 * t + h] = sum[h];
         }
     }
+    chip_copy_commit(); /* gates, where no copies came after them */
+    chip_copy_wait<0>();
     __syncthreads();
+#pragma unroll 1
     for (int i = threadIdx.x; i < w.heads * (D / 4); i += WARPS * QMI_WARP) {
         const int h = i / (D / 4), d = i % (D / 4) * 4, head = w.first_head + h;
         float most = m->largest[0][h], all = 0;
         float4 y = make_float4(0, 0, 0, 0);
 #pragma unroll
-        for (int k = 1; k < WARPS; k++)
-            most = fmaxf(most, m->largest[k][h]);
+        for (int j = 1; j < WARPS; j++)
+            most = fmaxf(most, m->largest[j][h]);
 #pragma unroll
-        for (int k = 0; k < WARPS; k++) {
-            const float4 x = *(const float4 *)((const float *)m->ring[k] + h * stride + d);
-            const float factor = chip_exp2(m->largest[k][h] - most);
-            all += factor * m->sum[k][h];
+        for (int j = 0; j < WARPS; j++) {
+            const float4 x = *(const float4 *)((const float *)m->ring[j] + h * stride + d);
+            const float factor = chip_exp2(m->largest[j][h] - most);
+            all += factor * m->sum[j][h];
             y.x += factor * x.x;
             y.y += factor * x.y;
             y.z += factor * x.z;
             y.w += factor * x.w;
         }
         if (a.splits == 1)
-            attend_finish(a, w.row, head, d, y, all);
+            attend_finish(a, w.row, head, d, y, all, *(const float4 *)(m->gate[h] + d));
         else {
             const int64_t mark = attend_mark(a, w.row, head, w.split);
             *(float4 *)(a.partial + mark * D + d) = y;
@@ -325,7 +333,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 /* ---- launching ---- */
 template <uint32_t T, int D, int RING> static void launch(const cuda_run *run, const attend_arguments *a)
 {
-    cuda_launch(run, dim3(a->splits, a->kv_heads * a->head_blocks, a->rows), WARPS * QMI_WARP, sizeof(decode_memory<D, RING>),
+    cuda_launch(run, dim3(a->rows * a->splits, a->kv_heads * a->head_blocks), WARPS * QMI_WARP, sizeof(decode_memory<D, RING>),
                 attend_decode_kernel<T, D, RING>, *a);
 }
 

@@ -197,9 +197,9 @@ template <uint32_t T, int D> static cudaError_t set_up(int32_t shared_most)
     cudaError_t error = cudaFuncGetAttributes(&attributes, attend_group_kernel<T, D>);
     if (error != cudaSuccess)
         return error;
-    built = attributes.sharedSizeBytes > 0 && bytes <= shared_most; /* a trap has no shared memory */
-    if (!built)
+    if (!attributes.sharedSizeBytes || bytes > shared_most) /* a trap has no shared memory */
         return cudaSuccess;
+    built = true;
     return cudaFuncSetAttribute(attend_group_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
@@ -207,7 +207,7 @@ cudaError_t attend_group_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
         set_up<QMI_TYPE_F16, 64>, set_up<QMI_TYPE_F16, 128>, set_up<QMI_TYPE_F16, 256>,
-        set_up<QMI_TYPE_F32, 64>, set_up<QMI_TYPE_F32, 128>, set_up<QMI_TYPE_F32, 256>, /* `built` is of the largest */
+        set_up<QMI_TYPE_F32, 64>, set_up<QMI_TYPE_F32, 128>, set_up<QMI_TYPE_F32, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

@@ -189,7 +189,7 @@ static __device__ __forceinline__ void prefill_store(const attend_arguments &a, 
             *(float2 *)(a.partial + mark * D + 8 * d + 2 * t) = make_float2(out[d][2 * r], out[d][2 * r + 1]);
         return;
     }
-    const float *gate = attend_gate(a, w.row + row, head) + 2 * t;
+    const float *gate = a.query + attend_gate_index(a, w.row + row, head) + 2 * t;
     float *to = a.out + ((int64_t)(w.row + row) * a.heads + head) * D + 2 * t;
     const float factor = 1.f / sum;
 #pragma unroll

@@ -91,9 +91,11 @@ typedef struct test_page {
     std::vector<uint8_t> before; /* host copy */
 } test_page;
 
+static int reports; /* of the present case */
+
 static int check(bool good, const test_case &c, const char *what, int row, int index, double got, double want)
 {
-    if (!good)
+    if (!good && reports++ < 10)
         printf("%s: %s of row %d, [%d] is %g, not %g\n", c.name, what, row, index, got, want);
     return !good;
 }
@@ -198,6 +200,7 @@ static int run_case(const test_case &c, int capability)
     cudaMemcpy(out.data(), (void *)slots[3], out.size() * sizeof(float), cudaMemcpyDeviceToHost);
 
     int failures = 0;
+    reports = 0;
     double worst = 0;
     for (int row = 0; row < rows && failures < 10; row++) {
         const cuda_sequence &s = sequences[sequence_of[row]];
