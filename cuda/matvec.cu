@@ -62,7 +62,8 @@ static int32_t tile_of(const matvec_job *job, int32_t tokens)
     for (int32_t rows = tile; rows <= (tokens == 1 ? MATVEC_TILE_MAX : 2); rows += 1 << job->pair) {
         int64_t worst = 0;
         for (int32_t i = 0; i < job->count; i++) {
-            int64_t tiles = matvec_ceil(job->per_block[i], rows >> job->pair), cost = matvec_ceil(tiles, MATVEC_WARPS) * (45 * rows + 30);
+            const int64_t tiles = matvec_ceil(job->per_block[i], rows >> job->pair);
+            const int64_t cost = matvec_ceil(tiles, MATVEC_WARPS) * (45 * rows + 30);
             worst = cost > worst ? cost : worst;
         }
         if (best == 0 || worst <= best) {
@@ -94,7 +95,8 @@ static bool plan(const cuda_run *run, matvec_job *job, int64_t *shared)
         if (matvec_is_float(job->matrix[i].type))
             continue;
         int32_t row = matvec_row_room(job->matrix[i].type, MATVEC_LANES);
-        int64_t tiles = matvec_ceil(job->per_block[i], job->tile >> job->pair), wanted = matvec_ceil(tiles, MATVEC_WARPS) * segments;
+        int64_t tiles = matvec_ceil(job->per_block[i], job->tile >> job->pair);
+        int64_t wanted = matvec_ceil(tiles, MATVEC_WARPS) * segments;
         room = row > room ? row : room;
         stages = wanted < MATVEC_STAGES_MAX && wanted > stages ? (int32_t)wanted : wanted > stages ? MATVEC_STAGES_MAX : stages;
     }
@@ -119,7 +121,8 @@ static bool launch_rows(const cuda_run *run, matvec_job *job)
         return false;
     if (!plan(run, job, &shared))
         return false;
-    cuda_launch(run, dim3((uint32_t)job->first_block[job->count]), dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count), *job);
+    const dim3 blocks((uint32_t)job->first_block[job->count]);
+    cuda_launch(run, blocks, dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count), *job);
     return true;
 }
 

@@ -98,7 +98,8 @@ static __device__ __forceinline__ float4 matvec_load4(const float *row, int u, i
     if ((columns & 3) == 0)
         return ((const float4 *)row)[u];
     const int c = 4 * u;
-    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0, c + 3 < columns ? row[c + 3] : 0);
+    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0,
+                       c + 3 < columns ? row[c + 3] : 0);
 }
 
 static __device__ __forceinline__ float4 matvec_multiply(float4 a, float4 b)
@@ -155,7 +156,8 @@ template <int N> struct matvec_norm_weights {
     float4 w[matvec_batch<N>()];
 };
 
-template <int N> static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
+template <int N>
+static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
 {
     const int units = (in.columns + 3) >> 2;
 #pragma unroll
@@ -282,8 +284,8 @@ static __device__ __forceinline__ void matvec_fetch(uint8_t *stage, const ROWS &
         for (int i = lane; i < count * pieces; i += 32) {
             const int r = i / pieces, piece = i % pieces;
             const int64_t first = matvec_row_first(rows, r) + at;
-            const int skew = matvec_skew<T>(plane, first), bytes = matvec_eight(T, plane) * real / 8;
-            const int64_t start = matvec_eight(T, plane) >= 8 ? first * (matvec_eight(T, plane) / 8) : (first >> 3) * matvec_eight(T, plane);
+            const int eight = matvec_eight(T, plane), skew = matvec_skew<T>(plane, first), bytes = eight * real / 8;
+            const int64_t start = eight >= 8 ? first * (eight / 8) : (first >> 3) * eight;
             if (16 * piece < bytes + skew)
                 chip_copy16_once(stage + r * room + matvec_place(T, plane, L) + 16 * piece,
                                  matvec_row_plane(rows, r, plane) + start - skew + 16 * piece);
@@ -362,7 +364,8 @@ template <uint32_t T> static __device__ __forceinline__ int matvec_dot_word(uint
 }
 
 /* sum + the block's product. */
-template <uint32_t T> static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
+template <uint32_t T>
+static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
 {
     int low = 0, high = 0;
 #pragma unroll
@@ -462,7 +465,8 @@ static __device__ __forceinline__ float matvec_bytes_dot(const matvec_bytes &c, 
 
 /* Block b of row r of a stage of type T, L blocks a row. */
 template <uint32_t T, int L, class ROWS>
-static __device__ __forceinline__ void matvec_stage_bytes(const uint8_t *stage, const ROWS &rows, int r, int b, int at, matvec_bytes &c)
+static __device__ __forceinline__ void matvec_stage_bytes(const uint8_t *stage, const ROWS &rows, int r, int b, int at,
+                                                          matvec_bytes &c)
 {
     block<T> w;
     matvec_take<T, L>(w, stage + r * matvec_row_room(T, L), b, matvec_row_first(rows, r) + at);
@@ -472,8 +476,8 @@ static __device__ __forceinline__ void matvec_stage_bytes(const uint8_t *stage, 
 /* Two rows (or one) with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row
  * n of activations has its block at area[n * stride]. */
 template <int N>
-static __device__ __forceinline__ void matvec_bytes_dots(const matvec_bytes (&c)[2], int count, const matvec_activation *area, int stride,
-                                                         uint32_t inputs, float (&sums)[2 * N])
+static __device__ __forceinline__ void matvec_bytes_dots(const matvec_bytes (&c)[2], int count, const matvec_activation *area,
+                                                         int stride, uint32_t inputs, float (&sums)[2 * N])
 {
 #pragma unroll
     for (int n = 0; n < N; n++)
@@ -539,7 +543,8 @@ static __device__ __forceinline__ void matvec_float_dots(const ROWS &rows, int c
 }
 
 /* Brings whole rows of so many bytes to the L2 cache. */
-template <class ROWS> static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
+template <class ROWS>
+static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
 {
     for (int r = 0; r < count; r++) {
         const uint8_t *row = matvec_row_plane(rows, r, 0) + matvec_row_first(rows, r) * block_bytes;

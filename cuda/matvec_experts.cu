@@ -21,8 +21,8 @@ static int64_t inner_of(const qmi_op_experts *op)
 
 static int32_t act_stride(const qmi_op_experts *op)
 {
-    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0, widest = shared > inner ? shared : inner;
-    return (int32_t)((widest + 3) / 4 * 4);
+    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0;
+    return (int32_t)(((shared > inner ? shared : inner) + 3) / 4 * 4);
 }
 
 int64_t cuda_scratch_matvec(const qmi_op *op, int32_t rows)
@@ -103,13 +103,16 @@ static bool plan_down(const cuda_run *run, const matvec_expert_kernels *kernels,
     int64_t blocks = (int64_t)job->top * job->down.blocks + (job->shared_inner ? job->shared_down.blocks : 0);
     int64_t offset = kernels->choice_bytes + job->in.count * blocks * (int64_t)sizeof(matvec_activation);
     plan->lanes = job->down.blocks <= 16 ? 16 : 32;
-    int32_t batch = 2 * 32 / plan->lanes, room = larger_room(job->down.type, job->shared_down.type, job->shared_inner > 0, plan->lanes);
+    int32_t batch = 2 * 32 / plan->lanes;
+    int32_t room = larger_room(job->down.type, job->shared_down.type, job->shared_inner > 0, plan->lanes);
     int64_t stages = (int64_t)matvec_ceil((int64_t)job->in.count * job->top, batch) * matvec_ceil(job->down.blocks, plan->lanes) +
                      (job->shared_inner ? matvec_ceil(job->shared_down.blocks, plan->lanes) : 0);
     job->per_block = matvec_ceil(job->down.rows, run->processors);
     plan->down_blocks = matvec_ceil(job->down.rows, job->per_block);
     stages *= matvec_ceil(job->per_block, MATVEC_WARPS);
-    if (!matvec_plan_ring(run, offset, room * batch, stages < MATVEC_STAGES_MAX ? (int32_t)stages : MATVEC_STAGES_MAX, &plan->down_ring))
+    if (stages > MATVEC_STAGES_MAX)
+        stages = MATVEC_STAGES_MAX;
+    if (!matvec_plan_ring(run, offset, room * batch, (int32_t)stages, &plan->down_ring))
         return false;
     job->stages = plan->down_ring.stages;
     job->stage_bytes = plan->down_ring.bytes;
@@ -158,8 +161,9 @@ static void launch_experts(const cuda_run *run, const matvec_experts_job *job, i
         const matvec_expert_kernels kernels = kernels_of(part.in.count);
         experts_plan plan;
         plan_part(run, &part, &plan);
-        cuda_launch(run, dim3((uint32_t)plan.gate_blocks), dim3(MATVEC_THREADS), (size_t)plan.gate_ring.shared, kernels.gate, plan.gate);
-        cuda_launch(run, dim3((uint32_t)plan.down_blocks), dim3(MATVEC_THREADS), (size_t)plan.down_ring.shared,
+        const dim3 threads(MATVEC_THREADS);
+        cuda_launch(run, dim3((uint32_t)plan.gate_blocks), threads, (size_t)plan.gate_ring.shared, kernels.gate, plan.gate);
+        cuda_launch(run, dim3((uint32_t)plan.down_blocks), threads, (size_t)plan.down_ring.shared,
                     plan.lanes == 16 ? kernels.down16 : kernels.down32, plan.down);
     }
 }

@@ -78,7 +78,8 @@ template <int P> static __device__ __forceinline__ void matvec_load_keys(const f
 
 /* The `top` largest, largest first, of equals the lower index first: expert[], and their scores to weight[]. Each round takes the
  * largest of all lanes' largest. */
-template <int P> static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
+template <int P>
+static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
 {
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
@@ -276,7 +277,8 @@ static __device__ __forceinline__ uint32_t matvec_gate_members(const matvec_expe
 }
 
 template <int N>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
+    matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
 {
     constexpr int R = N == 1 ? MATVEC_TILE_MAX : 2, width = 32 / (R * N);
     CHIP_SHARED(uint8_t, shared);
@@ -322,8 +324,8 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_gate_ke
             const int at = segment * MATVEC_LANES, real = min(MATVEC_LANES, job.in.blocks - at);
             chip_copy_wait_for(job.stages - 1);
             __syncwarp();
-            MATVEC_STAGE_DOTS(matvec_gate_type(job, t), N, R, ring + slot * job.stage_bytes, t, t.count, at, real, area, job.in.blocks,
-                              members, sums);
+            MATVEC_STAGE_DOTS(matvec_gate_type(job, t), N, R, ring + slot * job.stage_bytes, t, t.count, at, real, area,
+                              job.in.blocks, members, sums);
             if (++segment == s.segments) {
                 matvec_gate_store<N>(job, choice, t, members,
                                      matvec_reduce<R * N>(sums) * matvec_factor(job.in, squares, lane / width % N));
@@ -366,7 +368,8 @@ template <int L> constexpr __host__ __device__ int matvec_down_batch(void) /* gr
 }
 
 template <int L>
-static __device__ __forceinline__ matvec_down_stage matvec_down_stage_of(const matvec_experts_job &job, const matvec_down_plan &p, int index)
+static __device__ __forceinline__ matvec_down_stage matvec_down_stage_of(const matvec_experts_job &job, const matvec_down_plan &p,
+                                                                         int index)
 {
     matvec_down_stage s;
     if (index < p.shared_segments) {
@@ -397,7 +400,8 @@ template <int N> static __device__ __forceinline__ int64_t matvec_row_first(cons
     return ((int64_t)expert * rows.job->down.rows + rows.row) * rows.blocks;
 }
 
-template <int N> static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_down_rows<N> &rows, int, int plane)
+template <int N>
+static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_down_rows<N> &rows, int, int plane)
 {
     return rows.group < 0 ? rows.job->shared_down.plane[plane] : rows.job->down.plane[plane];
 }
@@ -415,7 +419,8 @@ static __device__ __forceinline__ void matvec_stage_acts(const matvec_experts_jo
         float gain[batch];
 #pragma unroll
         for (int b = 0; b < batch; b++) {
-            const int u = base + b * MATVEC_THREADS + (int)threadIdx.x, n = N == 1 ? 0 : (u >> 3) / width, block = (u >> 3) - n * width;
+            const int u = base + b * MATVEC_THREADS + (int)threadIdx.x;
+            const int n = N == 1 ? 0 : (u >> 3) / width, block = (u >> 3) - n * width;
             const int k = min(block / job.down.blocks, job.top), at = block - k * job.down.blocks;
             gain[b] = 0;
             x[b] = make_float4(0, 0, 0, 0);
@@ -434,9 +439,9 @@ static __device__ __forceinline__ void matvec_stage_acts(const matvec_experts_jo
 }
 
 template <int N, int L>
-static __device__ __forceinline__ void matvec_down_dots(const uint8_t *stage, const matvec_experts_job &job, const matvec_choice<N> *choice,
-                                                        const matvec_down_stage &s, int row, const matvec_activation *area,
-                                                        float (&sums)[N])
+static __device__ __forceinline__ void matvec_down_dots(const uint8_t *stage, const matvec_experts_job &job,
+                                                        const matvec_choice<N> *choice, const matvec_down_stage &s, int row,
+                                                        const matvec_activation *area, float (&sums)[N])
 {
     const int lane = threadIdx.x & 31, b = lane & (L - 1), real = min(L, s.blocks - s.at);
     const int width = job.top * job.down.blocks + (job.shared_inner ? job.shared_down.blocks : 0);
@@ -459,7 +464,8 @@ static __device__ __forceinline__ void matvec_down_dots(const uint8_t *stage, co
 }
 
 template <int N, int L>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
+    matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
 {
     CHIP_SHARED(uint8_t, shared);
     chip_let_next_start();
@@ -467,7 +473,8 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_ke
     matvec_activation *area = (matvec_activation *)(shared + matvec_choice_bytes<N>());
     const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, shared_blocks = job.shared_inner ? job.shared_down.blocks : 0;
     const int begin = (int)blockIdx.x * job.per_block, end = min(begin + job.per_block, job.down.rows);
-    uint8_t *ring = (uint8_t *)(area + job.in.count * (job.top * job.down.blocks + shared_blocks)) + warp * job.stages * job.stage_bytes;
+    const int blocks = job.in.count * (job.top * job.down.blocks + shared_blocks);
+    uint8_t *ring = (uint8_t *)(area + blocks) + warp * job.stages * job.stage_bytes;
 
     matvec_choose_all<N>(job, choice);
     matvec_down_plan p;
@@ -483,7 +490,8 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_ke
             const matvec_down_stage s = matvec_down_stage_of<L>(job, p, ahead);
             const matvec_down_rows<N> rows = { &job, choice, s.group, ahead_row, s.blocks };
             const int real = min(L, s.blocks - s.at);
-            MATVEC_FOR_QUANTIZED(s.group < 0 ? job.shared_down.type : job.down.type, matvec_fetch<T, L>(stage, rows, s.count, s.at, real));
+            MATVEC_FOR_QUANTIZED(s.group < 0 ? job.shared_down.type : job.down.type,
+                                 matvec_fetch<T, L>(stage, rows, s.count, s.at, real));
         }
         chip_copy_commit();
         if (++ahead == p.stages)

@@ -192,7 +192,8 @@ void matvec_launch_scores(const cuda_run *run, const qmi_op_route *op, float *sc
     const int32_t stride = matvec_score_stride(router.rows);
     if (matvec_is_float(router.type) && (gate.rows == 0 || matvec_is_float(gate.type))) {
         const score_job job = { in, router, gate, scores, stride, cuda_slot(run, op->hidden) };
-        cuda_launch(run, dim3((uint32_t)matvec_ceil(router.rows + gate.rows, 2)), dim3(MATVEC_THREADS), 0, matvec_score_kernel, job);
+        const dim3 blocks((uint32_t)matvec_ceil(router.rows + gate.rows, 2));
+        cuda_launch(run, blocks, dim3(MATVEC_THREADS), 0, matvec_score_kernel, job);
         return;
     }
     matvec_job job = {};

@@ -106,7 +106,8 @@ static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_t
 }
 
 /* Lane (r * N + n) * width has the sum of row r with row n of activations, and stores it; `old` is what was in its place. */
-template <int N> static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_tile &t, float value, float old)
+template <int N>
+static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_tile &t, float value, float old)
 {
     constexpr int width = 32 / (matvec_tile_rows<N>() * N);
     const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N;
@@ -197,8 +198,8 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_rows_ke
     const matvec_share s = matvec_share_of(job);
     const uint32_t type = job.matrix[s.matrix].type;
     matvec_activation *area = (matvec_activation *)(shared + MATVEC_SQUARES_BYTES);
-    matvec_ring ring = { shared + (job.stages ? matvec_ring_offset(job.in.count, job.in.blocks) : 0) + warp * job.stages * job.stage_bytes,
-                         warp, 0 };
+    uint8_t *rings = shared + matvec_ring_offset(job.in.count, job.in.blocks);
+    matvec_ring ring = { rings + warp * job.stages * job.stage_bytes, warp, 0 };
 
     if (!matvec_is_float(type)) {
 #pragma unroll 1

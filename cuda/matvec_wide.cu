@@ -93,9 +93,10 @@ __global__ void __launch_bounds__(MATVEC_THREADS) matvec_wide_kernel(const __gri
     for (int m = 0; m < job.count; m++)
         for (int row = (int)(blockIdx.x * MATVEC_WARPS + (threadIdx.x >> 5)); row < job.matrix[m].rows; row += warps)
             for (int n = 0; n < job.in.count; n++) {
-                float value = wide_product(job.matrix[m], row, matvec_row(job.in, n), job.in.norm) * factors[n];
+                const float *x = matvec_row(job.in, n);
+                float value = wide_product(job.matrix[m], row, x, job.in.norm) * factors[n];
                 if (job.pair)
-                    value = chip_silu(value) * (wide_product(job.matrix[1], row, matvec_row(job.in, n), job.in.norm) * factors[n]);
+                    value = chip_silu(value) * (wide_product(job.matrix[1], row, x, job.in.norm) * factors[n]);
                 float *to = job.out[m] + (int64_t)n * job.out_stride[m] + row;
                 if (lane == 0)
                     *to = job.add ? *to + value : value;
@@ -143,7 +144,8 @@ __global__ void __launch_bounds__(MATVEC_THREADS) matvec_wide_down_kernel(const 
     const int lane = threadIdx.x & 31, warps = (int)gridDim.x * MATVEC_WARPS, rows = job.down.rows;
     for (int64_t i = (int64_t)blockIdx.x * MATVEC_WARPS + (threadIdx.x >> 5); i < (int64_t)job.in.count * rows; i += warps) {
         const int n = (int)(i / rows), row = (int)(i - (int64_t)n * rows);
-        const float *route = job.route + (int64_t)n * (2 * job.top + 1), *act = job.act + (int64_t)n * (job.top + 1) * job.act_stride;
+        const float *route = job.route + (int64_t)n * (2 * job.top + 1);
+        const float *act = job.act + (int64_t)n * (job.top + 1) * job.act_stride;
         float sum = 0;
         for (int k = 0; k < job.top; k++)
             sum += route[job.top + k] *
