@@ -25,13 +25,13 @@ bool emulator_checks;
 struct access { /* the last of its kind */
     uint32_t launch, block, time;
     uint16_t thread;
+    uint8_t bytes; /* which of the cell, a bit each */
     bool atomic;
     const void *pc;
 };
 
 struct cell {
     struct access write, read, other_read; /* other_read: by another thread than read */
-    bool read_by_blocks;                   /* several of this launch */
 };
 
 struct shared_cell {
@@ -39,6 +39,7 @@ struct shared_cell {
     uint32_t turn;
     int first;                                 /* thread of the block that reads it */
     uint32_t readers[WARPS], read_time[WARPS]; /* lanes that read at that time of theirs */
+    uint8_t read_bytes;                        /* that each of them read */
     const void *pc;                            /* of the last read */
 };
 
@@ -248,8 +249,11 @@ static std::string place_now(int thread, const void *pc)
 {
     std::string out = emulator_place(pc);
     const std::vector<const void *> &calls = check.calls[thread];
-    for (size_t i = calls.size(); i-- > 1 && i + 4 > calls.size();)
-        out += "\n    called from " + emulator_place(calls[i]);
+    for (size_t i = calls.size(); i-- > 1 && i + 4 > calls.size();) {
+        const std::string place = emulator_place(calls[i]);
+        if (place.find("std::") == std::string::npos)
+            out += "\n    called from " + place;
+    }
     return out;
 }
 
@@ -260,64 +264,75 @@ static void race(const char *what, const void *p, const char *kind, const struct
                    write ? "writes" : "reads", now.c_str(), a.thread, a.block, kind, then.c_str());
 }
 
-/* ---- shared memory ---- */
-static void look_shared(struct shared_cell *c, const void *p, int thread, bool write, bool atomic, const void *pc)
+/* A cell has one record of each kind, so where threads write different bytes of it only the last one is remembered. */
+static void record(struct access *last, const struct access &now)
 {
-    const struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, atomic, pc };
-    if (c->write.launch && !before(c->write, thread) && !(atomic && c->write.atomic))
-        race("shared memory", p, "wrote", c->write, write, pc);
+    const bool same = last->launch == now.launch && last->block == now.block && last->thread == now.thread &&
+                      last->time == now.time;
+    const uint8_t bytes = same ? last->bytes : 0;
+    *last = now;
+    last->bytes |= bytes;
+}
+
+/* ---- shared memory ---- */
+static void look_shared(struct shared_cell *c, const void *p, const struct access &now, bool write)
+{
+    const int thread = now.thread;
+    if (c->write.launch && c->write.bytes & now.bytes && !before(c->write, thread) && !(now.atomic && c->write.atomic))
+        race("shared memory", p, "wrote", c->write, write, now.pc);
     if (!write) {
         const int warp = thread % check.block_threads >> 5;
         c->first = thread / check.block_threads * check.block_threads;
+        if (c->read_bytes != now.bytes)
+            memset(c->readers, 0, sizeof c->readers);
+        c->read_bytes = now.bytes;
         if (c->read_time[warp] != now.time)
             c->readers[warp] = 0;
         c->read_time[warp] = now.time;
         c->readers[warp] |= UINT32_C(1) << (thread & 31);
-        c->pc = pc;
+        c->pc = now.pc;
         return;
     }
-    for (int w = 0; w * 32 < check.block_threads && !atomic; w++)
+    for (int w = 0; w * 32 < check.block_threads && c->read_bytes & now.bytes && !now.atomic; w++)
         for (uint32_t lanes = c->read_time[w] > check.floor ? c->readers[w] : 0; lanes; lanes &= lanes - 1) {
             const struct access read = { check.launch, (uint32_t)check.block, c->read_time[w],
-                                         (uint16_t)(c->first + w * 32 + __builtin_ctz(lanes)), false, c->pc };
+                                         (uint16_t)(c->first + w * 32 + __builtin_ctz(lanes)), c->read_bytes, false, c->pc };
             if (!before(read, thread))
-                race("shared memory", p, "read", read, true, pc);
+                race("shared memory", p, "read", read, true, now.pc);
         }
-    c->write = now;
+    record(&c->write, now);
 }
 
 /* ---- the card's memory ---- */
-static void look_global(struct cell *c, const void *p, int thread, bool write, bool atomic, const void *pc)
+/* Is it of this launch, of some of the same bytes, and not ordered before what the thread does now? */
+static bool clashes(const struct access &a, const struct access &now)
 {
-    const struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, atomic, pc };
-    const bool same_launch = c->write.launch == check.launch;
+    if (a.launch != now.launch || !(a.bytes & now.bytes) || (a.atomic && now.atomic))
+        return false;
+    return a.block == now.block ? !before(a, now.thread) : !block_before(a.block);
+}
+
+static void look_global(struct cell *c, const void *p, const struct access &now, bool write)
+{
+    const int thread = now.thread;
     if (!check.waited[thread] && write)
         emulator_fault("writes the card's memory at %p before chip_wait_for_previous()\n    at %s", p,
-                       place_now(thread, pc).c_str());
-    if (!check.waited[thread] && !same_launch && c->write.launch >= check.chain && c->write.launch)
+                       place_now(thread, now.pc).c_str());
+    if (!check.waited[thread] && c->write.launch != now.launch && c->write.launch >= check.chain && c->write.launch)
         emulator_fault("reads what %s wrote, at %p, before chip_wait_for_previous()\n    at %s",
-                       emulator_kernel_name(check.kernels[c->write.launch]), p, place_now(thread, pc).c_str());
-    if (same_launch && !(atomic && c->write.atomic) &&
-        !(c->write.block == now.block ? before(c->write, thread) : block_before(c->write.block)))
-        race("the card's memory", p, "wrote", c->write, write, pc);
+                       emulator_kernel_name(check.kernels[c->write.launch]), p, place_now(thread, now.pc).c_str());
+    if (clashes(c->write, now))
+        race("the card's memory", p, "wrote", c->write, write, now.pc);
     if (!write) {
-        if (c->read.launch != now.launch) {
-            c->read_by_blocks = false;
-            c->other_read = {};
-        } else if (c->read.block != now.block)
-            c->read_by_blocks = true;
-        else if (c->read.thread != now.thread)
+        if (c->read.block != now.block || c->read.thread != now.thread)
             c->other_read = c->read;
-        c->read = now;
+        record(&c->read, now);
         return;
     }
-    if (c->read.launch == now.launch && !atomic) {
-        if (c->read.block != now.block ? !block_before(c->read.block) : !before(c->read, thread))
-            race("the card's memory", p, "read", c->read, true, pc);
-        if (c->other_read.launch == now.launch && c->other_read.block == now.block && !before(c->other_read, thread))
-            race("the card's memory", p, "read", c->other_read, true, pc);
-    }
-    c->write = now;
+    for (const struct access *read : { &c->read, &c->other_read })
+        if (!now.atomic && clashes(*read, now))
+            race("the card's memory", p, "read", *read, true, now.pc);
+    record(&c->write, now);
 }
 
 static struct shared_cell *shared_cell_of(uintptr_t p)
@@ -367,17 +382,27 @@ static uintptr_t find_memory(const void *p, size_t *size, struct cell **cells)
     return start;
 }
 
+/* Those of the cell at `cell` that are in bytes [first, first + count). */
+static uint8_t bytes_of(uintptr_t cell, uintptr_t first, size_t count)
+{
+    const uintptr_t begin = std::max(cell, first) - cell, end = std::min(cell + CELL, first + count) - cell;
+    return (uint8_t)((1u << end) - (1u << begin));
+}
+
 void emulator_check_access(const void *p, size_t bytes, bool write, bool atomic, const void *pc)
 {
     const int thread = emulator_running();
     const uintptr_t first = (uintptr_t)p;
     if (thread < 0 || !emulator_checks || emulator_on_stack(p))
         return;
+    struct access now = { check.launch, (uint32_t)check.block, check.now[thread], (uint16_t)thread, 0, atomic, pc };
     struct shared_cell *s = shared_cell_of(first);
     if (s) {
         for (uintptr_t at = first / CELL * CELL; at < first + bytes; at += CELL)
-            if ((s = shared_cell_of(std::max(at, first))))
-                look_shared(s, (const void *)at, thread, write, atomic, pc);
+            if ((s = shared_cell_of(std::max(at, first)))) {
+                now.bytes = bytes_of(at, first, bytes);
+                look_shared(s, (const void *)at, now, write);
+            }
         return;
     }
     size_t size;
@@ -390,8 +415,10 @@ void emulator_check_access(const void *p, size_t bytes, bool write, bool atomic,
                        (ptrdiff_t)(first - start), size, place_now(thread, pc).c_str());
     if (atomic)
         pass_on(first);
-    for (size_t c = (first - start) / CELL; c * CELL < first - start + bytes; c++)
-        look_global(&cells[c], (const void *)(start + c * CELL), thread, write, atomic, pc);
+    for (size_t c = (first - start) / CELL; c * CELL < first - start + bytes; c++) {
+        now.bytes = bytes_of(start + c * CELL, first, bytes);
+        look_global(&cells[c], (const void *)(start + c * CELL), now, write);
+    }
 }
 
 /* ---- what the compiler calls ---- */
