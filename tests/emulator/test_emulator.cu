@@ -397,6 +397,8 @@ static __global__ void faulty(int what, int *p)
         p[i] = mail[i];
     }
     if (what == NO_FAULT) {
+        ((int8_t *)mail)[i] = 1; /* bytes beside each other are no race */
+        __syncthreads();
         mail[i] = i;
         __syncwarp();
         p[i] = mail[i ^ 1];
