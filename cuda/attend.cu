@@ -13,16 +13,16 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
     const int64_t item = (int64_t)blockIdx.x * WARPS + warp;
     const int row = (int)(item / a.kv_heads), kv_head = (int)(item % a.kv_heads);
     chip_let_next_start();
+    const int known = min(row, a.rows - 1), position = a.step.position[known];
+    const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[known]].page_first;
+    const uint64_t place = attend_place<T>(a, pages, kv_head, position);
     chip_wait_for_previous();
     if (row >= a.rows)
         return;
     float *head = heads + warp * size;
     const float *key = a.key + item * size, *value = a.value + item * size;
-    const int position = a.step.position[row];
-    const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[row]].page_first;
     for (int i = lane; i < size; i += QMI_WARP)
         head[i] = key[i];
-    const uint64_t place = attend_place<T>(a, pages, kv_head, position);
     attend_turn(head, size, a.key_norm, a.key_epsilon, a.rotary, a.frequency, position, lane);
     for (int i = 2 * lane; i < size; i += 2 * QMI_WARP)
         for (int j = i; j < min(i + 2, size); j++) {

@@ -2,7 +2,8 @@
  *
  *   attend.cu          which kernels run, appending, merging of partial results, head sizes without a kernel of their own
  *   attend_decode.cu   one row a sequence
- *   attend_prefill.cu  several rows a sequence
+ *   attend_prefill.cu  several rows a sequence (attend_prefill.cuh: what it shares with the next)
+ *   attend_group.cu    the same on sm_90a
  *
  * Keys and values are multiplied as halves on tensor cores, sums and softmax are float32. The softmax counts in powers of two:
  * the queries are multiplied by log2(e) / sqrt(head_size). A head's tokens may be shared by several blocks ("splits"), each of
