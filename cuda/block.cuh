@@ -46,6 +46,7 @@ template <> struct block<QMI_TYPE_IQ4_XS> { uint4 q; uint2 scales; };
  * multiple of eight. */
 struct block_index {
     int64_t i;
+    static constexpr bool again = false; /* what eight blocks have together will be read again soon, for the others */
     __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const { return plane + i * bytes; }
     __device__ __forceinline__ const uint8_t *eight(const uint8_t *plane, int bytes) const { return plane + (i >> 3) * bytes; }
 };
@@ -53,6 +54,7 @@ struct block_index {
 struct block_of_row {
     int64_t first;
     int b;
+    static constexpr bool again = true;
     __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const
     {
         return plane + (int64_t)b * bytes + first * bytes;
@@ -79,7 +81,7 @@ template <uint32_t T, class AT> static __device__ __forceinline__ void block_loa
         if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
             w.high = chip_load4(at.one(m.plane[1], 4));
         if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-            w.mins = chip_load16(at.eight(m.plane[2], 16));
+            w.mins = AT::again ? chip_load16_again(at.eight(m.plane[2], 16)) : chip_load16(at.eight(m.plane[2], 16));
         if constexpr (T == QMI_TYPE_Q6_K) {
             w.high = chip_load8(at.one(m.plane[1], 8));
             w.scales = chip_load2(at.one(m.plane[2], 2)); /* two int8, of the block's halves */

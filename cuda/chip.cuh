@@ -45,6 +45,13 @@ static __device__ __forceinline__ uint4 chip_load16(const void *p)
     return v;
 }
 
+static __device__ __forceinline__ uint4 chip_load16_again(const void *p) /* what should stay in L1 */
+{
+    uint4 v;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    return v;
+}
+
 static __device__ __forceinline__ uint2 chip_load8(const void *p)
 {
     uint2 v;

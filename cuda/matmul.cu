@@ -28,7 +28,7 @@ static void set_shared(matmul_shape *shape, int64_t columns)
     int32_t held = shape->groups ? shape->tokens : instance;
     const int32_t row_bytes = MATMUL_CHUNK * (int32_t)sizeof(__half);
     int32_t sums = (shares - 1) * shape->row_warps * instance * QMI_WARP * (int32_t)sizeof(float);
-    shape->stages = shape->groups ? (shares == 1 ? 4 : 3) : instance >= 128 ? 3 : 4;
+    shape->stages = shape->groups && shares == 1 ? 4 : MATMUL_STAGES;
     shape->stage_bytes = held * shares * row_bytes;
     shape->shared = shape->few ? held * matmul_ceil(columns, MATMUL_CHUNK) * row_bytes : shape->stages * shape->stage_bytes;
     shape->shared = (shape->shared > sums ? shape->shared : sums) + (shape->groups ? GROUP_ALIGN : 0);
@@ -44,7 +44,8 @@ static double clocks_of(const cuda_run *run, const matmul_work *work, const matm
         blocks += blocks_of(&work->part[p], shape);
     double rounds = matmul_ceil(work->part[0].a.columns, MATMUL_CHUNK * shares);
     double round = shape->groups ? 500 + 16 * shape->tokens : 600 + 26 * shape->tokens;
-    double waves = matmul_ceil(blocks, run->processors * (shape->tokens <= 32 && !shape->groups ? 2 : 1));
+    bool two = shape->tokens <= 32 && 2 * (shape->shared + SHARED_OWN) <= run->shared_most;
+    double waves = matmul_ceil(blocks, run->processors * (two ? 2 : 1));
     return waves * (rounds * round + 4000 + (shares > 1 ? 1500 : 0));
 }
 
@@ -59,7 +60,7 @@ static matmul_shape choose_shape(const cuda_run *run, const matmul_work *work, u
     for (int32_t p = 0; p < work->parts; p++)
         listed |= work->part[p].tiles != NULL;
     for (int32_t size = tokens; size > (tokens > 32 ? 32 : tokens / 2); size /= 2)
-        for (int32_t row_warps = MATMUL_WARPS; row_warps >= (groups ? 4 : 2); row_warps /= 2) {
+        for (int32_t row_warps = MATMUL_WARPS; row_warps >= (groups ? 4 : tokens > 32 ? 2 : 1); row_warps /= 2) {
             matmul_shape shape = { groups, work->part[0].from != NULL, size, row_warps, 0, 0, 0 };
             set_shared(&shape, work->part[0].a.columns);
             double clocks = clocks_of(run, work, &shape);

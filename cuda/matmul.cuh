@@ -17,6 +17,7 @@
 #define MATMUL_WARPS 8
 #define MATMUL_THREADS (QMI_WARP * MATMUL_WARPS)
 #define MATMUL_PARTS QMI_PROJECT_MAX
+#define MATMUL_STAGES 3    /* of activations under way, in the kernels without warp groups */
 
 /* Converted rows; value = half * scale of its row, a power of two (1 where the values fit). */
 typedef struct matmul_input {

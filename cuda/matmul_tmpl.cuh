@@ -4,7 +4,7 @@
  * A block of 8 warps has a tile of rows x tokens. A warp has two tiles of 16 rows (m = 0, 1; GLU: one of gate, one of up) times
  * all tokens of the tile; lane 4 g + c holds block 4 j + c of rows g and g + 8 of each for chunk j, loads them as they lie in
  * memory, one chunk ahead, and unpacks a quarter (k 32 of the chunk's 128) at a time. Activations come through shared memory,
- * three or four stages of cp.async; each fragment read from there serves two mma, so that shared memory (128 bytes a clock) is
+ * three stages of cp.async; each fragment read from there serves two mma, so that shared memory (128 bytes a clock) is
  * 2/3 busy when the tensor cores are full.
  *
  * Floors, for R rows, K columns, n tokens: bytes R K x bits / 8 over the bandwidth (few tokens), 2 R K n over the rate of
@@ -18,11 +18,6 @@
 #include "matmul.cuh"
 
 #define MATMUL_GROUP 8 /* tiles of tokens whose activations stay in L2 while all rows pass by */
-
-template <int TOKENS> __host__ __device__ constexpr int matmul_stages(void)
-{
-    return TOKENS >= 128 ? 3 : 4;
-}
 
 /* Registers for weights now and next, and sums: where they do not fit, weights are loaded when needed. */
 template <uint32_t T, int TOKENS> __host__ __device__ constexpr bool matmul_ahead(void)
@@ -65,17 +60,15 @@ static __device__ __forceinline__ matmul_place matmul_find(const matmul_part &pa
 /* Chunks [first, last) of the tile's tokens to shared memory: token t's unit u at u ^ (t & 7), so that the eight rows an ldmatrix
  * takes lie in different banks. What lies there for tokens that do not exist ends in sums that nobody stores. */
 template <int TOKENS>
-static __device__ __forceinline__ void matmul_fetch(const matmul_input &in, const int32_t *source, int count, uint8_t *stage,
-                                                    int first, int last)
+static __device__ __forceinline__ void matmul_fetch(const uint8_t *const *source, int count, uint8_t *stage, int first, int last)
 {
     const int unit = threadIdx.x & 15, own = threadIdx.x >> 4;
 #pragma unroll 1
     for (int chunk = first; chunk < last; chunk++, stage += TOKENS * 256)
 #pragma unroll
-        for (int token = own; token < TOKENS; token += MATMUL_THREADS / 16)
-            if (token < count)
-                chip_copy16(stage + token * 256 + ((unit ^ (own & 7)) << 4),
-                            in.x + (int64_t)source[token] * in.stride + chunk * MATMUL_CHUNK + unit * 8, true);
+        for (int i = 0; i < TOKENS; i += MATMUL_THREADS / 16)
+            if (own + i < count)
+                chip_copy16(stage + (own + i) * 256 + ((unit ^ (own & 7)) << 4), source[own + i] + chunk * 256 + unit * 16, true);
 }
 
 /* sums += weights of one chunk (the lane's: block b of its rows) times the tokens at `tokens` in shared memory; live: groups of
@@ -224,14 +217,14 @@ static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
     return p;
 }
 
-/* Where the tile's tokens are in `in`, and what their sums are to be multiplied with. */
+/* Where the tile's tokens are, and what their sums are to be multiplied with. */
 template <uint32_t T>
-static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, int32_t *source,
+static __device__ __forceinline__ void matmul_list(const matmul_part &part, const matmul_place &place, const uint8_t **source,
                                                    float *scale)
 {
     for (int t = threadIdx.x; t < place.count; t += MATMUL_THREADS) {
         int i = place.first + t, from = part.gather ? part.gather[i] : i;
-        source[t] = from;
+        source[t] = (const uint8_t *)(part.in.x + (int64_t)from * part.in.stride);
         scale[t] = part.in.scale[from] * (1.f / block_gain<T>());
     }
     __syncthreads();
@@ -241,10 +234,10 @@ template <uint32_t T, int TOKENS>
 __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
     matmul_kernel(const __grid_constant__ matmul_work work)
 {
-    constexpr int stages = matmul_stages<TOKENS>();
+    constexpr int stages = MATMUL_STAGES;
     constexpr bool ahead = matmul_ahead<T, TOKENS>();
     CHIP_SHARED(uint8_t, shared);
-    __shared__ int32_t source[TOKENS];
+    __shared__ const uint8_t *source[TOKENS];
     __shared__ float scale[TOKENS];
     chip_let_next_start();
     const matmul_part &part = work.part[matmul_part_of(work)];
@@ -269,7 +262,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
 #pragma unroll
     for (int s = 0; s < stages - 1; s++) {
         if (s < rounds)
-            matmul_fetch<TOKENS>(part.in, source, place.count, shared + s * work.stage_bytes, s * shares,
+            matmul_fetch<TOKENS>(source, place.count, shared + s * work.stage_bytes, s * shares,
                                  min((s + 1) * shares, chunks));
         chip_copy_commit();
     }
@@ -279,7 +272,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
         chip_copy_wait<stages - 2>();
         __syncthreads();
         if (round + stages - 1 < rounds)
-            matmul_fetch<TOKENS>(part.in, source, place.count, shared + fill * work.stage_bytes, (round + stages - 1) * shares,
+            matmul_fetch<TOKENS>(source, place.count, shared + fill * work.stage_bytes, (round + stages - 1) * shares,
                                  min((round + stages) * shares, chunks));
         chip_copy_commit();
         if (chunk < chunks) {

@@ -18,6 +18,7 @@ template <class T> static inline T emulator_load(const void *p, const char *file
     return v;
 }
 static inline uint4 chip_load16(const void *p, EMULATOR_PLACE) { return emulator_load<uint4>(p, file, line); }
+static inline uint4 chip_load16_again(const void *p, EMULATOR_PLACE) { return emulator_load<uint4>(p, file, line); }
 static inline uint2 chip_load8(const void *p, EMULATOR_PLACE) { return emulator_load<uint2>(p, file, line); }
 static inline uint32_t chip_load4(const void *p, EMULATOR_PLACE) { return emulator_load<uint32_t>(p, file, line); }
 static inline uint32_t chip_load2(const void *p, EMULATOR_PLACE) { return emulator_load<uint16_t>(p, file, line); }
