@@ -1,9 +1,9 @@
 /* PROJECT, GLU, PROJECT_ADD and LOGITS for up to 8 rows: how a job is cut into blocks, and its launch. */
 #include "matvec_host.h"
 
-static matvec_rows_function kernel_of(int32_t rows)
+static matvec_rows_function kernel_of(int32_t rows, bool pair)
 {
-    return rows == 1 ? matvec_rows_1() : rows <= 4 ? matvec_rows_4() : matvec_rows_8();
+    return rows == 1 ? matvec_rows_1(pair) : rows <= 4 ? matvec_rows_4(pair) : matvec_rows_8(pair);
 }
 
 /* ---- the cut ---- */
@@ -37,41 +37,20 @@ static int64_t cut(matvec_job *job, int64_t cost)
     return blocks;
 }
 
-/* One block a multiprocessor, each with as equal a share of the bytes as whole rows allow. */
-static void cut_evenly(const cuda_run *run, matvec_job *job)
+/* So many blocks, each with as equal a share of the bytes as whole rows allow. */
+static void cut_evenly(matvec_job *job, int64_t blocks)
 {
     int64_t low = 1, high = 0;
     for (int32_t i = 0; i < job->count; i++)
         high += row_cost(&job->matrix[i]) * job->matrix[i].rows;
     while (low < high) {
         int64_t middle = low + (high - low) / 2;
-        if (cut(job, middle) <= run->processors)
+        if (cut(job, middle) <= blocks)
             high = middle;
         else
             low = middle + 1;
     }
     cut(job, low);
-}
-
-/* Rows of a tile. More rows share a load of the activations (about 5 instructions of 45 a block of 32) and the overhead of a
- * stage (25), but leave warps idle where there are few. */
-static int32_t tile_of(const matvec_job *job, int32_t tokens)
-{
-    int64_t best = 0;
-    int32_t tile = 1 << job->pair;
-    for (int32_t rows = tile; rows <= (tokens == 1 ? MATVEC_TILE_MAX : 2); rows += 1 << job->pair) {
-        int64_t worst = 0;
-        for (int32_t i = 0; i < job->count; i++) {
-            const int64_t tiles = matvec_ceil(job->per_block[i], rows >> job->pair);
-            const int64_t cost = matvec_ceil(tiles, MATVEC_WARPS) * (45 * rows + 30);
-            worst = cost > worst ? cost : worst;
-        }
-        if (best == 0 || worst <= best) {
-            best = worst;
-            tile = rows;
-        }
-    }
-    return tile;
 }
 
 static bool is_quantized(const matvec_job *job)
@@ -82,47 +61,28 @@ static bool is_quantized(const matvec_job *job)
     return false;
 }
 
-static bool plan(const cuda_run *run, matvec_job *job, int64_t *shared)
+/* Warps share rows until there is work for nearly all warps of one block a multiprocessor, and there are two blocks where there is work
+ * for both (then the one's loads hide behind the other's products). */
+static void plan(const cuda_run *run, matvec_job *job)
 {
-    cut_evenly(run, job);
-    job->tile = tile_of(job, job->in.count);
-    job->stages = job->stage_bytes = 0;
-    *shared = MATVEC_SQUARES_BYTES;
-    if (!is_quantized(job))
-        return true;
-    int32_t room = 0, stages = 1, segments = matvec_ceil(job->in.blocks, MATVEC_LANES);
-    for (int32_t i = 0; i < job->count; i++) {
-        if (matvec_is_float(job->matrix[i].type))
-            continue;
-        int32_t row = matvec_row_room(job->matrix[i].type, MATVEC_LANES);
-        int64_t tiles = matvec_ceil(job->per_block[i], job->tile >> job->pair);
-        int64_t wanted = matvec_ceil(tiles, MATVEC_WARPS) * segments;
-        room = row > room ? row : room;
-        stages = wanted < MATVEC_STAGES_MAX && wanted > stages ? (int32_t)wanted : wanted > stages ? MATVEC_STAGES_MAX : stages;
-    }
-    matvec_ring_plan ring;
-    for (;; job->tile -= 1 << job->pair) { /* fewer rows a stage where a ring of two is too much */
-        if (job->tile < 1)
-            return false;
-        if (matvec_plan_ring(run, matvec_ring_offset(job->in.count, job->in.blocks), room * job->tile, stages, &ring) &&
-            (ring.stages > 1 || stages == 1 || job->tile == 1 << job->pair))
-            break;
-    }
-    job->stages = ring.stages;
-    job->stage_bytes = ring.bytes;
-    *shared = ring.shared;
-    return true;
+    int64_t groups = 0, warps = (int64_t)MATVEC_WARPS * run->processors;
+    int32_t chunks = matvec_ceil(job->in.blocks, 32);
+    for (int32_t i = 0; i < job->count; i++)
+        groups += job->pair ? job->matrix[i].rows : matvec_ceil(job->matrix[i].rows, 2);
+    job->quantized = is_quantized(job);
+    for (job->split_bits = 0; 2 << job->split_bits <= chunks && job->split_bits < 3 && groups << job->split_bits < warps * 7 / 8;)
+        job->split_bits++;
+    bool both = job->in.count <= 4 && groups << job->split_bits > warps * 5 / 4;
+    cut_evenly(job, both ? 2 * (int64_t)run->processors : run->processors);
 }
 
 static bool launch_rows(const cuda_run *run, matvec_job *job)
 {
-    int64_t shared;
-    if (job->pair && job->matrix[0].type != job->matrix[1].type)
+    int64_t shared = matvec_rows_shared(is_quantized(job) ? job->in.count : 0, job->in.blocks);
+    if (shared > run->shared_most || (job->pair && job->matrix[0].type != job->matrix[1].type))
         return false;
-    if (!plan(run, job, &shared))
-        return false;
-    const dim3 blocks((uint32_t)job->first_block[job->count]);
-    cuda_launch(run, blocks, dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count), *job);
+    plan(run, job);
+    cuda_launch(run, dim3((uint32_t)job->first_block[job->count]), dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count, job->pair), *job);
     return true;
 }
 
@@ -224,7 +184,8 @@ cudaError_t cuda_matvec_setup(void)
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    for (int32_t rows = 1; error == cudaSuccess && rows <= CUDA_VECTOR_ROWS; rows *= 2)
-        error = matvec_raise_shared((const void *)kernel_of(rows), most);
+    for (int32_t rows = 1; rows <= CUDA_VECTOR_ROWS; rows *= 2)
+        for (int pair = 0; pair < 2 && error == cudaSuccess; pair++)
+            error = matvec_raise_shared((const void *)kernel_of(rows, pair), most);
     return error == cudaSuccess ? matvec_experts_setup(most) : error;
 }

@@ -1,8 +1,7 @@
-/* What the decode kernels share: a few rows of activations as 8-bit numbers in shared memory, weights on their way through
- * shared memory, and their products. Decode reads each weight once and is bound by two things: bytes, and the chain of kernels
- * that wait for each other. So
- *   - one block of 512 threads a multiprocessor takes at most half of its registers and shared memory: the next kernel's
- *     blocks lie beside it and fetch their weights (cp.async, no registers) while it computes;
+/* What the decode kernels share: a few rows of activations as 8-bit numbers in shared memory, and their products with weights that come
+ * straight from memory to registers. Decode reads each weight once and is bound by three things: bytes, the chain of kernels that wait
+ * for each other, and instructions (a block of 32 weights costs about 45). So
+ *   - a warp's first weights are on their way before it waits for its predecessor;
  *   - every block normalises and quantizes the activations for itself: one round of loads, one barrier, and no kernel between;
  *   - the factor of the norm is a number a row, and multiplies the finished sums. */
 #ifndef QMI_CUDA_MATVEC_CUH
@@ -11,11 +10,9 @@
 #include "block.cuh"
 
 #define MATVEC_THREADS 512
-#define MATVEC_WARPS (MATVEC_THREADS / QMI_WARP)
-#define MATVEC_LANES 32      /* blocks of a row in one stage: one a lane */
-#define MATVEC_STAGES_MAX 8
+#define MATVEC_WARP_BITS 4
+#define MATVEC_WARPS (1 << MATVEC_WARP_BITS)
 #define MATVEC_SQUARES_BYTES (CUDA_VECTOR_ROWS * MATVEC_WARPS * 4)
-#define MATVEC_TILE_MAX 4    /* rows of a stage; with more than one row of activations 2 */
 
 static inline __host__ __device__ bool matvec_is_float(uint32_t type)
 {
@@ -98,8 +95,7 @@ static __device__ __forceinline__ float4 matvec_load4(const float *row, int u, i
     if ((columns & 3) == 0)
         return ((const float4 *)row)[u];
     const int c = 4 * u;
-    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0,
-                       c + 3 < columns ? row[c + 3] : 0);
+    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0, c + 3 < columns ? row[c + 3] : 0);
 }
 
 static __device__ __forceinline__ float4 matvec_multiply(float4 a, float4 b)
@@ -145,7 +141,7 @@ static __device__ __forceinline__ void matvec_quantize(matvec_activation *block,
     }
 }
 
-/* Batches of loads in flight at once: so many times four columns a thread, for N rows. */
+/* Loads in flight at once: so many times four columns a thread, for N rows. */
 template <int N> constexpr __host__ __device__ int matvec_batch(void)
 {
     return N == 1 ? 2 : 1;
@@ -156,54 +152,84 @@ template <int N> struct matvec_norm_weights {
     float4 w[matvec_batch<N>()];
 };
 
-template <int N>
-static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
+template <int N> static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
 {
-    const int units = (in.columns + 3) >> 2;
 #pragma unroll
     for (int b = 0; b < matvec_batch<N>(); b++) {
         const int u = base + b * MATVEC_THREADS + (int)threadIdx.x;
-        norm.w[b] = in.norm && u < units ? matvec_load4(in.norm, u, in.columns) : make_float4(1, 1, 1, 1);
+        norm.w[b] = make_float4(1, 1, 1, 1);
+        if (in.norm && 4 * u + 3 < in.columns)
+            norm.w[b] = ((const float4 *)in.norm)[u];
     }
 }
 
-/* Reads the rows: their blocks go to the area (when `quantize`; the columns are a multiple of 32 then), the squares' sums of
- * each warp to squares[n][warp]. A barrier must follow. */
+/* Writes the squares' sums of each warp to squares[n][warp]. */
+template <int N> static __device__ __forceinline__ void matvec_keep_squares(float (&square)[N], float (*squares)[MATVEC_WARPS])
+{
+    const float sum = matvec_reduce<N>(square);
+    if ((threadIdx.x & (32 / N - 1)) == 0)
+        squares[(threadIdx.x & 31) / (32 / N)][threadIdx.x >> 5] = sum;
+}
+
+/* Reads the rows: their blocks go to the area, the sums of their squares to squares. The columns are a multiple of 32. A barrier must
+ * follow. */
 template <int N>
-static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, matvec_norm_weights<N> &norm, bool quantize,
-                                                          matvec_activation *area, float (*squares)[MATVEC_WARPS])
+static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, matvec_norm_weights<N> &norm, matvec_activation *area,
+                                                          float (*squares)[MATVEC_WARPS])
 {
     constexpr int batch = matvec_batch<N>();
-    const int units = (in.columns + 3) >> 2, thread = (int)threadIdx.x;
+    const int units = in.columns >> 2, thread = (int)threadIdx.x;
     float square[N] = {};
+#pragma unroll 1
     for (int base = 0; base < units; base += batch * MATVEC_THREADS) {
         float4 x[batch][N];
 #pragma unroll
         for (int b = 0; b < batch; b++) {
             const int u = base + b * MATVEC_THREADS + thread;
+            if (b && base + b * MATVEC_THREADS >= units)
+                break;
 #pragma unroll
-            for (int n = 0; n < N; n++)
-                x[b][n] = n < in.count && u < units ? matvec_load4(matvec_row(in, n), u, in.columns) : make_float4(0, 0, 0, 0);
+            for (int n = 0; n < N; n++) {
+                x[b][n] = make_float4(0, 0, 0, 0);
+                if (n < in.count && u < units)
+                    x[b][n] = ((const float4 *)matvec_row(in, n))[u];
+            }
         }
         if (base)
             matvec_fetch_norm<N>(in, base, norm);
 #pragma unroll
         for (int b = 0; b < batch; b++) {
             const int u = base + b * MATVEC_THREADS + thread;
+            if (b && base + b * MATVEC_THREADS >= units)
+                break;
 #pragma unroll
             for (int n = 0; n < N; n++)
-                if (n < in.count && base + b * MATVEC_THREADS < units) {
+                if (n < in.count) {
                     square[n] += matvec_dot4(x[b][n], x[b][n]);
-                    if (quantize)
-                        matvec_quantize(area + n * in.blocks + (u >> 3), matvec_multiply(x[b][n], norm.w[b]), 1, u < units);
+                    matvec_quantize(area + n * in.blocks + (u >> 3), matvec_multiply(x[b][n], norm.w[b]), 1, u < units);
                 }
         }
     }
+    if (in.norm)
+        matvec_keep_squares<N>(square, squares);
+}
+
+/* The squares alone, for float weights and any number of columns. */
+template <int N> static __device__ __forceinline__ void matvec_square_input(const matvec_input &in, float (*squares)[MATVEC_WARPS])
+{
+    const int units = (in.columns + 3) >> 2;
+    float square[N] = {};
     if (!in.norm)
         return;
-    const float sum = matvec_reduce<N>(square);
-    if ((thread & (32 / N - 1)) == 0)
-        squares[(thread & 31) / (32 / N)][thread >> 5] = sum;
+#pragma unroll 1
+    for (int u = threadIdx.x; u < units; u += MATVEC_THREADS)
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            if (n < in.count) {
+                const float4 x = matvec_load4(matvec_row(in, n), u, in.columns);
+                square[n] += matvec_dot4(x, x);
+            }
+    matvec_keep_squares<N>(square, squares);
 }
 
 /* The norm's factor of row n, after the barrier. */
@@ -219,9 +245,7 @@ static __device__ __forceinline__ float matvec_factor(const matvec_input &in, co
     return rsqrtf(sum / (float)in.columns + in.epsilon);
 }
 
-/* ---- weights on their way: a stage holds `tile` rows' next 32 (or L) blocks in the order of their planes ---- What a plane
- * has for eight blocks (layout.h), where 16-byte copies can begin at any row of it, and the room a row's part takes in a
- * stage: copies begin at a multiple of 16 bytes, so planes that aren't aligned need up to 30 bytes more. */
+/* Bytes of eight blocks in a plane (layout.h). */
 constexpr __host__ __device__ int matvec_eight(uint32_t type, int plane)
 {
     switch (plane) {
@@ -232,91 +256,17 @@ constexpr __host__ __device__ int matvec_eight(uint32_t type, int plane)
     }
 }
 
-constexpr __host__ __device__ bool matvec_is_aligned(uint32_t type, int plane)
+/* v / divisor for 0 <= v < MATVEC_DIVIDE_MOST, given 1 / divisor: the quotient's distance to the next integer is at least half of 1 / divisor. */
+#define MATVEC_DIVIDE_MOST (1 << 20)
+static __device__ __forceinline__ int matvec_divide(int v, float inverse)
 {
-    const bool super = type == QMI_TYPE_Q4_K || type == QMI_TYPE_Q5_K || type == QMI_TYPE_Q6_K; /* rows of 8 n blocks */
-    return plane == 0 || (super && plane != 3);
+    return (int)(((float)v + 0.5f) * inverse);
 }
 
-constexpr __host__ __device__ int matvec_room(uint32_t type, int plane, int lanes)
+/* Chunks of 32 blocks (one a lane) of a row that a warp has on their way at once: as many as registers allow. */
+template <uint32_t T, int N, bool PAIR> constexpr __host__ __device__ int matvec_chunks(void)
 {
-    const int bytes = matvec_eight(type, plane) * lanes / 8;
-    return matvec_is_aligned(type, plane) || bytes == 0 ? bytes : (bytes + 14 + 15) / 16 * 16;
-}
-
-constexpr __host__ __device__ int matvec_place(uint32_t type, int plane, int lanes)
-{
-    int at = 0;
-    for (int p = 0; p < plane; p++)
-        at += matvec_room(type, p, lanes);
-    return at;
-}
-
-constexpr __host__ __device__ int matvec_row_room(uint32_t type, int lanes)
-{
-    return matvec_place(type, QMI_CUDA_PLANES, lanes);
-}
-
-/* Which rows a stage has is for each kernel to say, by two functions of a type of its own: row r's first block, a number of
- * its matrix, and a plane of that matrix: int64_t matvec_row_first(const ROWS &rows, int r);  const uint8_t
- * *matvec_row_plane(const ROWS &rows, int r, int plane); */
-
-/* Bytes by which a row's part of a plane lies past a multiple of 16; planes begin at one. */
-template <uint32_t T> static __device__ __forceinline__ int matvec_skew(int plane, int64_t first)
-{
-    if (matvec_is_aligned(T, plane))
-        return 0;
-    return (int)(matvec_eight(T, plane) >= 8 ? (uint32_t)first * (uint32_t)(matvec_eight(T, plane) / 8) :
-                 (uint32_t)(first >> 3) * (uint32_t)matvec_eight(T, plane)) & 15;
-}
-
-/* Copies blocks [at, at + real) of `count` rows to a stage; real <= L. Each lane copies pieces of 16 bytes. */
-template <uint32_t T, int L, class ROWS>
-static __device__ __forceinline__ void matvec_fetch(uint8_t *stage, const ROWS &rows, int count, int at, int real)
-{
-    const int lane = chip_here((int)threadIdx.x & 31);
-#pragma unroll
-    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++) {
-        constexpr int room = matvec_row_room(T, L);
-        const int pieces = matvec_room(T, plane, L) / 16;
-        if (pieces == 0)
-            continue;
-        for (int i = lane; i < count * pieces; i += 32) {
-            const int r = i / pieces, piece = i % pieces;
-            const int64_t first = matvec_row_first(rows, r) + at;
-            const int eight = matvec_eight(T, plane), skew = matvec_skew<T>(plane, first), bytes = eight * real / 8;
-            const int64_t start = eight >= 8 ? first * (eight / 8) : (first >> 3) * eight;
-            if (16 * piece < bytes + skew)
-                chip_copy16_once(stage + r * room + matvec_place(T, plane, L) + 16 * piece,
-                                 matvec_row_plane(rows, r, plane) + start - skew + 16 * piece);
-        }
-    }
-}
-
-/* Block b of a row's part in a stage; `first` is the row's first block there, a number of the matrix. */
-template <uint32_t T, int L>
-static __device__ __forceinline__ void matvec_take(block<T> &w, const uint8_t *row, int b, int64_t first)
-{
-    const uint8_t *high = row + matvec_place(T, 1, L) + matvec_skew<T>(1, first);
-    const uint8_t *scales = row + matvec_place(T, 2, L) + matvec_skew<T>(2, first);
-    if constexpr (T == QMI_TYPE_Q8_0) {
-        w.q[0] = ((const uint4 *)row)[2 * b];
-        w.q[1] = ((const uint4 *)row)[2 * b + 1];
-    } else
-        w.q = ((const uint4 *)row)[b];
-    if constexpr (T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 || T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_Q5_0)
-        w.d = ((const uint16_t *)scales)[b];
-    if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
-        w.high = ((const uint32_t *)high)[b];
-    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-        w.mins = ((const uint4 *)scales)[b >> 3];
-    if constexpr (T == QMI_TYPE_Q6_K) {
-        w.high = ((const uint2 *)high)[b];
-        w.scales = ((const uint16_t *)scales)[b];
-        w.d = ((const uint16_t *)(row + matvec_place(T, 3, L) + matvec_skew<T>(3, first)))[b >> 3];
-    }
-    if constexpr (T == QMI_TYPE_IQ4_XS)
-        w.scales = ((const uint2 *)scales)[b >> 3];
+    return N == 1 && sizeof(block<T>) <= 32 && !(PAIR && T == QMI_TYPE_Q6_K) ? 2 : 1;
 }
 
 /* ---- products with activations of 8 bits ---- */
@@ -364,8 +314,7 @@ template <uint32_t T> static __device__ __forceinline__ int matvec_dot_word(uint
 }
 
 /* sum + the block's product. */
-template <uint32_t T>
-static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
+template <uint32_t T> static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
 {
     int low = 0, high = 0;
 #pragma unroll
@@ -391,115 +340,25 @@ static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, con
     }
 }
 
-/* One row of activations with `count` rows of a stage: sums[r] grows by the part of this lane. Block b of the stage goes with
- * block at + b of the area. */
-template <uint32_t T, int R, class ROWS>
-static __device__ __forceinline__ void matvec_stage_dots(const uint8_t *stage, const ROWS &rows, int count, int at, int real,
-                                                         const matvec_activation *area, float (&sums)[R])
+/* A block of R rows with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row n of
+ * activations has its block at area[n * stride]; b: the block's place in its row. */
+template <uint32_t T, int N, int R>
+static __device__ __forceinline__ void matvec_dots(const block<T> (&w)[R], int b, const matvec_activation *area, int stride, uint32_t inputs,
+                                                   float (&sums)[R * N])
 {
-    constexpr int room = matvec_row_room(T, MATVEC_LANES);
-    const int lane = chip_here((int)threadIdx.x & 31);
-    if (lane >= real)
-        return;
-    const matvec_activation a = area[at + lane];
+    matvec_codes<T> codes[R];
 #pragma unroll
     for (int r = 0; r < R; r++)
-        if (r < count) {
-            block<T> w;
-            matvec_codes<T> c;
-            matvec_take<T, MATVEC_LANES>(w, stage + r * room, lane, matvec_row_first(rows, r) + at);
-            matvec_unpack<T>(w, lane, c);
-            sums[r] = matvec_dot<T>(c, a, sums[r]);
-        }
-}
-
-/* ---- the same with several rows of activations: codes of all types become the same form, which then is multiplied by one
- * piece of code, with 14 instructions a product instead of 12 ---- */
-
-struct matvec_bytes { /* signed codes; value = scale of its half * code - minimum */
-    uint32_t low[4], high[4];
-    float scale_low, scale_high, minimum;
-};
-
-template <uint32_t T> static __device__ __forceinline__ void matvec_to_bytes(const block<T> &w, int b, matvec_bytes &c)
-{
-    constexpr uint32_t offset = T == QMI_TYPE_Q4_0 ? 8 : T == QMI_TYPE_Q5_0 ? 16 : T == QMI_TYPE_Q6_K ? 32 : 0;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        if constexpr (T == QMI_TYPE_IQ4_NL || T == QMI_TYPE_IQ4_XS)
-            block_iq4_values(block_word(w.q, k), &c.low[k], &c.high[k]);
-        else {
-            c.low[k] = block_codes(w, k);
-            c.high[k] = block_codes(w, k + 4);
-        }
-        if constexpr (offset != 0) { /* codes are below 128, so no byte carries into the next */
-            c.low[k] = (c.low[k] + (128 - offset) * 0x01010101u) ^ 0x80808080u;
-            c.high[k] = (c.high[k] + (128 - offset) * 0x01010101u) ^ 0x80808080u;
-        }
-    }
-    c.minimum = 0;
-    if constexpr (T == QMI_TYPE_Q8_0 || T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q5_0 || T == QMI_TYPE_IQ4_NL)
-        c.scale_low = c.scale_high = chip_half_low(w.d);
-    if constexpr (T == QMI_TYPE_IQ4_XS)
-        c.scale_low = c.scale_high = block_iq4_xs_scale(w.scales, b & 7);
-    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
-        block_mins(w.mins, b & 7, &c.scale_low, &c.minimum);
-        c.scale_high = c.scale_low;
-    }
-    if constexpr (T == QMI_TYPE_Q6_K) {
-        c.scale_low = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
-        c.scale_high = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
-    }
-}
-
-static __device__ __forceinline__ float matvec_bytes_dot(const matvec_bytes &c, const matvec_activation &a, float sum)
-{
-    int low = 0, high = 0;
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        low = chip_dot4_signed(c.low[k], block_word(a.low, k), low);
-        high = chip_dot4_signed(c.high[k], block_word(a.high, k), high);
-    }
-    return fmaf(-c.minimum, a.total, fmaf(a.scale, fmaf(c.scale_low, (float)low, c.scale_high * (float)high), sum));
-}
-
-/* Block b of row r of a stage of type T, L blocks a row. */
-template <uint32_t T, int L, class ROWS>
-static __device__ __forceinline__ void matvec_stage_bytes(const uint8_t *stage, const ROWS &rows, int r, int b, int at,
-                                                          matvec_bytes &c)
-{
-    block<T> w;
-    matvec_take<T, L>(w, stage + r * matvec_row_room(T, L), b, matvec_row_first(rows, r) + at);
-    matvec_to_bytes<T>(w, b, c);
-}
-
-/* Two rows (or one) with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row
- * n of activations has its block at area[n * stride]. */
-template <int N>
-static __device__ __forceinline__ void matvec_bytes_dots(const matvec_bytes (&c)[2], int count, const matvec_activation *area,
-                                                         int stride, uint32_t inputs, float (&sums)[2 * N])
-{
+        matvec_unpack<T>(w[r], b, codes[r]);
 #pragma unroll
     for (int n = 0; n < N; n++)
-        if ((inputs >> n) & 1) {
+        if (N == 1 || ((inputs >> n) & 1)) {
             const matvec_activation a = area[n * stride];
-            sums[n] = matvec_bytes_dot(c[0], a, sums[n]);
-            if (count > 1)
-                sums[N + n] = matvec_bytes_dot(c[1], a, sums[N + n]);
+#pragma unroll
+            for (int r = 0; r < R; r++)
+                sums[r * N + n] = matvec_dot<T>(codes[r], a, sums[r * N + n]);
         }
 }
-
-/* A stage with N rows of activations, of those whose bit is set; R is its most rows. */
-#define MATVEC_STAGE_DOTS(type, N, R, stage, rows, count, at, real, area, stride, inputs, sums) \
-    if constexpr (N == 1) { \
-        MATVEC_FOR_QUANTIZED(type, matvec_stage_dots<T, R>(stage, rows, count, at, real, area, sums)) \
-    } else if (((int)threadIdx.x & 31) < (real)) { \
-        matvec_bytes bytes[2] = {}; \
-        const int b = (int)threadIdx.x & 31; \
-        MATVEC_FOR_QUANTIZED(type, matvec_stage_bytes<T, MATVEC_LANES>(stage, rows, 0, chip_here(b), at, bytes[0]); \
-                             if (count > 1) matvec_stage_bytes<T, MATVEC_LANES>(stage, rows, 1, chip_here(b), at, bytes[1])) \
-        matvec_bytes_dots<N>(bytes, count, area + (at) + b, stride, inputs, sums); \
-    }
 
 /* ---- products with float weights: both sides straight from memory ---- */
 
@@ -543,8 +402,7 @@ static __device__ __forceinline__ void matvec_float_dots(const ROWS &rows, int c
 }
 
 /* Brings whole rows of so many bytes to the L2 cache. */
-template <class ROWS>
-static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
+template <class ROWS> static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
 {
     for (int r = 0; r < count; r++) {
         const uint8_t *row = matvec_row_plane(rows, r, 0) + matvec_row_first(rows, r) * block_bytes;

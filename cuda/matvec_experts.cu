@@ -21,8 +21,8 @@ static int64_t inner_of(const qmi_op_experts *op)
 
 static int32_t act_stride(const qmi_op_experts *op)
 {
-    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0;
-    return (int32_t)(((shared > inner ? shared : inner) + 3) / 4 * 4);
+    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0, widest = shared > inner ? shared : inner;
+    return (int32_t)((widest + 3) / 4 * 4);
 }
 
 int64_t cuda_scratch_matvec(const qmi_op *op, int32_t rows)
@@ -57,6 +57,10 @@ static matvec_experts_job job_of(const cuda_run *run, const qmi_op_experts *op)
     job.act = (float *)(run->scratch + scores_bytes(op->gate.count, run->rows));
     job.act_stride = act_stride(op);
     job.out = cuda_slot(run, op->out);
+    job.width = job.top * job.down.blocks + (job.shared_inner ? job.shared_down.blocks : 0);
+    job.inverse_inner = 1.f / (float)job.inner;
+    job.inverse_down = 1.f / (float)job.down.blocks;
+    job.inverse_width = 1.f / (float)job.width;
     return job;
 }
 
@@ -69,54 +73,22 @@ static bool is_regular(const matvec_experts_job *job)
     return routed && (shared || !job->shared_inner);
 }
 
-static int32_t larger_room(uint32_t a, uint32_t b, bool both, int32_t lanes)
+/* Bytes of shared memory: the choice, sums, activation blocks. */
+static int64_t gate_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
 {
-    int32_t x = matvec_row_room(a, lanes), y = both ? matvec_row_room(b, lanes) : 0;
-    return x > y ? x : y;
+    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + (int64_t)job->in.count * job->in.blocks * (int64_t)sizeof(matvec_activation);
 }
 
-/* Launches of the two kernels. */
-typedef struct experts_plan {
-    matvec_experts_job gate, down;
-    matvec_ring_plan gate_ring, down_ring;
-    int32_t gate_blocks, down_blocks, lanes;
-} experts_plan;
-
-static bool plan_gate(const cuda_run *run, const matvec_expert_kernels *kernels, experts_plan *plan)
+static int64_t down_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
 {
-    matvec_experts_job *job = &plan->gate;
-    int64_t pairs = (int64_t)job->in.count * job->top * job->inner + job->shared_inner;
-    int64_t offset = kernels->choice_bytes + matvec_ring_offset(job->in.count, job->in.blocks);
-    int32_t room = larger_room(job->gate.type, job->shared_gate.type, job->shared_inner > 0, MATVEC_LANES);
-    job->tile = kernels->rows == 1 && pairs >= (int64_t)8 * MATVEC_WARPS * run->processors ? MATVEC_TILE_MAX : 2;
-    if (!matvec_plan_ring(run, offset, room * job->tile, MATVEC_STAGES_MAX, &plan->gate_ring))
-        return false;
-    job->stages = plan->gate_ring.stages;
-    job->stage_bytes = plan->gate_ring.bytes;
-    plan->gate_blocks = pairs < (int64_t)run->processors ? (int32_t)pairs : run->processors;
-    return true;
+    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + (int64_t)job->in.count * job->width * (int64_t)sizeof(matvec_activation);
 }
 
-static bool plan_down(const cuda_run *run, const matvec_expert_kernels *kernels, experts_plan *plan)
+static bool fits(const cuda_run *run, const matvec_experts_job *job)
 {
-    matvec_experts_job *job = &plan->down;
-    int64_t blocks = (int64_t)job->top * job->down.blocks + (job->shared_inner ? job->shared_down.blocks : 0);
-    int64_t offset = kernels->choice_bytes + job->in.count * blocks * (int64_t)sizeof(matvec_activation);
-    plan->lanes = job->down.blocks <= 16 ? 16 : 32;
-    int32_t batch = 2 * 32 / plan->lanes;
-    int32_t room = larger_room(job->down.type, job->shared_down.type, job->shared_inner > 0, plan->lanes);
-    int64_t stages = (int64_t)matvec_ceil((int64_t)job->in.count * job->top, batch) * matvec_ceil(job->down.blocks, plan->lanes) +
-                     (job->shared_inner ? matvec_ceil(job->shared_down.blocks, plan->lanes) : 0);
-    job->per_block = matvec_ceil(job->down.rows, run->processors);
-    plan->down_blocks = matvec_ceil(job->down.rows, job->per_block);
-    stages *= matvec_ceil(job->per_block, MATVEC_WARPS);
-    if (stages > MATVEC_STAGES_MAX)
-        stages = MATVEC_STAGES_MAX;
-    if (!matvec_plan_ring(run, offset, room * batch, (int32_t)stages, &plan->down_ring))
-        return false;
-    job->stages = plan->down_ring.stages;
-    job->stage_bytes = plan->down_ring.bytes;
-    return true;
+    const matvec_expert_kernels kernels = kernels_of(job->in.count);
+    const int64_t pairs = (int64_t)job->in.count * job->top * job->inner, blocks = (int64_t)job->in.count * job->width;
+    return pairs < MATVEC_DIVIDE_MOST && blocks < MATVEC_DIVIDE_MOST && gate_shared(&kernels, job) <= run->shared_most && down_shared(&kernels, job) <= run->shared_most;
 }
 
 /* The job for some of the rows. */
@@ -133,22 +105,14 @@ static matvec_experts_job part_of(const matvec_experts_job *job, int32_t first, 
     return part;
 }
 
-static bool plan_part(const cuda_run *run, const matvec_experts_job *job, experts_plan *plan)
-{
-    const matvec_expert_kernels kernels = kernels_of(job->in.count);
-    plan->gate = plan->down = *job;
-    return plan_gate(run, &kernels, plan) && plan_down(run, &kernels, plan);
-}
-
 /* Rows that fit into a launch: all, or half of them, and so on; 0: none. */
 static int32_t rows_that_fit(const cuda_run *run, const matvec_experts_job *job)
 {
-    experts_plan plan;
     if (!is_regular(job))
         return 0;
     for (int32_t rows = job->in.count; rows > 0; rows = rows > 1 ? (rows + 1) / 2 : 0) {
         const matvec_experts_job part = part_of(job, 0, rows);
-        if (plan_part(run, &part, &plan))
+        if (fits(run, &part))
             return rows;
     }
     return 0;
@@ -157,14 +121,17 @@ static int32_t rows_that_fit(const cuda_run *run, const matvec_experts_job *job)
 static void launch_experts(const cuda_run *run, const matvec_experts_job *job, int32_t size)
 {
     for (int32_t first = 0; first < job->in.count; first += size) {
-        const matvec_experts_job part = part_of(job, first, job->in.count - first < size ? job->in.count - first : size);
+        matvec_experts_job part = part_of(job, first, job->in.count - first < size ? job->in.count - first : size);
         const matvec_expert_kernels kernels = kernels_of(part.in.count);
-        experts_plan plan;
-        plan_part(run, &part, &plan);
-        const dim3 threads(MATVEC_THREADS);
-        cuda_launch(run, dim3((uint32_t)plan.gate_blocks), threads, (size_t)plan.gate_ring.shared, kernels.gate, plan.gate);
-        cuda_launch(run, dim3((uint32_t)plan.down_blocks), threads, (size_t)plan.down_ring.shared,
-                    plan.lanes == 16 ? kernels.down16 : kernels.down32, plan.down);
+        const int64_t pairs = (int64_t)part.in.count * part.top * part.inner + part.shared_inner;
+        const int32_t most = part.in.count <= 4 ? 2 * run->processors : run->processors, gates = matvec_ceil(pairs, MATVEC_WARPS);
+        for (part.split_bits = 0; part.split_bits < 2 && (int64_t)part.down.rows << part.split_bits < (int64_t)12 * run->processors;)
+            part.split_bits++;
+        const int32_t downs = matvec_ceil(part.down.rows, MATVEC_WARPS >> part.split_bits);
+        cuda_launch(run, dim3((uint32_t)(gates < most ? gates : most)), dim3(MATVEC_THREADS), (size_t)gate_shared(&kernels, &part), kernels.gate,
+                    part);
+        cuda_launch(run, dim3((uint32_t)(downs < most ? downs : most)), dim3(MATVEC_THREADS), (size_t)down_shared(&kernels, &part), kernels.down,
+                    part);
     }
 }
 
@@ -205,8 +172,8 @@ cudaError_t matvec_experts_setup(int32_t most)
 {
     for (int32_t rows = 1; rows <= CUDA_VECTOR_ROWS; rows *= 2) {
         const matvec_expert_kernels kernels = kernels_of(rows);
-        const void *functions[] = { (const void *)kernels.gate, (const void *)kernels.down16, (const void *)kernels.down32 };
-        for (int i = 0; i < 3; i++) {
+        const void *functions[] = { (const void *)kernels.gate, (const void *)kernels.down };
+        for (int i = 0; i < 2; i++) {
             cudaError_t error = matvec_raise_shared(functions[i], most);
             if (error != cudaSuccess)
                 return error;

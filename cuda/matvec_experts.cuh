@@ -29,9 +29,9 @@ struct matvec_experts_job {
     float *act;                 /* [n][top + 1][act_stride] */
     int32_t act_stride;
     float *out;                 /* [n][down.rows] */
-    int32_t tile;               /* gate and up: rows a stage (two a pair) */
-    int32_t stages, stage_bytes; /* of one warp's ring */
-    int32_t per_block;          /* down: rows a block */
+    int32_t split_bits;         /* down: 2^split_bits warps share a row */
+    float inverse_inner, inverse_down, inverse_width; /* 1 / inner, 1 / down.blocks, 1 / (blocks of all choices' activations) */
+    int32_t width;              /* ... of a row */
 };
 
 template <int N> struct matvec_choice {
@@ -78,8 +78,7 @@ template <int P> static __device__ __forceinline__ void matvec_load_keys(const f
 
 /* The `top` largest, largest first, of equals the lower index first: expert[], and their scores to weight[]. Each round takes the
  * largest of all lanes' largest. */
-template <int P>
-static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
+template <int P> static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
 {
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
@@ -154,16 +153,23 @@ static __device__ __forceinline__ void matvec_choose(const matvec_experts_job &j
     matvec_weigh(weight, top);
 }
 
-/* All rows' choices by the last warps, and the groups; a barrier is part of it. */
-template <int N> static __device__ __forceinline__ void matvec_choose_all(const matvec_experts_job &job, matvec_choice<N> *choice)
+/* All rows' choices by the last warps. */
+template <int N> static __device__ __forceinline__ void matvec_choose_rows(const matvec_experts_job &job, matvec_choice<N> *choice)
 {
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, top = job.top, n = MATVEC_WARPS - 1 - warp;
+    const int n = MATVEC_WARPS - 1 - (int)(threadIdx.x >> 5);
     if (n < job.in.count)
-        matvec_choose(job, n, choice->expert + n * top, choice->weight + n * (top + 1));
+        matvec_choose(job, n, choice->expert + n * job.top, choice->weight + n * (job.top + 1));
+}
+
+/* The groups; begins and ends with a barrier. */
+template <int N> static __device__ __forceinline__ void matvec_group_rows(const matvec_experts_job &job, matvec_choice<N> *choice)
+{
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, top = job.top;
     __syncthreads();
     if constexpr (N == 1) {
         if (threadIdx.x == 0)
             choice->groups = top;
+        (void)warp, (void)lane;
     } else {
         /* A thread for each pair of row and choice, at most 8 * 64 of them; the first pair with an expert begins its group. */
         const int pair = threadIdx.x, pairs = job.in.count * top, row = pair / top;
@@ -209,317 +215,237 @@ template <int N> static __device__ __forceinline__ int matvec_member(const matve
     return N == 1 ? group + 1 : choice->member[group][n];
 }
 
-/* ---- gate and up ---- */
-
-/* Tiles of all blocks' warps, numbered through: the shared expert's first (they can be fetched before the choice), then each
- * group's. */
-struct matvec_gate_share {
-    int shared_tiles, expert_tiles, tiles; /* of the shared expert, of one expert, of all */
-    int segments;                          /* stages of a tile */
-};
-
-struct matvec_gate_tile {
-    const matvec_experts_job *job;
-    int group, expert, first, count; /* group -1: the shared expert; rows [first, first + count / 2) of each matrix, in turns */
-};
-
+/* Rows of activations that a group is multiplied with. */
 template <int N>
-static __device__ __forceinline__ matvec_gate_tile matvec_gate_tile_of(const matvec_experts_job &job, const matvec_gate_share &s,
-                                                                       const matvec_choice<N> *choice, int tile)
+static __device__ __forceinline__ uint32_t matvec_members(const matvec_experts_job &job, const matvec_choice<N> *choice, int group)
 {
-    const int per = job.tile >> 1;
-    if (tile < s.shared_tiles)
-        return { &job, -1, 0, tile * per, 2 * min(per, job.shared_inner - tile * per) };
-    const int group = (tile - s.shared_tiles) / s.expert_tiles, first = (tile - s.shared_tiles - group * s.expert_tiles) * per;
-    return { &job, group, matvec_group_expert<N>(choice, group), first, 2 * min(per, job.inner - first) };
-}
-
-static __device__ __forceinline__ int64_t matvec_row_first(const matvec_gate_tile &t, int r)
-{
-    const int up = t.group >= 0 && t.job->fused && (r & 1) ? t.job->inner : 0, rows = t.group < 0 ? 0 : t.job->gate.rows;
-    return ((int64_t)t.expert * rows + t.first + (r >> 1) + up) * t.job->in.blocks;
-}
-
-static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_gate_tile &t, int r, int plane)
-{
-    return t.group < 0 ? (r & 1 ? t.job->shared_up.plane[plane] : t.job->shared_gate.plane[plane]) :
-                         (r & 1 ? t.job->up.plane[plane] : t.job->gate.plane[plane]);
-}
-
-static __device__ __forceinline__ uint32_t matvec_gate_type(const matvec_experts_job &job, const matvec_gate_tile &t)
-{
-    return t.group < 0 ? job.shared_gate.type : job.gate.type;
-}
-
-/* Stores silu(gate) * up: lane (r * N + n) * width has row r's product with row n of activations. */
-template <int N>
-static __device__ __forceinline__ void matvec_gate_store(const matvec_experts_job &job, const matvec_choice<N> *choice,
-                                                         const matvec_gate_tile &t, uint32_t members, float value)
-{
-    constexpr int width = 32 / ((N == 1 ? MATVEC_TILE_MAX : 2) * N);
-    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N;
-    const float up = __shfl_down_sync(~0u, value, N * width);
-    if (lane % width || (r & 1) || r >= t.count || !((members >> n) & 1))
-        return;
-    const int place = t.group < 0 ? job.top : matvec_member<N>(choice, t.group, n) - 1;
-    job.act[(int64_t)(n * (job.top + 1) + place) * job.act_stride + t.first + (r >> 1)] = chip_silu(value) * up;
-}
-
-/* Rows of activations that a tile is multiplied with. */
-template <int N>
-static __device__ __forceinline__ uint32_t matvec_gate_members(const matvec_experts_job &job, const matvec_choice<N> *choice,
-                                                               const matvec_gate_tile &t)
-{
-    if (N == 1 || t.group < 0)
+    if (N == 1 || group < 0)
         return (1u << job.in.count) - 1;
     const int lane = threadIdx.x & 31;
-    return __ballot_sync(~0u, lane < N && matvec_member<N>(choice, t.group, lane & (N - 1)));
+    return __ballot_sync(~0u, lane < N && matvec_member<N>(choice, group, lane & (N - 1)));
+}
+
+/* ---- gate and up ----
+ * Pairs of rows of all blocks' warps, numbered through: the shared expert's first (they can be fetched before the choice), then each
+ * group's. */
+
+/* One pair: row `gate` of the one matrix and row `up` of the other; returns to lane r * 16 / N ... the products of matvec_reduce. */
+template <uint32_t T, int N>
+static __device__ __forceinline__ float matvec_gate_pair(const cuda_matrix &a, const cuda_matrix &b, int64_t gate, int64_t up, int blocks,
+                                                         const matvec_activation *area, uint32_t members)
+{
+    constexpr int C = matvec_chunks<T, N, true>();
+    float sums[2 * N] = {};
+#pragma unroll 1
+    for (int at = chip_here((int)threadIdx.x & 31); at < (blocks + 31) / 32 * 32; at += 32 * C) {
+        block<T> w[C][2];
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            const int place = min(at + 32 * c, blocks - 1);
+            block_load<T>(w[c][0], a, gate * blocks + place);
+            block_load<T>(w[c][1], b, up * blocks + place);
+        }
+#pragma unroll
+        for (int c = 0; c < C; c++)
+            if (at + 32 * c < blocks)
+                matvec_dots<T, N, 2>(w[c], at + 32 * c, area + at + 32 * c, blocks, members, sums);
+    }
+    return matvec_reduce<2 * N>(sums);
+}
+
+/* Brings a row's planes to the L2 cache. */
+static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int64_t row)
+{
+    const int lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++) {
+        const int64_t eight = matvec_eight(m.type, plane), start = row * m.blocks * eight / 8, end = (row + 1) * m.blocks * eight / 8;
+        for (int64_t at = start + lane * 128; at < end; at += 32 * 128)
+            chip_prefetch(m.plane[plane] + at);
+    }
 }
 
 template <int N>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
-    matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
 {
-    constexpr int R = N == 1 ? MATVEC_TILE_MAX : 2, width = 32 / (R * N);
+    constexpr int width = 32 / (2 * N);
     CHIP_SHARED(uint8_t, shared);
     matvec_choice<N> *choice = (matvec_choice<N> *)shared;
     float (*squares)[MATVEC_WARPS] = (float (*)[MATVEC_WARPS])(shared + matvec_choice_bytes<N>());
     matvec_activation *area = (matvec_activation *)((uint8_t *)squares + MATVEC_SQUARES_BYTES);
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, per = job.tile >> 1, step = MATVEC_WARPS * (int)gridDim.x;
-    uint8_t *ring = (uint8_t *)(area + job.in.count * job.in.blocks) + warp * job.stages * job.stage_bytes;
-    matvec_gate_share s = { (job.shared_inner + per - 1) / per, (job.inner + per - 1) / per, 0,
-                            (job.in.blocks + MATVEC_LANES - 1) / MATVEC_LANES };
+    const int lane = threadIdx.x & 31, warps = MATVEC_WARPS * (int)gridDim.x, mine = (int)(blockIdx.x + gridDim.x * (threadIdx.x >> 5));
+    const int n = lane / width % N, r = lane / width / N;
 
-    /* The next stage to fill is `ahead_segment` of tile `ahead`. */
-    int tile = (int)(blockIdx.x + gridDim.x * warp), segment = 0, ahead = tile, ahead_segment = 0, filled = 0;
-    const auto fill = [&](int slot, int end) {
-        if (ahead < end) {
-            const matvec_gate_tile t = matvec_gate_tile_of<N>(job, s, choice, ahead);
-            const int at = ahead_segment * MATVEC_LANES, real = min(MATVEC_LANES, job.in.blocks - at);
-            MATVEC_FOR_QUANTIZED(matvec_gate_type(job, t),
-                                 matvec_fetch<T, MATVEC_LANES>(ring + slot * job.stage_bytes, t, t.count, at, real));
-        }
-        chip_copy_commit();
-        if (++ahead_segment == s.segments)
-            ahead_segment = 0, ahead += step;
-    };
-#pragma unroll 1
-    for (; filled < job.stages && ahead < s.shared_tiles; filled++)
-        fill(filled, s.shared_tiles);
+    if (mine < job.shared_inner) {
+        matvec_prefetch_row(job.shared_gate, mine);
+        matvec_prefetch_row(job.shared_up, mine);
+    }
     matvec_norm_weights<N> norm;
     matvec_fetch_norm<N>(job.in, 0, norm);
     chip_wait_for_previous();
     chip_let_next_start(); /* the scores are complete: what the next kernel chooses by */
-    matvec_stage_input<N>(job.in, norm, true, area, squares);
-    matvec_choose_all<N>(job, choice);
-    s.tiles = s.shared_tiles + choice->groups * s.expert_tiles;
+    matvec_choose_rows<N>(job, choice);
+    matvec_stage_input<N>(job.in, norm, area, squares);
+    matvec_group_rows<N>(job, choice);
+    const int pairs = job.shared_inner + choice->groups * job.inner;
+    const float factor = matvec_factor(job.in, squares, n);
 
-    float sums[R * N] = {};
-    int slot = filled == job.stages ? 0 : filled; /* of the next to fill; the first rounds only fill what is free */
 #pragma unroll 1
-    for (int round = filled - job.stages; tile < s.tiles; round++) {
-        if (round >= 0) {
-            const matvec_gate_tile t = matvec_gate_tile_of<N>(job, s, choice, tile);
-            const uint32_t members = matvec_gate_members<N>(job, choice, t);
-            const int at = segment * MATVEC_LANES, real = min(MATVEC_LANES, job.in.blocks - at);
-            chip_copy_wait_for(job.stages - 1);
-            __syncwarp();
-            MATVEC_STAGE_DOTS(matvec_gate_type(job, t), N, R, ring + slot * job.stage_bytes, t, t.count, at, real, area,
-                              job.in.blocks, members, sums);
-            if (++segment == s.segments) {
-                matvec_gate_store<N>(job, choice, t, members,
-                                     matvec_reduce<R * N>(sums) * matvec_factor(job.in, squares, lane / width % N));
-                segment = 0;
-                tile += step;
-#pragma unroll
-                for (int i = 0; i < R * N; i++)
-                    sums[i] = 0;
-            }
-            __syncwarp();
+    for (int pair = mine; pair < pairs; pair += warps) {
+        const int group = pair < job.shared_inner ? -1 : matvec_divide(pair - job.shared_inner, job.inverse_inner);
+        const int row = group < 0 ? pair : pair - job.shared_inner - group * job.inner;
+        const uint32_t members = matvec_members<N>(job, choice, group);
+        float value = 0;
+        if (group < 0) {
+            MATVEC_FOR_QUANTIZED(job.shared_gate.type,
+                                 value = matvec_gate_pair<T, N>(job.shared_gate, job.shared_up, row, row, job.in.blocks, area, members));
+        } else {
+            const int64_t gate = (int64_t)matvec_group_expert<N>(choice, group) * job.gate.rows + row, up = job.fused ? gate + job.inner : gate;
+            MATVEC_FOR_QUANTIZED(job.gate.type, value = matvec_gate_pair<T, N>(job.gate, job.up, gate, up, job.in.blocks, area, members));
         }
-        fill(slot, s.tiles);
-        slot = slot + 1 == job.stages ? 0 : slot + 1;
+        value *= factor;
+        const float other = __shfl_down_sync(~0u, value, (N * width) & 31);
+        if (lane % width == 0 && r == 0 && ((members >> n) & 1)) {
+            const int place = group < 0 ? job.top : matvec_member<N>(choice, group, n) - 1;
+            job.act[(int64_t)(n * (job.top + 1) + place) * job.act_stride + row] = chip_silu(value) * other;
+        }
     }
     if (blockIdx.x == 0 && job.scores)
         for (int i = threadIdx.x; i < job.in.count * (2 * job.top + 1); i += MATVEC_THREADS) {
-            const int n = i / (2 * job.top + 1), k = i - n * (2 * job.top + 1);
-            job.route[i] = k < job.top ? (float)choice->expert[n * job.top + k] : choice->weight[n * (job.top + 1) + k - job.top];
+            const int row = i / (2 * job.top + 1), k = i - row * (2 * job.top + 1);
+            job.route[i] = k < job.top ? (float)choice->expert[row * job.top + k] : choice->weight[row * (job.top + 1) + k - job.top];
         }
 }
 
 /* ---- down ---- */
-
-/* A stage of a row of the result: the rows of some groups' matrices, or of the shared expert's, L blocks of each. */
-struct matvec_down_stage {
-    int group, count; /* groups [group, group + count); -1: the shared expert */
-    int at;           /* first block */
-    int blocks;       /* of its matrix in all */
-};
-
-/* How the stages of a row follow each other: the shared expert's, then the groups' in batches. */
-struct matvec_down_plan {
-    int shared_segments, segments, batches, stages;
-    int groups;
-};
-
-template <int L> constexpr __host__ __device__ int matvec_down_batch(void) /* groups a stage: two steps of a warp */
-{
-    return 2 * 32 / L;
-}
-
-template <int L>
-static __device__ __forceinline__ matvec_down_stage matvec_down_stage_of(const matvec_experts_job &job, const matvec_down_plan &p,
-                                                                         int index)
-{
-    matvec_down_stage s;
-    if (index < p.shared_segments) {
-        s.group = -1;
-        s.count = 1;
-        s.at = index * L;
-        s.blocks = job.shared_down.blocks;
-        return s;
-    }
-    const int batch = (index - p.shared_segments) / p.segments;
-    s.group = batch * matvec_down_batch<L>();
-    s.count = min(matvec_down_batch<L>(), p.groups - s.group);
-    s.at = (index - p.shared_segments - batch * p.segments) * L;
-    s.blocks = job.down.blocks;
-    return s;
-}
-
-/* Row `row` of each of a stage's matrices, as matvec_fetch asks for them. */
-template <int N> struct matvec_down_rows {
-    const matvec_experts_job *job;
-    const matvec_choice<N> *choice;
-    int group, row, blocks;
-};
-
-template <int N> static __device__ __forceinline__ int64_t matvec_row_first(const matvec_down_rows<N> &rows, int r)
-{
-    const int expert = rows.group < 0 ? 0 : matvec_group_expert<N>(rows.choice, rows.group + r);
-    return ((int64_t)expert * rows.job->down.rows + rows.row) * rows.blocks;
-}
-
-template <int N>
-static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_down_rows<N> &rows, int, int plane)
-{
-    return rows.group < 0 ? rows.job->shared_down.plane[plane] : rows.job->down.plane[plane];
-}
 
 /* The activations of all rows and choices, each times its choice's weight. */
 template <int N>
 static __device__ __forceinline__ void matvec_stage_acts(const matvec_experts_job &job, const matvec_choice<N> *choice,
                                                          matvec_activation *area)
 {
-    constexpr int batch = 4;
-    const int width = job.top * job.down.blocks + (job.shared_inner ? job.shared_down.blocks : 0); /* blocks of a row */
-    const int units = job.in.count * width * 8;
+    constexpr int batch = 3;
+    const int units = job.in.count * job.width * 8;
+#pragma unroll 1
     for (int base = 0; base < units; base += batch * MATVEC_THREADS) {
         float4 x[batch];
         float gain[batch];
 #pragma unroll
         for (int b = 0; b < batch; b++) {
-            const int u = base + b * MATVEC_THREADS + (int)threadIdx.x;
-            const int n = N == 1 ? 0 : (u >> 3) / width, block = (u >> 3) - n * width;
-            const int k = min(block / job.down.blocks, job.top), at = block - k * job.down.blocks;
+            const int u = base + b * MATVEC_THREADS + (int)threadIdx.x, n = N == 1 ? 0 : matvec_divide(u >> 3, job.inverse_width);
+            const int block = (u >> 3) - n * job.width, k = min(matvec_divide(block, job.inverse_down), job.top);
             gain[b] = 0;
             x[b] = make_float4(0, 0, 0, 0);
             if (u < units) {
                 gain[b] = choice->weight[n * (job.top + 1) + k];
-                x[b] = *(const float4 *)(job.act + (int64_t)(n * (job.top + 1) + k) * job.act_stride + at * 32 + (u & 7) * 4);
+                x[b] = *(const float4 *)(job.act + (n * (job.top + 1) + k) * job.act_stride + (block - k * job.down.blocks) * 32 + (u & 7) * 4);
             }
         }
 #pragma unroll
         for (int b = 0; b < batch; b++) {
             const int u = base + b * MATVEC_THREADS + (int)threadIdx.x;
-            if (base + b * MATVEC_THREADS < units)
-                matvec_quantize(area + (u >> 3), x[b], gain[b], u < units);
+            if (base + b * MATVEC_THREADS >= units)
+                break;
+            matvec_quantize(area + (u >> 3), x[b], gain[b], u < units);
         }
     }
 }
 
-template <int N, int L>
-static __device__ __forceinline__ void matvec_down_dots(const uint8_t *stage, const matvec_experts_job &job,
-                                                        const matvec_choice<N> *choice, const matvec_down_stage &s, int row,
-                                                        const matvec_activation *area, float (&sums)[N])
+/* Blocks of a row of the result: those of the groups' rows one after another, or (groups 0) those of the shared expert's row. */
+struct matvec_down_part {
+    int groups, blocks; /* blocks in all */
+};
+
+/* Adds one part's products of the warp's chunks to sums. `stage`, the first time, waits and brings the activations. */
+template <uint32_t T, int N, class STAGE>
+static __device__ __forceinline__ void matvec_down_dots(const matvec_experts_job &job, const cuda_matrix &m, const matvec_choice<N> *choice,
+                                                        const matvec_down_part &p, int row, int first, const matvec_activation *area,
+                                                        float (&sums)[N], STAGE stage)
 {
-    const int lane = threadIdx.x & 31, b = lane & (L - 1), real = min(L, s.blocks - s.at);
-    const int width = job.top * job.down.blocks + (job.shared_inner ? job.shared_down.blocks : 0);
-    const matvec_down_rows<N> rows = { &job, choice, s.group, row, s.blocks };
+    constexpr int C = N == 1 ? 3 : 1;
+    const int stride = 32 << job.split_bits, lane = threadIdx.x & 31;
+    bool waits = true;
+#pragma unroll 1
+    for (int at = first; waits || at - lane < p.blocks; at += C * stride) {
+        block<T> w[C][1];
+        int group[C];
 #pragma unroll
-    for (int step = 0; step < 2; step++) {
-        const int r = step * (32 / L) + lane / L;
-        if (r >= s.count || b >= real)
-            continue;
-        matvec_bytes bytes = {};
-        MATVEC_FOR_QUANTIZED(s.group < 0 ? job.shared_down.type : job.down.type,
-                             matvec_stage_bytes<T, L>(stage, rows, r, chip_here(b), s.at, bytes));
+        for (int c = 0; c < C; c++) {
+            const int v = min(at + c * stride, p.blocks - 1);
+            group[c] = p.groups ? matvec_divide(v, job.inverse_down) : 0;
+            const int expert = p.groups ? matvec_group_expert<N>(choice, group[c]) : 0;
+            block_load<T>(w[c][0], m, ((int64_t)expert * m.rows + row) * m.blocks + (v - group[c] * m.blocks));
+        }
+        if (waits)
+            stage();
+        waits = false;
 #pragma unroll
-        for (int n = 0; n < N; n++) {
-            const int place = s.group < 0 ? job.top : matvec_member<N>(choice, s.group + r, n) - 1;
-            if (n < job.in.count && place >= 0)
-                sums[n] = matvec_bytes_dot(bytes, area[n * width + place * job.down.blocks + s.at + b], sums[n]);
+        for (int c = 0; c < C; c++) {
+            const int v = at + c * stride, b = v - group[c] * m.blocks;
+            if (v >= p.blocks)
+                continue;
+            matvec_codes<T> codes;
+            matvec_unpack<T>(w[c][0], b, codes);
+#pragma unroll
+            for (int n = 0; n < N; n++) {
+                const int place = p.groups ? matvec_member<N>(choice, group[c], n) - 1 : job.top;
+                if (n < job.in.count && place >= 0)
+                    sums[n] = matvec_dot<T>(codes, area[n * job.width + place * job.down.blocks + b], sums[n]);
+            }
         }
     }
 }
 
-template <int N, int L>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
-    matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
+template <int N>
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
 {
     CHIP_SHARED(uint8_t, shared);
     chip_let_next_start();
     matvec_choice<N> *choice = (matvec_choice<N> *)shared;
-    matvec_activation *area = (matvec_activation *)(shared + matvec_choice_bytes<N>());
-    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, shared_blocks = job.shared_inner ? job.shared_down.blocks : 0;
-    const int begin = (int)blockIdx.x * job.per_block, end = min(begin + job.per_block, job.down.rows);
-    const int blocks = job.in.count * (job.top * job.down.blocks + shared_blocks);
-    uint8_t *ring = (uint8_t *)(area + blocks) + warp * job.stages * job.stage_bytes;
+    float *parts = (float *)(shared + matvec_choice_bytes<N>());
+    matvec_activation *area = (matvec_activation *)((uint8_t *)parts + MATVEC_SQUARES_BYTES);
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, bits = job.split_bits, part = warp & ((1 << bits) - 1);
+    const int n = lane / (32 / N), first = 32 * part + lane, per_pass = MATVEC_WARPS >> bits, step = per_pass * (int)gridDim.x;
+    const bool first_lane = lane % (32 / N) == 0;
+    bool staged = false;
 
-    matvec_choose_all<N>(job, choice);
-    matvec_down_plan p;
-    p.groups = choice->groups;
-    p.segments = (job.down.blocks + L - 1) / L;
-    p.shared_segments = (shared_blocks + L - 1) / L;
-    p.batches = (p.groups + matvec_down_batch<L>() - 1) / matvec_down_batch<L>();
-    p.stages = p.shared_segments + p.batches * p.segments;
-
-    int ahead_row = begin + warp, ahead = 0, slot = 0;
-    const auto fill = [&](uint8_t *stage) {
-        if (ahead_row < end) {
-            const matvec_down_stage s = matvec_down_stage_of<L>(job, p, ahead);
-            const matvec_down_rows<N> rows = { &job, choice, s.group, ahead_row, s.blocks };
-            const int real = min(L, s.blocks - s.at);
-            MATVEC_FOR_QUANTIZED(s.group < 0 ? job.shared_down.type : job.down.type,
-                                 matvec_fetch<T, L>(stage, rows, s.count, s.at, real));
-        }
-        chip_copy_commit();
-        if (++ahead == p.stages)
-            ahead = 0, ahead_row += MATVEC_WARPS;
+    if (job.shared_inner && (int)(blockIdx.x * per_pass + (warp >> bits)) < job.down.rows)
+        matvec_prefetch_row(job.shared_down, blockIdx.x * per_pass + (warp >> bits));
+    matvec_choose_rows<N>(job, choice);
+    matvec_group_rows<N>(job, choice);
+    const bool alike = job.shared_inner && job.shared_down.type == job.down.type;
+    const matvec_down_part routed = { choice->groups, choice->groups * job.down.blocks }, common = { 0, job.shared_down.blocks };
+    const auto stage = [&]() {
+        if (staged)
+            return;
+        staged = true;
+        chip_wait_for_previous();
+        matvec_stage_acts<N>(job, choice, area);
+        __syncthreads();
     };
+    const auto nothing = []() {};
 #pragma unroll 1
-    for (int i = -job.stages; i < 0; i++)
-        fill(ring + (job.stages + i) * job.stage_bytes);
-    chip_wait_for_previous();
-    matvec_stage_acts<N>(job, choice, area);
-    __syncthreads();
-#pragma unroll 1
-    for (int row = begin + warp; row < end; row += MATVEC_WARPS) {
-        const int n = lane / (32 / N);
-        const bool mine = lane % (32 / N) == 0 && n < job.in.count;
-        const float old = mine ? job.out[(int64_t)n * job.down.rows + row] : 0;
+    for (int begin = (int)blockIdx.x * per_pass; begin < job.down.rows; begin += step) {
+        const int wanted = begin + (warp >> bits), row = min(wanted, job.down.rows - 1);
+        const bool mine = first_lane && n < job.in.count && part == 0 && wanted < job.down.rows;
         float sums[N] = {};
+        MATVEC_FOR_QUANTIZED(job.down.type, matvec_down_dots<T, N>(job, job.down, choice, routed, row, chip_here(first), area, sums, stage);
+                             if (alike) matvec_down_dots<T, N>(job, job.shared_down, choice, common, row, chip_here(first), area, sums, nothing));
+        const float old = mine ? job.out[(int64_t)n * job.down.rows + row] : 0;
+        if (job.shared_inner && !alike)
+            MATVEC_FOR_QUANTIZED(job.shared_down.type,
+                                 matvec_down_dots<T, N>(job, job.shared_down, choice, common, row, chip_here(first), area, sums, nothing));
+        float sum = matvec_reduce<N>(sums);
+        if (bits) {
+            if (begin >= step)
+                __syncthreads();
+            if (first_lane)
+                parts[warp * N + n] = sum;
+            __syncthreads();
 #pragma unroll 1
-        for (int index = 0; index < p.stages; index++) {
-            const matvec_down_stage s = matvec_down_stage_of<L>(job, p, index);
-            chip_copy_wait_for(job.stages - 1);
-            __syncwarp();
-            matvec_down_dots<N, L>(ring + slot * job.stage_bytes, job, choice, s, row, area, sums);
-            __syncwarp();
-            fill(ring + slot * job.stage_bytes);
-            slot = slot + 1 == job.stages ? 0 : slot + 1;
+            for (int i = 1; i < 1 << bits && part == 0; i++)
+                sum += parts[(warp + i) * N + n];
         }
-        const float sum = matvec_reduce<N>(sums);
         if (mine)
             job.out[(int64_t)n * job.down.rows + row] = old + sum;
     }

@@ -3,5 +3,5 @@
 
 matvec_expert_kernels matvec_experts_1(void)
 {
-    return { 1, matvec_choice_bytes<1>(), matvec_gate_kernel<1>, matvec_down_kernel<1, 16>, matvec_down_kernel<1, 32> };
+    return { 1, matvec_choice_bytes<1>(), matvec_gate_kernel<1>, matvec_down_kernel<1> };
 }

@@ -3,5 +3,5 @@
 
 matvec_expert_kernels matvec_experts_4(void)
 {
-    return { 4, matvec_choice_bytes<4>(), matvec_gate_kernel<4>, matvec_down_kernel<4, 16>, matvec_down_kernel<4, 32> };
+    return { 4, matvec_choice_bytes<4>(), matvec_gate_kernel<4>, matvec_down_kernel<4> };
 }

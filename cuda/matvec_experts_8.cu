@@ -3,5 +3,5 @@
 
 matvec_expert_kernels matvec_experts_8(void)
 {
-    return { 8, matvec_choice_bytes<8>(), matvec_gate_kernel<8>, matvec_down_kernel<8, 16>, matvec_down_kernel<8, 32> };
+    return { 8, matvec_choice_bytes<8>(), matvec_gate_kernel<8>, matvec_down_kernel<8> };
 }

@@ -25,31 +25,6 @@ static inline matvec_input matvec_input_of(const cuda_run *run, qmi_slot in, con
     return input;
 }
 
-/* A ring of stages for each warp. */
-typedef struct matvec_ring_plan {
-    int32_t stages, bytes; /* of one warp's ring, of one stage */
-    int64_t shared;        /* of the launch */
-} matvec_ring_plan;
-
-/* Stages of `bytes` that fit behind `offset` bytes of other things, at most `wanted`: in half of a multiprocessor's shared
- * memory (the other is the next kernel's; each block costs the chip 1 KiB more) if that is enough for two, else in all of it.
- * False: not one. */
-static inline bool matvec_plan_ring(const cuda_run *run, int64_t offset, int32_t bytes, int32_t wanted, matvec_ring_plan *out)
-{
-    const int64_t each = (int64_t)bytes * MATVEC_WARPS, most = run->shared_most, half = (most + 1024) / 2 - 1024;
-    int64_t stages = offset < half ? (half - offset) / each : 0;
-    if (stages < 2 && stages < wanted)
-        stages = offset < most ? (most - offset) / each : 0;
-    if (stages < 1)
-        return false;
-    out->stages = (int32_t)(stages < wanted ? stages : wanted);
-    if (out->stages > MATVEC_STAGES_MAX)
-        out->stages = MATVEC_STAGES_MAX;
-    out->bytes = bytes;
-    out->shared = offset + out->stages * each;
-    return true;
-}
-
 /* Lets a kernel have all of a block's shared memory. All kernels ask for the same split of shared memory and L1 cache: a
  * multiprocessor that must change it lets no kernel begin beside another. */
 static inline cudaError_t matvec_raise_shared(const void *kernel, int32_t most)
@@ -59,19 +34,18 @@ static inline cudaError_t matvec_raise_shared(const void *kernel, int32_t most)
            cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
 }
 
-/* ---- matvec_rows_N.cu, matvec_experts_N.cu: kernels for up to N rows; down for at most 16 blocks of 32 columns, and for more
- * ---- */
+/* ---- matvec_rows_N.cu, matvec_experts_N.cu: kernels for up to N rows ---- */
 typedef void (*matvec_rows_function)(const matvec_job job);
 typedef void (*matvec_experts_function)(const matvec_experts_job job);
 
 typedef struct matvec_expert_kernels {
     int32_t rows, choice_bytes;
-    matvec_experts_function gate, down16, down32;
+    matvec_experts_function gate, down;
 } matvec_expert_kernels;
 
-matvec_rows_function matvec_rows_1(void);
-matvec_rows_function matvec_rows_4(void);
-matvec_rows_function matvec_rows_8(void);
+matvec_rows_function matvec_rows_1(bool pair);
+matvec_rows_function matvec_rows_4(bool pair);
+matvec_rows_function matvec_rows_8(bool pair);
 matvec_expert_kernels matvec_experts_1(void);
 matvec_expert_kernels matvec_experts_4(void);
 matvec_expert_kernels matvec_experts_8(void);

@@ -1,11 +1,11 @@
 /* The decode kernel of PROJECT, GLU, PROJECT_ADD and LOGITS, for up to N rows.
  *
- * A block has rows of one matrix (or of gate and up in turns); its warps take tiles of rows, each lane one block of 32 columns
- * of them at a time. Weights come through a ring of stages in shared memory, a ring for each warp, filled before the wait.
+ * A block has rows of one matrix (PAIR: of gate and up, the same rows of each); a warp takes two rows (a pair) at a time, each lane one
+ * block of 32 columns. Where rows are few and long, several warps share a row.
  *
- * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.2 MB / 4.6 TB/s = 3.1 us, of which all
- * may arrive before the wait (108 KB a multiprocessor); latency after the wait: load of the input 0.35 us, normalise and
- * quantize 0.2, dots 1.1 (188 x 32 blocks a multiprocessor, 45 instructions each, 4 issued a cycle), sums 0.15. */
+ * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.2 MB / 4.6 TB/s = 3.1 us, of which 60 % are on
+ * their way before the wait; latency after the wait: load of the input 0.35 us, normalise and quantize 0.2, dots 1.1 (188 x 32 blocks
+ * a multiprocessor, 45 instructions each, 4 issued a cycle), sums 0.15. */
 #ifndef QMI_CUDA_MATVEC_ROWS_CUH
 #define QMI_CUDA_MATVEC_ROWS_CUH
 
@@ -19,22 +19,18 @@ struct matvec_job {
     int32_t first_block[QMI_PROJECT_MAX + 1]; /* blocks [i], [i + 1] of the grid have matrix i */
     int32_t per_block[QMI_PROJECT_MAX];  /* rows (pair: pairs) a block */
     int32_t count;                       /* matrices; pair: 1 */
-    int32_t pair, add;                   /* 0 or 1 */
-    int32_t tile;                        /* rows a stage */
-    int32_t stages, stage_bytes;         /* of one warp's ring; stages 0: no matrix is quantized */
+    int32_t pair, add, quantized;        /* 0 or 1; quantized: some matrix is */
+    int32_t split_bits;                  /* 2^split_bits warps share a row */
     float *normed;                       /* [normed_count][columns]: the input's rows normalised, in their order; or NULL */
     int32_t normed_count;
 };
 
-template <int N> constexpr __host__ __device__ int matvec_tile_rows(void)
-{
-    return N == 1 ? MATVEC_TILE_MAX : 2;
-}
+#define MATVEC_PARTS_BYTES (MATVEC_WARPS * 2 * CUDA_VECTOR_ROWS * 4)
 
-/* Shared memory of a launch: squares' sums, activation blocks, rings. */
-static inline __host__ __device__ int64_t matvec_ring_offset(int rows, int blocks)
+/* Shared memory of a launch: squares' sums, sums of warps that share rows, activation blocks. */
+static inline __host__ __device__ int64_t matvec_rows_shared(int rows, int blocks)
 {
-    return MATVEC_SQUARES_BYTES + (int64_t)rows * blocks * (int64_t)sizeof(matvec_activation);
+    return MATVEC_SQUARES_BYTES + MATVEC_PARTS_BYTES + (int64_t)rows * blocks * (int64_t)sizeof(matvec_activation);
 }
 
 /* One row of the input, normalised, to memory: what speculation starts from (op.h, LOGITS). By one block. */
@@ -62,10 +58,9 @@ static __device__ __forceinline__ void matvec_write_normed(const matvec_job &job
         to[c] = x[c] * factor * (job.in.norm ? job.in.norm[c] : 1.f);
 }
 
-/* A block's share. */
+/* A block's share: rows (pairs) [begin, begin + count) of a matrix. */
 struct matvec_share {
-    int matrix, begin, count, tiles; /* rows (pairs) [begin, begin + count) of a matrix in `tiles` tiles */
-    int segments;                    /* stages of a tile */
+    int matrix, begin, count;
 };
 
 static __device__ __forceinline__ matvec_share matvec_share_of(const matvec_job &job)
@@ -77,148 +72,156 @@ static __device__ __forceinline__ matvec_share matvec_share_of(const matvec_job 
     s.matrix = m;
     s.begin = ((int)blockIdx.x - job.first_block[m]) * job.per_block[m];
     s.count = min(job.per_block[m], job.matrix[m].rows - s.begin);
-    const int per_tile = job.tile >> job.pair;
-    s.tiles = (s.count + per_tile - 1) / per_tile;
-    s.segments = (job.in.blocks + MATVEC_LANES - 1) / MATVEC_LANES;
     return s;
 }
 
-/* Rows of a tile: of one matrix one after another; of a pair gate's and up's in turns. */
-struct matvec_tile {
-    const matvec_job *job;
-    int matrix, row, count; /* count: pair: twice the rows of each */
-};
-
-static __device__ __forceinline__ matvec_tile matvec_tile_of(const matvec_share &s, const matvec_job &job, int tile)
+/* Lane (r * N + n) * width has the sum of row r with row n of activations. */
+template <int N> constexpr __host__ __device__ int matvec_width(void)
 {
-    const int per_tile = job.tile >> job.pair, at = tile * per_tile;
-    return { &job, s.matrix, s.begin + at, min(per_tile, s.count - at) << job.pair };
+    return 32 / (2 * N);
 }
 
-static __device__ __forceinline__ int64_t matvec_row_first(const matvec_tile &t, int r)
+/* Stores a group's sums: rows first and first + 1 (pair: silu(gate) * up of row first); `old` is what was in the lane's place. */
+template <int N, bool PAIR>
+static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_share &s, int first, float value, float old)
 {
-    return (int64_t)(t.row + (r >> t.job->pair)) * t.job->in.blocks;
+    constexpr int width = matvec_width<N>();
+    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N, row = first + (PAIR ? 0 : r);
+    if (PAIR)
+        value = chip_silu(value) * __shfl_down_sync(~0u, value, (N * width) & 31);
+    if (lane % width == 0 && row < s.begin + s.count && n < job.in.count && !(PAIR && r))
+        job.out[s.matrix][(int64_t)n * job.out_stride[s.matrix] + row] = old + value;
 }
 
-static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_tile &t, int r, int plane)
+template <int N> static __device__ __forceinline__ float matvec_old(const matvec_job &job, const matvec_share &s, int first)
 {
-    return t.job->matrix[t.matrix + (t.job->pair & r)].plane[plane];
-}
-
-/* Lane (r * N + n) * width has the sum of row r with row n of activations, and stores it; `old` is what was in its place. */
-template <int N>
-static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_tile &t, float value, float old)
-{
-    constexpr int width = 32 / (matvec_tile_rows<N>() * N);
-    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N;
-    if (job.pair) {
-        const float up = __shfl_down_sync(~0u, value, N * width);
-        value = chip_silu(value) * up;
-    }
-    if (lane % width == 0 && r < t.count && n < job.in.count && !(job.pair & r))
-        job.out[t.matrix][(int64_t)n * job.out_stride[t.matrix] + t.row + (r >> job.pair)] = old + value;
-}
-
-template <int N> static __device__ __forceinline__ float matvec_old(const matvec_job &job, const matvec_tile &t)
-{
-    constexpr int width = 32 / (matvec_tile_rows<N>() * N);
-    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N;
-    if (!job.add || lane % width || r >= t.count || n >= job.in.count)
+    constexpr int width = matvec_width<N>();
+    const int lane = threadIdx.x & 31, n = lane / width % N, row = first + lane / width / N;
+    if (!job.add || lane % width || row >= s.begin + s.count || n >= job.in.count)
         return 0;
-    return job.out[t.matrix][(int64_t)n * job.out_stride[t.matrix] + t.row + r];
+    return job.out[s.matrix][(int64_t)n * job.out_stride[s.matrix] + row];
 }
 
-/* Where a warp's ring is: the next stage to fill is `segment` of tile `tile`. */
-struct matvec_ring {
-    uint8_t *stages;
-    int tile, segment;
+/* All of the block, from the wait on: `stage` waits and brings the activations. */
+template <uint32_t T, int N, bool PAIR, class STAGE>
+static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share &s, const matvec_job &job, const matvec_activation *area,
+                                                             float *parts, STAGE stage)
+{
+    constexpr int C = matvec_chunks<T, N, PAIR>(), per_group = PAIR ? 1 : 2;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, blocks = job.in.blocks, last = s.begin + s.count - 1;
+    const int bits = job.split_bits, part = warp & ((1 << bits) - 1), place = warp >> bits, per_pass = MATVEC_WARPS >> bits;
+    const int groups = (s.count + per_group - 1) / per_group, passes = (groups + per_pass - 1) >> (MATVEC_WARP_BITS - bits);
+    const int stride = 32 << bits, steps = (blocks + stride * C - 1) >> (5 + bits + (C == 2));
+    const cuda_matrix a = job.matrix[s.matrix], up = job.matrix[PAIR ? s.matrix + 1 : s.matrix];
+    const uint32_t inputs = (1u << job.in.count) - 1;
+    block<T> w[C][2];
+    int first = s.begin + place * per_group, at = 32 * part + lane; /* of the weights on their way */
+    const auto load = [&]() {
+        const int64_t row = (int64_t)min(first, last) * blocks, next = PAIR ? row : (int64_t)min(first + 1, last) * blocks;
+#pragma unroll
+        for (int c = 0; c < C; c++) {
+            const int b = min(at + c * stride, blocks - 1);
+            block_load<T>(w[c][0], a, row + b);
+            block_load<T>(w[c][1], up, next + b);
+        }
+    };
+    load();
+    const float factor = stage();
+#pragma unroll 1
+    for (int pass = 0; pass < passes; pass++) {
+        float sums[2 * N] = {};
+        const int group = first;
+        const float old = PAIR || part ? 0 : matvec_old<N>(job, s, group);
+#pragma unroll 1
+        for (int step = 0; step < steps; step++) {
+#pragma unroll
+            for (int c = 0; c < C; c++) {
+                const int b = at + c * stride;
+                if (b < blocks)
+                    matvec_dots<T, N, 2>(w[c], b, area + b, blocks, inputs, sums);
+            }
+            at += C * stride;
+            if (step + 1 == steps) {
+                at = 32 * part + lane;
+                first += per_pass * per_group;
+            }
+            if (step + 1 < steps || pass + 1 < passes)
+                load();
+        }
+        float value = matvec_reduce<2 * N>(sums);
+        if (bits) {
+            constexpr int width = matvec_width<N>();
+            if (pass)
+                __syncthreads();
+            if (lane % width == 0)
+                parts[warp * 2 * N + lane / width] = value;
+            __syncthreads();
+            if (part)
+                continue;
+#pragma unroll 1
+            for (int i = 1; i < 1 << bits; i++)
+                value += parts[(warp + i) * 2 * N + lane / width];
+        }
+        matvec_store<N, PAIR>(job, s, group, value * factor, old);
+    }
+}
+
+/* Rows of a group of float weights, as matvec_float_dots asks for them. */
+template <bool PAIR> struct matvec_float_group {
+    const matvec_job *job;
+    int matrix, first;
 };
 
-static __device__ __forceinline__ void matvec_fill(const matvec_share &s, const matvec_job &job, uint32_t type, matvec_ring &ring,
-                                                   uint8_t *stage)
+template <bool PAIR> static __device__ __forceinline__ int64_t matvec_row_first(const matvec_float_group<PAIR> &g, int r)
 {
-    if (ring.tile < s.tiles) {
-        const matvec_tile t = matvec_tile_of(s, job, ring.tile);
-        const int at = ring.segment * MATVEC_LANES, real = min(MATVEC_LANES, job.in.blocks - at);
-        MATVEC_FOR_QUANTIZED(type, matvec_fetch<T, MATVEC_LANES>(stage, t, t.count, at, real));
-    }
-    chip_copy_commit();
-    if (++ring.segment == s.segments)
-        ring.segment = 0, ring.tile += MATVEC_WARPS;
+    return (int64_t)(g.first + (PAIR ? 0 : r)) * g.job->in.blocks;
 }
 
-template <int N>
-static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share &s, const matvec_job &job, uint32_t type,
-                                                             matvec_ring &ring, const matvec_activation *area, float factor)
+template <bool PAIR> static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_float_group<PAIR> &g, int r, int plane)
 {
-    constexpr int R = matvec_tile_rows<N>();
-    int slot = 0;
-#pragma unroll 1
-    for (int tile = threadIdx.x >> 5; tile < s.tiles; tile += MATVEC_WARPS) {
-        float sums[R * N] = {};
-        const matvec_tile t = matvec_tile_of(s, job, tile);
-        const float old = matvec_old<N>(job, t);
-#pragma unroll 1
-        for (int segment = 0; segment < s.segments; segment++) {
-            uint8_t *stage = ring.stages + slot * job.stage_bytes;
-            const int at = segment * MATVEC_LANES, real = min(MATVEC_LANES, job.in.blocks - at);
-            chip_copy_wait_for(job.stages - 1);
-            __syncwarp();
-            MATVEC_STAGE_DOTS(type, N, R, stage, t, t.count, at, real, area, job.in.blocks, (1u << job.in.count) - 1, sums);
-            __syncwarp();
-            matvec_fill(s, job, type, ring, stage);
-            slot = slot + 1 == job.stages ? 0 : slot + 1;
-        }
-        matvec_store<N>(job, t, matvec_reduce<R * N>(sums) * factor, old);
-    }
+    return g.job->matrix[g.matrix + (PAIR ? r : 0)].plane[plane];
 }
 
-template <uint32_t T, int N>
+template <uint32_t T, int N, bool PAIR>
 static __device__ __forceinline__ void matvec_float_rows(const matvec_share &s, const matvec_job &job, float factor)
 {
-    constexpr int R = matvec_tile_rows<N>();
+    constexpr int per_group = PAIR ? 1 : 2;
 #pragma unroll 1
-    for (int tile = threadIdx.x >> 5; tile < s.tiles; tile += MATVEC_WARPS) {
-        float sums[R * N] = {};
-        const matvec_tile t = matvec_tile_of(s, job, tile);
-        const float old = matvec_old<N>(job, t);
-        matvec_float_dots<T, N, R>(t, t.count, job.in, sums);
-        matvec_store<N>(job, t, matvec_reduce<R * N>(sums) * factor, old);
+    for (int first = s.begin + (int)(threadIdx.x >> 5) * per_group; first < s.begin + s.count; first += MATVEC_WARPS * per_group) {
+        float sums[2 * N] = {};
+        const float old = PAIR ? 0 : matvec_old<N>(job, s, first);
+        const matvec_float_group<PAIR> group = { &job, s.matrix, first };
+        matvec_float_dots<T, N, 2>(group, PAIR ? 2 : min(2, s.begin + s.count - first), job.in, sums);
+        matvec_store<N, PAIR>(job, s, first, matvec_reduce<2 * N>(sums) * factor, old);
     }
 }
 
-template <int N>
+template <int N, bool PAIR>
 __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_rows_kernel(const __grid_constant__ matvec_job job)
 {
-    constexpr int width = 32 / (matvec_tile_rows<N>() * N);
     CHIP_SHARED(uint8_t, shared);
     chip_let_next_start();
     float (*squares)[MATVEC_WARPS] = (float (*)[MATVEC_WARPS])shared;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+    float *parts = (float *)(shared + MATVEC_SQUARES_BYTES);
+    matvec_activation *area = (matvec_activation *)(shared + MATVEC_SQUARES_BYTES + MATVEC_PARTS_BYTES);
     const matvec_share s = matvec_share_of(job);
     const uint32_t type = job.matrix[s.matrix].type;
-    matvec_activation *area = (matvec_activation *)(shared + MATVEC_SQUARES_BYTES);
-    uint8_t *rings = shared + matvec_ring_offset(job.in.count, job.in.blocks);
-    matvec_ring ring = { rings + warp * job.stages * job.stage_bytes, warp, 0 };
-
-    if (!matvec_is_float(type)) {
-#pragma unroll 1
-        for (int i = 0; i < job.stages; i++)
-            matvec_fill(s, job, type, ring, ring.stages + i * job.stage_bytes);
-    } else
-        for (int tile = warp; tile < s.tiles; tile += MATVEC_WARPS) {
-            const matvec_tile t = matvec_tile_of(s, job, tile);
-            matvec_float_prefetch(t, t.count, job.in.blocks, type == QMI_TYPE_F32 ? 128 : 64);
-        }
     matvec_norm_weights<N> norm;
     matvec_fetch_norm<N>(job.in, 0, norm);
-    chip_wait_for_previous();
-    matvec_stage_input<N>(job.in, norm, job.stages != 0, area, squares);
-    __syncthreads();
-    const float factor = matvec_factor(job.in, squares, lane / width % N);
-    if (!matvec_is_float(type))
-        matvec_quantized_rows<N>(s, job, type, ring, area, factor);
-    MATVEC_FOR_FLOAT(type, matvec_float_rows<T, N>(s, job, factor));
+    const auto stage = [&]() {
+        chip_wait_for_previous();
+        if (job.quantized)
+            matvec_stage_input<N>(job.in, norm, area, squares);
+        else
+            matvec_square_input<N>(job.in, squares);
+        __syncthreads();
+        return matvec_factor(job.in, squares, (int)(threadIdx.x & 31) / matvec_width<N>() % N);
+    };
+    if (matvec_is_float(type)) {
+        const float factor = stage();
+        MATVEC_FOR_FLOAT(type, matvec_float_rows<T, N, PAIR>(s, job, factor));
+    } else
+        MATVEC_FOR_QUANTIZED(type, matvec_quantized_rows<T, N, PAIR>(s, job, area, parts, stage));
     if (job.normed) /* the last blocks have the fewest rows */
         for (int row = (int)(gridDim.x - 1 - blockIdx.x); row < job.normed_count; row += (int)gridDim.x)
             matvec_write_normed(job, row, squares[0]);

@@ -1,7 +1,7 @@
-/* The decode kernel of PROJECT and its kind for up to 1 rows. */
+/* The decode kernels of PROJECT and its kind for one row. */
 #include "matvec_host.h"
 
-matvec_rows_function matvec_rows_1(void)
+matvec_rows_function matvec_rows_1(bool pair)
 {
-    return matvec_rows_kernel<1>;
+    return pair ? matvec_rows_kernel<1, true> : matvec_rows_kernel<1, false>;
 }

@@ -1,7 +1,7 @@
-/* The decode kernel of PROJECT and its kind for up to 8 rows. */
+/* The decode kernels of PROJECT and its kind for up to 8 rows. */
 #include "matvec_host.h"
 
-matvec_rows_function matvec_rows_8(void)
+matvec_rows_function matvec_rows_8(bool pair)
 {
-    return matvec_rows_kernel<8>;
+    return pair ? matvec_rows_kernel<8, true> : matvec_rows_kernel<8, false>;
 }
