@@ -251,6 +251,16 @@ QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
  * tokens did not have to be computed. So a chat client may send its whole history each turn, rendered anew. */
 QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t count);
 
+/* Writes what the session holds to a file: tokens, keys and values, states, logits, the options of scope "sampling" and the
+ * random sequence. It is written beside the file of that name and takes its place when it is whole and on the disk, so a full disk or a
+ * power cut leaves the old one. Only its owner may read it. QM_ERROR_FILE says what the system said. */
+QM_API int32_t qm_session_save(qm_session *session, const char *path);
+/* Makes the session hold what the file does: the same logits to sample from at once, and the same text after them, bit for bit.
+ * A file of another model or version, of a model loaded with another kv-type or mtp, with more tokens than the session's
+ * context, or with a damaged byte, is refused and leaves the session as it was.
+ * Expected errors: QM_ERROR_FILE, _FORMAT, _UNSUPPORTED, _CONTEXT, _MEMORY, _OPTION. */
+QM_API int32_t qm_session_restore(qm_session *session, const char *path);
+
 /* ---- Jobs --------------------------------------------------------------------------------------------------------- */
 /* A job is submitted, runs on the model's worker, and ends as done or with a code. Watch qm_job_descriptor() in your event
  * loop, or call qm_job_wait(). Jobs of several sessions advance together. */
@@ -262,6 +272,8 @@ QM_API int32_t qm_submit_prefill(qm_session *session, const int32_t *tokens, int
 QM_API int32_t qm_submit_decode(qm_session **sessions, const int32_t *tokens, int32_t count, qm_job **out);
 QM_API int32_t qm_submit_rewind(qm_session *session, int64_t length, qm_job **out);
 QM_API int32_t qm_submit_sync(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out); /* "tokens_reused" */
+QM_API int32_t qm_submit_save(qm_session *session, const char *path, qm_job **out);
+QM_API int32_t qm_submit_restore(qm_session *session, const char *path, qm_job **out);
 /* Appends tokens (none: count 0), then samples and appends tokens until the model ends its turn, a stop string appears, the
  * budgets "answer-tokens" or "context" are used up, or it is cancelled. Text comes in pieces from qm_job_read. The session then
  * holds every token of qm_job_tokens, also the one that ended the answer. */

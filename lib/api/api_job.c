@@ -70,6 +70,24 @@ int32_t qm_submit_sync(qm_session *session, const int32_t *tokens, int64_t count
     return code < 0 ? code : qmi_submit_sync(session, tokens, count, true, out);
 }
 
+static int32_t submit_store(qmi_job_kind kind, qm_session *session, const char *path, qm_job **out)
+{
+    int32_t code = check_submit(session, NULL, 0, out);
+    if (code < 0)
+        return code;
+    return path ? qmi_submit_store(kind, session, path, true, out) : qmi_handles_null("path");
+}
+
+int32_t qm_submit_save(qm_session *session, const char *path, qm_job **out)
+{
+    return submit_store(QMI_JOB_SAVE, session, path, out);
+}
+
+int32_t qm_submit_restore(qm_session *session, const char *path, qm_job **out)
+{
+    return submit_store(QMI_JOB_RESTORE, session, path, out);
+}
+
 int32_t qm_submit_generate(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out)
 {
     int32_t code = check_submit(session, tokens, count, out);

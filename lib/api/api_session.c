@@ -150,3 +150,24 @@ int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t coun
     code = qmi_job_finish_blocking(job, &reused);
     return code < 0 ? code : reused;
 }
+
+static int32_t store(qmi_job_kind kind, qm_session *session, const char *path)
+{
+    qm_job *job;
+    if (!session)
+        return qmi_handles_null("session");
+    if (!path)
+        return qmi_handles_null("path");
+    int32_t code = qmi_submit_store(kind, session, path, false, &job);
+    return code < 0 ? code : qmi_job_finish_blocking(job, NULL);
+}
+
+int32_t qm_session_save(qm_session *session, const char *path)
+{
+    return store(QMI_JOB_SAVE, session, path);
+}
+
+int32_t qm_session_restore(qm_session *session, const char *path)
+{
+    return store(QMI_JOB_RESTORE, session, path);
+}

@@ -160,6 +160,87 @@ int32_t qmi_os_map_lock(qmi_os_map *map)
                     (long long)map->size, strerror(error));
 }
 
+/* ---- a file that takes another's place ---- */
+
+int32_t qmi_os_writer_open(const char *path, qmi_os_writer *out)
+{
+    *out = (qmi_os_writer){ 0 };
+    int length = snprintf(out->part, sizeof out->part, "%s.%016llx.part", path, (unsigned long long)qmi_os_random());
+    if (length < 0 || (size_t)length >= sizeof out->part) {
+        out->part[0] = 0;
+        return qmi_fail(QM_ERROR_FILE, "the name of a file to write has %zu bytes, and at most %d are possible", strlen(path),
+                        QMI_OS_PATH_SIZE - 32);
+    }
+    strcpy(out->path, path);
+    int file = open(out->part, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, S_IRUSR | S_IWUSR);
+    if (file < 0) {
+        qmi_fail(QM_ERROR_FILE, "cannot write %s: %s", out->part, strerror(errno));
+        *out = (qmi_os_writer){ 0 };
+        return QM_ERROR_FILE;
+    }
+    out->descriptor = file + 1;
+    return QM_OK;
+}
+
+int32_t qmi_os_writer_put(qmi_os_writer *writer, const void *data, int64_t size)
+{
+    for (int64_t done = 0; done < size;) {
+        ssize_t put = write(writer->descriptor - 1, (const char *)data + done, (size_t)(size - done));
+        if (put < 0 && errno != EINTR)
+            return qmi_fail(QM_ERROR_FILE, "cannot write %s: %s", writer->part, strerror(errno));
+        done += put > 0 ? put : 0;
+    }
+    return QM_OK;
+}
+
+/* The new name is on the disk only when its folder is. */
+static bool sync_folder(char *path)
+{
+    char *slash = strrchr(path, '/');
+    if (slash)
+        slash[1] = 0;
+    int file = open(slash ? path : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (file < 0)
+        return false;
+    bool synced = fsync(file) == 0 || errno == EINVAL; /* some file systems have no such thing */
+    close(file);
+    return synced;
+}
+
+int32_t qmi_os_writer_finish(qmi_os_writer *writer)
+{
+    bool done = fsync(writer->descriptor - 1) == 0;
+    int error = errno;
+    if (close(writer->descriptor - 1) < 0 && done) {
+        done = false;
+        error = errno;
+    }
+    writer->descriptor = 0;
+    if (done && rename(writer->part, writer->path) < 0) {
+        done = false;
+        error = errno;
+    }
+    if (!done) {
+        qmi_os_writer_abandon(writer);
+        return qmi_fail(QM_ERROR_FILE, "cannot write %s: %s", writer->path, strerror(error));
+    }
+    done = sync_folder(writer->part); /* which is in the same one */
+    error = errno;
+    writer->part[0] = 0;
+    return done ? QM_OK
+                : qmi_fail(QM_ERROR_FILE, "%s is written, but its folder could not be: %s", writer->path, strerror(error));
+}
+
+void qmi_os_writer_abandon(qmi_os_writer *writer)
+{
+    if (writer->descriptor)
+        close(writer->descriptor - 1);
+    if (writer->part[0])
+        unlink(writer->part);
+    writer->descriptor = 0;
+    writer->part[0] = 0;
+}
+
 bool qmi_os_file_exists(const char *path)
 {
     struct stat facts;

@@ -33,6 +33,19 @@ int32_t qmi_os_map_touch(const qmi_os_map *map, int64_t offset, int64_t size);
 int32_t qmi_os_map_read(const qmi_os_map *map, int64_t offset, void *to, int64_t size);
 int32_t qmi_os_map_lock(qmi_os_map *map);                    /* keeps it in RAM; QM_ERROR_MEMORY names the limit to raise */
 bool qmi_os_file_exists(const char *path);
+
+/* A file that takes the place of another, or of none, when it is whole: written under a name of its own beside it, and renamed
+ * once it is on the disk. So whatever happens, the old one stays or the new one is there. For the owner's eyes only. */
+#define QMI_OS_PATH_SIZE 4096
+typedef struct qmi_os_writer {
+    char path[QMI_OS_PATH_SIZE], part[QMI_OS_PATH_SIZE]; /* as it shall be called, and as it is called until then; "": neither */
+    int32_t descriptor;  /* of the open file plus 1, so that 0 is none */
+} qmi_os_writer;
+
+int32_t qmi_os_writer_open(const char *path, qmi_os_writer *out); /* *out is all zero on failure */
+int32_t qmi_os_writer_put(qmi_os_writer *writer, const void *data, int64_t size); /* QM_ERROR_FILE: the disk is full, perhaps */
+int32_t qmi_os_writer_finish(qmi_os_writer *writer); /* puts it in its place; also closes, whatever it returns */
+void qmi_os_writer_abandon(qmi_os_writer *writer);   /* removes what was written; accepts an all-zero one */
 bool qmi_os_read_text(const char *path, char *text, size_t size); /* a small file, cut at size - 1; false if there is none */
 
 /* ---- memory ---- */

@@ -176,3 +176,37 @@ qmi_checkpoint *qmi_checkpoints_find(qmi_checkpoints *store, qmi_page_query *que
     }
     return best;
 }
+
+/* Of those that `collect` wants, the longest that is shorter than `below`; NULL: none. */
+static const qmi_checkpoint *longest_below(const qmi_checkpoints *store, const qmi_page_query *query, int64_t below)
+{
+    const qmi_checkpoint *best = NULL;
+    for (int32_t i = 0; i < store->count; i++) {
+        const qmi_checkpoint *checkpoint = &store->list[i];
+        if (checkpoint->state && checkpoint->length < below && (!best || checkpoint->length > best->length) &&
+            checkpoint->length <= query->count &&
+            qmi_page_query_common(query, &checkpoint->pages, checkpoint->length) == checkpoint->length)
+            best = checkpoint;
+    }
+    return best;
+}
+
+int32_t qmi_checkpoints_collect(qmi_checkpoints *store, const int32_t *tokens, int64_t count, int32_t most, qmi_checkpoint *out,
+                                int32_t *out_count)
+{
+    qmi_page_query query = qmi_page_query_start(store->pages, tokens, count);
+    int64_t below = count + 1;
+    *out_count = 0;
+    for (const qmi_checkpoint *found; *out_count < most && (found = longest_below(store, &query, below)) != NULL;) {
+        memmove(out + 1, out, (size_t)*out_count * sizeof *out);
+        out[0] = *found;
+        out[0].pages = (qmi_page_table){ 0 };
+        out[0].state = qmi_state_retain(found->state);
+        ++*out_count;
+        int32_t code = qmi_page_table_share(store->pages, &out[0].pages, &found->pages, found->length);
+        if (code < 0)
+            return code;
+        below = found->length;
+    }
+    return QM_OK;
+}

@@ -129,6 +129,11 @@ static int32_t take(qmi_page_pool *pool, qmi_page **out)
     int32_t code = pool->free ? QM_OK : pool->grows ? grow(pool) : QM_ERROR_MEMORY;
     if (code < 0)
         return code == QM_ERROR_MEMORY ? fail_empty(pool) : code;
+    /* A page has nothing in it of the sessions before: it may be saved, and what was never written is never looked at. */
+    if (pool->layout->page_bytes)
+        code = pool->backend->clear(pool->device, pool->free->address, pool->layout->page_bytes);
+    if (code < 0)
+        return code;
     *out = pool->free;
     unlink_free(pool, *out);
     (*out)->references = 1;
@@ -258,6 +263,19 @@ int32_t qmi_page_table_share(qmi_page_pool *pool, qmi_page_table *to, const qmi_
     }
     to->count = count;
     return QM_OK;
+}
+
+int32_t qmi_page_table_pick(qmi_page_pool *pool, qmi_page_table *to, const qmi_page_table *from, const int32_t *indices,
+                            int64_t count)
+{
+    int32_t code = reserve(pool, to, count);
+    for (int64_t i = 0; i < count && code >= 0; i++) {
+        to->pages[i] = from->pages[indices[i]];
+        to->addresses[i] = to->pages[i]->address;
+        to->pages[i]->references++;
+        to->count++;
+    }
+    return code;
 }
 
 void qmi_page_table_note(const qmi_page_pool *pool, qmi_page_table *table, int64_t from, const int32_t *tokens, int64_t count)

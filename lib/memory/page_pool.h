@@ -65,6 +65,9 @@ int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t f
 void qmi_page_table_cut(qmi_page_pool *pool, qmi_page_table *table, int64_t tokens); /* drops pages behind them */
 /* Makes `to` hold the pages of the first `tokens` tokens of `from`, shared. Unchanged on failure. */
 int32_t qmi_page_table_share(qmi_page_pool *pool, qmi_page_table *to, const qmi_page_table *from, int64_t tokens);
+/* Fills an empty table with pages of another, shared, in any order. */
+int32_t qmi_page_table_pick(qmi_page_pool *pool, qmi_page_table *to, const qmi_page_table *from, const int32_t *indices,
+                            int64_t count);
 /* Notes which tokens were written from position `from` on; their pages are the table's own. */
 void qmi_page_table_note(const qmi_page_pool *pool, qmi_page_table *table, int64_t from, const int32_t *tokens, int64_t count);
 /* Which of many tables begin with tokens[0, count)? Each page is compared once, however many tables it is in. */

@@ -77,11 +77,16 @@ static int32_t sum(qmi_plan *plan, const qmi_program *main_program, const qmi_pr
     return QM_OK;
 }
 
+static int64_t checkpoint_bytes(const qmi_plan *plan)
+{
+    return plan->state.bytes + plan->kv.page_bytes;
+}
+
 /* As many as option checkpoint-memory has room for. Without recurrent state they take no memory but the pages of sessions that
  * are gone, which are given up when there are no others. */
 static void set_checkpoints(const qmi_settings *settings, qmi_plan *plan)
 {
-    int64_t memory = qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY), bytes = plan->state.bytes;
+    int64_t memory = qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY), bytes = checkpoint_bytes(plan);
     if (plan->state.recurrent_bytes == 0) {
         plan->checkpoints = memory == 0 ? 0 : CHECKPOINTS_OF_PAGES;
     } else if (memory > 0) {
@@ -93,7 +98,7 @@ static void set_checkpoints(const qmi_settings *settings, qmi_plan *plan)
 /* Once all else has its memory. */
 static void choose_checkpoints(const qmi_settings *settings, qmi_plan *plan)
 {
-    int64_t bytes = plan->state.bytes, count = CHECKPOINTS_SMALL / bytes;
+    int64_t bytes = checkpoint_bytes(plan), count = CHECKPOINTS_SMALL / bytes;
     if (plan->state.recurrent_bytes == 0 || qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY) >= 0)
         return;
     count = count < CHECKPOINTS_LEAST ? CHECKPOINTS_LEAST : count > CHECKPOINTS_MANY ? CHECKPOINTS_MANY : count;

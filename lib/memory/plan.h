@@ -33,7 +33,7 @@ typedef struct qmi_plan {
     int64_t state_session;    /* recurrent state of one session, with the copy that a prompt is computed into */
     int64_t logits_session;   /* logits (and hidden state) of one session's last token, likewise twice */
     int32_t checkpoints;      /* states that are kept to go back to */
-    int64_t checkpoint_memory; /* and theirs; taken as they are kept */
+    int64_t checkpoint_memory; /* theirs, and a page each, since whoever goes on copies the one that it would change */
     int64_t total;            /* what is taken with one session */
     int64_t available;        /* what the device has; -1: unknown */
     bool mapped;              /* weights are used where the file is mapped: they need not be free memory at once */

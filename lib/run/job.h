@@ -8,7 +8,8 @@
 typedef enum qmi_job_kind {
     QMI_JOB_LOAD, QMI_JOB_TOKENIZE, /* in a thread of their own */
     QMI_JOB_PREFILL,                /* also rewind and sync */
-    QMI_JOB_GENERATE, QMI_JOB_DECODE, QMI_JOB_DRAFT
+    QMI_JOB_GENERATE, QMI_JOB_DECODE, QMI_JOB_DRAFT,
+    QMI_JOB_SAVE, QMI_JOB_RESTORE   /* in a thread of their own, with a session */
 } qmi_job_kind;
 
 typedef struct qmi_run_of_text { /* text of one kind in the queue */
@@ -63,7 +64,7 @@ struct qm_job {
     float *logits;
     int32_t draft_token;         /* the token after the last, of a draft job */
 
-    /* of load and tokenize */
+    /* of load, tokenize, save and restore */
     qmi_os_thread *thread;
     qmi_settings settings;
     bool has_settings;

@@ -206,12 +206,14 @@ static void free_workspace(qm_model *model, qmi_workspace *workspace)
     *workspace = (qmi_workspace){ 0 };
 }
 
-/* What the plan promises one session. */
+/* What the plan promises one session, and what checkpoints need beside it. */
 static int32_t open_pools(qm_model *model)
 {
     const qmi_plan *plan = &model->plan;
     const qmi_alloc *alloc = &model->settings.alloc;
     int64_t pages = plan->kv.page_bytes ? plan->kv_pool / plan->kv.page_bytes : qmi_kv_pages_for(&plan->kv, plan->context);
+    if (plan->checkpoint_memory)
+        pages += plan->checkpoints;
     int32_t code = qmi_page_pool_open(&model->pages, &plan->kv, model->backend, model->device, alloc, pages, plan->kv_grows);
     if (code >= 0)
         code = qmi_state_pool_open(&model->states, &plan->state, model->backend, model->device, alloc);

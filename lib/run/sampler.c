@@ -203,6 +203,16 @@ int32_t qmi_sampler_configure(qmi_sampler *sampler, const qmi_settings *settings
     return QM_OK;
 }
 
+void qmi_sampler_random(const qmi_sampler *sampler, uint64_t state[4])
+{
+    memcpy(state, sampler->random.state, sizeof sampler->random.state);
+}
+
+void qmi_sampler_set_random(qmi_sampler *sampler, const uint64_t state[4])
+{
+    memcpy(sampler->random.state, state, sizeof sampler->random.state);
+}
+
 int32_t qmi_sampler_copy(const qmi_sampler *from, qmi_sampler **out)
 {
     const sampler_plan *plan = &from->plan;

@@ -32,6 +32,10 @@ void qmi_sampler_free(qmi_sampler **sampler);
 /* After an option changed. On failure the sampler is as before. reseed: start the random sequence again. */
 int32_t qmi_sampler_configure(qmi_sampler *sampler, const qmi_settings *settings, bool reseed);
 
+/* The state of its random numbers, to be kept; it goes on from one that is set. */
+void qmi_sampler_random(const qmi_sampler *sampler, uint64_t state[4]);
+void qmi_sampler_set_random(qmi_sampler *sampler, const uint64_t state[4]);
+
 /* logits [vocabulary], not changed. history: all tokens of the session so far (the penalties look at the last penalty-window of
  * them, afresh each time, so that it may change at will between calls). Never allocates, never fails. */
 int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count);

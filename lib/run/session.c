@@ -15,15 +15,16 @@ static int32_t check_fit(const qm_session *session)
     const qm_model *model = session->model;
     const qmi_page_pool *pool = &model->pages;
     qmi_device_info info;
-    int64_t page_bytes = model->plan.kv.page_bytes, pages = qmi_kv_pages_for(&model->plan.kv, session->context) - pool->count;
-    if (pages <= 0 || page_bytes == 0)
+    int64_t needed = qmi_kv_pages_for(&model->plan.kv, session->context) * model->plan.kv.page_bytes;
+    int64_t promised = model->plan.kv_pool;
+    if (needed <= promised)
         return QM_OK;
     model->backend->info(model->device, &info);
-    if (pool->grows && (info.memory_free <= 0 || pages <= info.memory_free / page_bytes))
+    if (pool->grows && (info.memory_free <= 0 || needed - promised <= info.memory_free))
         return QM_OK;
     return qmi_fail(QM_ERROR_FIT, "keys and values of a session of %lld tokens need %lld bytes; %lld are there%s; set option "
-                    "context lower%s", (long long)session->context, (long long)((pages + pool->count) * page_bytes),
-                    (long long)(pool->count * page_bytes + (pool->grows ? info.memory_free : 0)),
+                    "context lower%s", (long long)session->context, (long long)needed,
+                    (long long)(promised + (pool->grows ? info.memory_free : 0)),
                     pool->grows ? "" : " (option kv-memory)", pool->grows ? "" : ", or kv-memory higher");
 }
 
@@ -75,8 +76,7 @@ static int32_t copy_settings(const qm_model *model, const qmi_settings *from, qm
     return qmi_settings_copy(&view, to);
 }
 
-/* What only shows when an answer starts: are the stop strings and the budgets possible? */
-static int32_t check_settings(const qm_model *model, const qmi_settings *settings)
+int32_t qmi_session_check_settings(const qm_model *model, const qmi_settings *settings)
 {
     int64_t context;
     qmi_budget *budget = NULL;
@@ -96,7 +96,7 @@ static int32_t allocate_on_host(qm_session *session, const qmi_settings *setting
         qmi_settings_start(&session->settings, alloc); /* so that it can be ended */
         return code;
     }
-    code = check_settings(model, &session->settings);
+    code = qmi_session_check_settings(model, &session->settings);
     if (code >= 0)
         code = qmi_plan_context(&model->plan.hparams, &session->settings, &session->context);
     if (code < 0)
@@ -256,7 +256,7 @@ int32_t qmi_session_set(qm_session *session, const char *name, const char *value
         return code;
     code = qmi_settings_set(&changed, id, value);
     if (code >= 0)
-        code = check_settings(session->model, &changed);
+        code = qmi_session_check_settings(session->model, &changed);
     if (code >= 0)
         code = qmi_sampler_configure(session->sampler, &changed, id == QMI_OPT_SEED);
     if (code < 0) {

@@ -39,6 +39,8 @@ int32_t qmi_session_check(const qm_session *session);
 int32_t qmi_session_set(qm_session *session, const char *name, const char *value);
 int32_t qmi_session_sample(qm_session *session, int32_t *token);
 const float *qmi_session_logits(qm_session *session);
+/* What only shows when an answer starts: are the stop strings and the budgets possible? */
+int32_t qmi_session_check_settings(const qm_model *model, const qmi_settings *settings);
 int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity);
 
 /* ---- for the engine's thread ---- */

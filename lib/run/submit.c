@@ -4,6 +4,7 @@
 #include <string.h>
 #include "run/generate.h"
 #include "run/load.h"
+#include "run/store.h"
 
 static int32_t check_tokens(const qm_model *model, const int32_t *tokens, int64_t count)
 {
@@ -279,6 +280,24 @@ static void load_main(void *argument)
     job->model = model;
     qmi_os_mutex_unlock(job->mutex);
     qmi_job_end(job, code);
+}
+
+int32_t qmi_submit_store(qmi_job_kind kind, qm_session *session, const char *path, bool watched, qm_job **out)
+{
+    qm_job *job;
+    *out = NULL;
+    int32_t code = open_job(kind, &session, 1, watched, &job);
+    if (code < 0)
+        return code;
+    job->text = qmi_new_text(&job->alloc, path, strlen(path));
+    code = job->text ? qmi_os_thread_start(&job->thread, qmi_store_main, job, "qwenmoe-job") : QM_ERROR_MEMORY;
+    if (code >= 0) {
+        *out = job;
+        return code;
+    }
+    qmi_engine_unclaim(job->model, job->sessions, job->session_count);
+    qmi_job_abandon(job);
+    return code;
 }
 
 int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out)

@@ -22,6 +22,8 @@ int32_t qmi_submit_rewind(qm_session *session, int64_t length, bool watched, qm_
 int32_t qmi_submit_sync(qm_session *session, const int32_t *tokens, int64_t count, bool watched, qm_job **out);
 int32_t qmi_submit_generate(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 int32_t qmi_submit_draft(qm_session *session, int32_t next, float *logits, qm_job **out); /* blocking calls only */
+int32_t qmi_submit_store(qmi_job_kind kind, qm_session *session, const char *path, bool watched,
+                         qm_job **out); /* QMI_JOB_SAVE or _RESTORE */
 int32_t qmi_submit_tokenize(qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out);
 int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out);
 

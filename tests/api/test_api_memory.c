@@ -1,6 +1,8 @@
 /* Memory: fails the n-th allocation for every n of loading, sessions and jobs; checks the code, and that nothing is leaked. */
 #include "api.h"
 
+#include <unistd.h>
+
 typedef struct counter {
     pthread_mutex_t mutex;  /* callbacks come from several threads */
     int64_t until_failure;  /* allocations that still succeed; negative: all */
@@ -168,6 +170,17 @@ static int32_t draft(scene *s)
     return qm_mtp_logits(s->session, 1, logits);
 }
 
+static int32_t save_and_restore(scene *s)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/tmp/qwenmoe-memory-%ld.session", (long)getpid());
+    int32_t code = qm_session_save(s->session, path);
+    if (code >= 0)
+        code = qm_session_restore(s->session, path);
+    unlink(path);
+    return code;
+}
+
 static int32_t set_stop(scene *s)
 {
     return qm_session_set(s->session, "stop", "[\"abc\", \"defg\"]");
@@ -285,6 +298,7 @@ ACTION_TEST(decode)
 ACTION_TEST(rewind_half)
 ACTION_TEST(sync_all)
 ACTION_TEST(draft)
+ACTION_TEST(save_and_restore)
 ACTION_TEST(set_stop)
 ACTION_TEST(set_bias)
 ACTION_TEST(tokenize)
@@ -341,6 +355,8 @@ int main(void)
         cmocka_unit_test(test_loads),         cmocka_unit_test(test_load_jobs), cmocka_unit_test(test_new_and_free),
         cmocka_unit_test(test_fork_and_free), cmocka_unit_test(test_prefill),   cmocka_unit_test(test_decode),
         cmocka_unit_test(test_rewind_half),   cmocka_unit_test(test_sync_all),  cmocka_unit_test(test_draft),
+        cmocka_unit_test(test_save_and_restore),
+       
         cmocka_unit_test(test_set_stop),      cmocka_unit_test(test_set_bias),  cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_generate),  cmocka_unit_test(test_plan),
         cmocka_unit_test(test_limits),
