@@ -248,35 +248,34 @@ static int64_t weight_bytes(const side *s, const play *p)
     return bytes;
 }
 
-static side open_side(play *p, bool exact)
+static void open_side(side *s, play *p, bool exact)
 {
-    side s = { .exact = exact, .workspace = { .rows = ROWS_MOST, .outputs = ROWS_MOST } };
+    *s = (side){ .exact = exact, .workspace = { .rows = ROWS_MOST, .outputs = ROWS_MOST } };
     const qmi_log silent = { 0 };
     qmi_choices found;
     need(qmi_registry_find(exact ? "cpu" : card_name, card_library, &silent, &found) == QM_OK, "backend");
-    s.backend = found.list[0].backend;
-    need(s.backend->open(&(qmi_device_settings){ .index = found.list[0].index, .isa = "scalar" }, &s.device) == QM_OK, "device");
-    if (s.backend->upload_start)
-        need(s.backend->upload_start(s.device, weight_bytes(&s, p), NULL, 0) == QM_OK, "upload");
+    s->backend = found.list[0].backend;
+    need(s->backend->open(&(qmi_device_settings){ .index = found.list[0].index, .isa = "scalar" }, &s->device) == QM_OK, "device");
+    if (s->backend->upload_start)
+        need(s->backend->upload_start(s->device, weight_bytes(s, p), NULL, 0) == QM_OK, "upload");
     for (size_t i = 0; i < p->program.count; i++)
-        place(&s, p, &p->program.ops[i]);
-    if (s.backend->upload_finish)
-        need(s.backend->upload_finish(s.device, NULL, NULL, NULL) == QM_OK, "upload");
-    memcpy(s.program.slots, p->program.slots, sizeof s.program.slots);
-    s.program.slot_count = p->program.slot_count;
-    need(qmi_program_validate(&s.program) == QM_OK, "program");
+        place(s, p, &p->program.ops[i]);
+    if (s->backend->upload_finish)
+        need(s->backend->upload_finish(s->device, NULL, NULL, NULL) == QM_OK, "upload");
+    memcpy(s->program.slots, p->program.slots, sizeof s->program.slots);
+    s->program.slot_count = p->program.slot_count;
+    need(qmi_program_validate(&s->program) == QM_OK, "program");
     for (int32_t i = 0; i < p->program.slot_count; i++)
-        s.workspace.slots[i] = room(&s, ROWS_MOST * p->program.slots[i].width * 4);
+        s->workspace.slots[i] = room(s, ROWS_MOST * p->program.slots[i].width * 4);
     for (int32_t q = 0; q < SEQUENCES; q++) {
         for (int32_t i = 0; i < PAGES && p->page_bytes; i++)
-            s.pages[q][i] = room(&s, p->page_bytes);
+            s->pages[q][i] = room(s, p->page_bytes);
         if (p->state_bytes) {
-            s.state[q] = room(&s, p->state_bytes);
-            s.next[q] = room(&s, p->state_bytes);
+            s->state[q] = room(s, p->state_bytes);
+            s->next[q] = room(s, p->state_bytes);
         }
     }
-    need(s.backend->prepare(s.device, &s.program, ROWS_MOST) == QM_OK, "prepare");
-    return s;
+    need(s->backend->prepare(s->device, &s->program, ROWS_MOST) == QM_OK, "prepare");
 }
 
 static void close_side(side *s)
@@ -344,7 +343,9 @@ static void check(play *p, const rows *batches, int32_t batch_count)
     int32_t worst_batch = 0;
     const char *worst_slot = "";
     if (strstr(p->name, filter)) {
-        side exact = open_side(p, true), card = open_side(p, false);
+        static side exact, card; /* a device knows a program by its address */
+        open_side(&exact, p, true);
+        open_side(&card, p, false);
         int32_t code = QM_OK;
         for (int32_t b = 0; b < batch_count && code == QM_OK; b++) {
             int32_t count = 0, tokens[ROWS_MOST];
@@ -415,7 +416,7 @@ static const char *name_of(uint32_t type)
 
 static double product_bound(uint32_t type, bool few_rows)
 {
-    return few_rows ? is_float(type) ? 1e-5 : 1.2e-2 : type == QMI_TYPE_F32 ? 1e-3 : 2e-3;
+    return few_rows ? is_float(type) ? 1e-5 : 2e-2 : type == QMI_TYPE_F32 ? 1e-3 : 2e-3;
 }
 
 static void check_embed(uint32_t type)
