@@ -95,28 +95,6 @@ template <int LEFT> static __device__ __forceinline__ void chip_copy_wait(void)
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
 }
 
-/* Waits until at most `left` (0 .. 7) of the groups are under way. */
-static __device__ __forceinline__ void chip_copy_wait_for(int left)
-{
-    switch (left) {
-    case 0: chip_copy_wait<0>(); break;
-    case 1: chip_copy_wait<1>(); break;
-    case 2: chip_copy_wait<2>(); break;
-    case 3: chip_copy_wait<3>(); break;
-    case 4: chip_copy_wait<4>(); break;
-    case 5: chip_copy_wait<5>(); break;
-    case 6: chip_copy_wait<6>(); break;
-    default: chip_copy_wait<7>(); break;
-    }
-}
-
-/* 16 bytes, all of them real. (With a cache hint, the compiler of CUDA 13.0 takes the policy from a uniform register inside divergent
- * code, and the card stops at an illegal instruction.) */
-static __device__ __forceinline__ void chip_copy16_once(void *to_shared, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0],[%1],16;" ::"r"(chip_shared_address(to_shared)), "l"(from));
-}
-
 /* Brings the 128 bytes round an address to the L2 cache. */
 static __device__ __forceinline__ void chip_prefetch(const void *p)
 {

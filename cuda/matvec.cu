@@ -61,8 +61,8 @@ static bool is_quantized(const matvec_job *job)
     return false;
 }
 
-/* Warps share rows until there is work for nearly all warps of one block a multiprocessor, and there are two blocks where there is work
- * for both (then the one's loads hide behind the other's products). */
+/* Warps share rows until there is work for nearly all warps of one block a multiprocessor, and there are two blocks where
+ * there is work for both (then the one's loads hide behind the other's products). */
 static void plan(const cuda_run *run, matvec_job *job)
 {
     int64_t groups = 0, warps = (int64_t)MATVEC_WARPS * run->processors;
@@ -82,7 +82,8 @@ static bool launch_rows(const cuda_run *run, matvec_job *job)
     if (shared > run->shared_most || (job->pair && job->matrix[0].type != job->matrix[1].type))
         return false;
     plan(run, job);
-    cuda_launch(run, dim3((uint32_t)job->first_block[job->count]), dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count, job->pair), *job);
+    const dim3 blocks((uint32_t)job->first_block[job->count]);
+    cuda_launch(run, blocks, dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count, job->pair), *job);
     return true;
 }
 

@@ -21,8 +21,8 @@ static int64_t inner_of(const qmi_op_experts *op)
 
 static int32_t act_stride(const qmi_op_experts *op)
 {
-    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0, widest = shared > inner ? shared : inner;
-    return (int32_t)((widest + 3) / 4 * 4);
+    int64_t inner = inner_of(op), shared = op->shared_gate.data ? op->shared_gate.rows : 0;
+    return (int32_t)(((shared > inner ? shared : inner) + 3) / 4 * 4);
 }
 
 int64_t cuda_scratch_matvec(const qmi_op *op, int32_t rows)
@@ -76,19 +76,22 @@ static bool is_regular(const matvec_experts_job *job)
 /* Bytes of shared memory: the choice, sums, activation blocks. */
 static int64_t gate_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
 {
-    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + (int64_t)job->in.count * job->in.blocks * (int64_t)sizeof(matvec_activation);
+    const int64_t blocks = (int64_t)job->in.count * job->in.blocks;
+    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + blocks * (int64_t)sizeof(matvec_activation);
 }
 
 static int64_t down_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
 {
-    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + (int64_t)job->in.count * job->width * (int64_t)sizeof(matvec_activation);
+    const int64_t blocks = (int64_t)job->in.count * job->width;
+    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + blocks * (int64_t)sizeof(matvec_activation);
 }
 
 static bool fits(const cuda_run *run, const matvec_experts_job *job)
 {
     const matvec_expert_kernels kernels = kernels_of(job->in.count);
     const int64_t pairs = (int64_t)job->in.count * job->top * job->inner, blocks = (int64_t)job->in.count * job->width;
-    return pairs < MATVEC_DIVIDE_MOST && blocks < MATVEC_DIVIDE_MOST && gate_shared(&kernels, job) <= run->shared_most && down_shared(&kernels, job) <= run->shared_most;
+    return pairs < MATVEC_DIVIDE_MOST && blocks < MATVEC_DIVIDE_MOST && gate_shared(&kernels, job) <= run->shared_most &&
+           down_shared(&kernels, job) <= run->shared_most;
 }
 
 /* The job for some of the rows. */
@@ -125,13 +128,13 @@ static void launch_experts(const cuda_run *run, const matvec_experts_job *job, i
         const matvec_expert_kernels kernels = kernels_of(part.in.count);
         const int64_t pairs = (int64_t)part.in.count * part.top * part.inner + part.shared_inner;
         const int32_t most = part.in.count <= 4 ? 2 * run->processors : run->processors, gates = matvec_ceil(pairs, MATVEC_WARPS);
-        for (part.split_bits = 0; part.split_bits < 2 && (int64_t)part.down.rows << part.split_bits < (int64_t)12 * run->processors;)
+        while (part.split_bits < 2 && (int64_t)part.down.rows << part.split_bits < (int64_t)12 * run->processors)
             part.split_bits++;
         const int32_t downs = matvec_ceil(part.down.rows, MATVEC_WARPS >> part.split_bits);
-        cuda_launch(run, dim3((uint32_t)(gates < most ? gates : most)), dim3(MATVEC_THREADS), (size_t)gate_shared(&kernels, &part), kernels.gate,
-                    part);
-        cuda_launch(run, dim3((uint32_t)(downs < most ? downs : most)), dim3(MATVEC_THREADS), (size_t)down_shared(&kernels, &part), kernels.down,
-                    part);
+        const dim3 threads(MATVEC_THREADS), gate_blocks((uint32_t)(gates < most ? gates : most));
+        const dim3 down_blocks((uint32_t)(downs < most ? downs : most));
+        cuda_launch(run, gate_blocks, threads, (size_t)gate_shared(&kernels, &part), kernels.gate, part);
+        cuda_launch(run, down_blocks, threads, (size_t)down_shared(&kernels, &part), kernels.down, part);
     }
 }
 

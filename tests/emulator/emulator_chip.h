@@ -32,11 +32,6 @@ static inline void chip_copy16(void *to_shared, const void *from, bool real, EMU
 }
 static inline void chip_copy_commit(void) { emulator_copy_commit(); }
 template <int LEFT> static inline void chip_copy_wait(void) { emulator_copy_wait(LEFT); }
-static inline void chip_copy_wait_for(int left) { emulator_copy_wait(left); }
-static inline void chip_copy16_once(void *to_shared, const void *from, EMULATOR_PLACE)
-{
-    chip_copy16(to_shared, from, true, file, line);
-}
 static inline void chip_prefetch(const void *p) { (void)p; }
 static inline int chip_here(int x) { return x; }
 
