@@ -37,11 +37,12 @@ static __device__ __forceinline__ void chip_wait_for_previous(void)
 #endif
 }
 
-/* ---- loads of weights: read once, so they should not push other things out of L1 ---- */
+/* ---- loads of weights: read once, so they should not push other things out of L1. Not as read-only data (ld.global.nc): the assembler
+ * moves such loads behind the wait for the previous kernel, and then nothing is fetched while that one still runs. ---- */
 static __device__ __forceinline__ uint4 chip_load16(const void *p)
 {
     uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
     return v;
 }
 
@@ -55,21 +56,21 @@ static __device__ __forceinline__ uint4 chip_load16_again(const void *p) /* what
 static __device__ __forceinline__ uint2 chip_load8(const void *p)
 {
     uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+    asm volatile("ld.global.L1::no_allocate.v2.u32 {%0,%1},[%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
     return v;
 }
 
 static __device__ __forceinline__ uint32_t chip_load4(const void *p)
 {
     uint32_t v;
-    asm volatile("ld.global.nc.u32 %0,[%1];" : "=r"(v) : "l"(p));
+    asm volatile("ld.global.u32 %0,[%1];" : "=r"(v) : "l"(p));
     return v;
 }
 
 static __device__ __forceinline__ uint32_t chip_load2(const void *p)
 {
     unsigned short v;
-    asm volatile("ld.global.nc.u16 %0,[%1];" : "=h"(v) : "l"(p));
+    asm volatile("ld.global.u16 %0,[%1];" : "=h"(v) : "l"(p));
     return v;
 }
 

@@ -1,6 +1,6 @@
-/* What the decode kernels share: a few rows of activations as 8-bit numbers in shared memory, and their products with weights that come
- * straight from memory to registers. Decode reads each weight once and is bound by three things: bytes, the chain of kernels that wait
- * for each other, and instructions (a block of 32 weights costs about 45). So
+/* What the decode kernels share: a few rows of activations as 8-bit numbers in shared memory, and their products with weights
+ * that come straight from memory to registers. Decode reads each weight once and is bound by three things: bytes, the chain of
+ * kernels that wait for each other, and instructions (a block of 32 weights costs about 45). So
  *   - a warp's first weights are on their way before it waits for its predecessor;
  *   - every block normalises and quantizes the activations for itself: one round of loads, one barrier, and no kernel between;
  *   - the factor of the norm is a number a row, and multiplies the finished sums. */
@@ -45,8 +45,9 @@ static inline __host__ __device__ bool matvec_is_float(uint32_t type)
         MATVEC_CASE(QMI_TYPE_BF16, __VA_ARGS__) \
     }
 
-/* ---- sums over a warp ---- V sums at once (a power of two): lane l gets the total of value l / (32 / V). Lanes that hold
- * halves of the values exchange, so V values cost about V + 5 shuffles instead of 5 V. */
+/* ---- sums over a warp ----
+ * V sums at once (a power of two): lane l gets the total of value l / (32 / V). Lanes that hold halves of the values exchange, so
+ * V values cost about V + 5 shuffles instead of 5 V. */
 template <int COUNT, int V> static __device__ __forceinline__ void matvec_exchange(float (&v)[V]) /* halves COUNT values a lane */
 {
     if constexpr (COUNT > 1) {
@@ -95,7 +96,8 @@ static __device__ __forceinline__ float4 matvec_load4(const float *row, int u, i
     if ((columns & 3) == 0)
         return ((const float4 *)row)[u];
     const int c = 4 * u;
-    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0, c + 3 < columns ? row[c + 3] : 0);
+    return make_float4(row[c], c + 1 < columns ? row[c + 1] : 0, c + 2 < columns ? row[c + 2] : 0,
+                       c + 3 < columns ? row[c + 3] : 0);
 }
 
 static __device__ __forceinline__ float4 matvec_multiply(float4 a, float4 b)
@@ -152,7 +154,8 @@ template <int N> struct matvec_norm_weights {
     float4 w[matvec_batch<N>()];
 };
 
-template <int N> static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
+template <int N>
+static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
 {
 #pragma unroll
     for (int b = 0; b < matvec_batch<N>(); b++) {
@@ -171,11 +174,11 @@ template <int N> static __device__ __forceinline__ void matvec_keep_squares(floa
         squares[(threadIdx.x & 31) / (32 / N)][threadIdx.x >> 5] = sum;
 }
 
-/* Reads the rows: their blocks go to the area, the sums of their squares to squares. The columns are a multiple of 32. A barrier must
- * follow. */
+/* Reads the rows: their blocks go to the area, the sums of their squares to squares. The columns are a multiple of 32. A
+ * barrier must follow. */
 template <int N>
-static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, matvec_norm_weights<N> &norm, matvec_activation *area,
-                                                          float (*squares)[MATVEC_WARPS])
+static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, matvec_norm_weights<N> &norm,
+                                                          matvec_activation *area, float (*squares)[MATVEC_WARPS])
 {
     constexpr int batch = matvec_batch<N>();
     const int units = in.columns >> 2, thread = (int)threadIdx.x;
@@ -215,7 +218,8 @@ static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in
 }
 
 /* The squares alone, for float weights and any number of columns. */
-template <int N> static __device__ __forceinline__ void matvec_square_input(const matvec_input &in, float (*squares)[MATVEC_WARPS])
+template <int N>
+static __device__ __forceinline__ void matvec_square_input(const matvec_input &in, float (*squares)[MATVEC_WARPS])
 {
     const int units = (in.columns + 3) >> 2;
     float square[N] = {};
@@ -256,11 +260,25 @@ constexpr __host__ __device__ int matvec_eight(uint32_t type, int plane)
     }
 }
 
-/* v / divisor for 0 <= v < MATVEC_DIVIDE_MOST, given 1 / divisor: the quotient's distance to the next integer is at least half of 1 / divisor. */
+/* v / divisor for 0 <= v < MATVEC_DIVIDE_MOST, given 1 / divisor: the quotient's distance to the next integer is at least half
+ * of 1 / divisor. */
 #define MATVEC_DIVIDE_MOST (1 << 20)
 static __device__ __forceinline__ int matvec_divide(int v, float inverse)
 {
     return (int)(((float)v + 0.5f) * inverse);
+}
+
+/* Brings a row's planes to the L2 cache. */
+static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int64_t row)
+{
+    const int lane = threadIdx.x & 31;
+#pragma unroll 1
+    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++) {
+        const int64_t eight = matvec_eight(m.type, plane);
+        const int64_t start = row * m.blocks * eight / 8, end = (row + 1) * m.blocks * eight / 8;
+        for (int64_t at = start + lane * 128; at < end; at += 32 * 128)
+            chip_prefetch(m.plane[plane] + at);
+    }
 }
 
 /* Chunks of 32 blocks (one a lane) of a row that a warp has on their way at once: as many as registers allow. */
@@ -314,7 +332,8 @@ template <uint32_t T> static __device__ __forceinline__ int matvec_dot_word(uint
 }
 
 /* sum + the block's product. */
-template <uint32_t T> static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
+template <uint32_t T>
+static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, const matvec_activation &a, float sum)
 {
     int low = 0, high = 0;
 #pragma unroll
@@ -340,11 +359,11 @@ template <uint32_t T> static __device__ __forceinline__ float matvec_dot(const m
     }
 }
 
-/* A block of R rows with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row n of
- * activations has its block at area[n * stride]; b: the block's place in its row. */
+/* A block of R rows with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row
+ * n of activations has its block at area[n * stride]; b: the block's place in its row. */
 template <uint32_t T, int N, int R>
-static __device__ __forceinline__ void matvec_dots(const block<T> (&w)[R], int b, const matvec_activation *area, int stride, uint32_t inputs,
-                                                   float (&sums)[R * N])
+static __device__ __forceinline__ void matvec_dots(const block<T> (&w)[R], int b, const matvec_activation *area, int stride,
+                                                   uint32_t inputs, float (&sums)[R * N])
 {
     matvec_codes<T> codes[R];
 #pragma unroll
@@ -378,7 +397,7 @@ template <uint32_t T> static __device__ __forceinline__ float4 matvec_weights4(c
     }
 }
 
-/* Whole rows of type T; sums as in matvec_stage_dots. */
+/* Whole rows of type T; sums as in matvec_dots. */
 template <uint32_t T, int N, int R, class ROWS>
 static __device__ __forceinline__ void matvec_float_dots(const ROWS &rows, int count, const matvec_input &in,
                                                          float (&sums)[R * N])
@@ -402,7 +421,8 @@ static __device__ __forceinline__ void matvec_float_dots(const ROWS &rows, int c
 }
 
 /* Brings whole rows of so many bytes to the L2 cache. */
-template <class ROWS> static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
+template <class ROWS>
+static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
 {
     for (int r = 0; r < count; r++) {
         const uint8_t *row = matvec_row_plane(rows, r, 0) + matvec_row_first(rows, r) * block_bytes;

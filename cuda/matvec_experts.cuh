@@ -78,7 +78,8 @@ template <int P> static __device__ __forceinline__ void matvec_load_keys(const f
 
 /* The `top` largest, largest first, of equals the lower index first: expert[], and their scores to weight[]. Each round takes the
  * largest of all lanes' largest. */
-template <int P> static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
+template <int P>
+static __device__ __forceinline__ void matvec_take_top(uint32_t (&keys)[P], int top, int32_t *expert, float *weight)
 {
     const int lane = threadIdx.x & 31;
 #pragma unroll 1
@@ -154,7 +155,8 @@ static __device__ __forceinline__ void matvec_choose(const matvec_experts_job &j
 }
 
 /* All rows' choices by the last warps. */
-template <int N> static __device__ __forceinline__ void matvec_choose_rows(const matvec_experts_job &job, matvec_choice<N> *choice)
+template <int N>
+static __device__ __forceinline__ void matvec_choose_rows(const matvec_experts_job &job, matvec_choice<N> *choice)
 {
     const int n = MATVEC_WARPS - 1 - (int)(threadIdx.x >> 5);
     if (n < job.in.count)
@@ -217,22 +219,23 @@ template <int N> static __device__ __forceinline__ int matvec_member(const matve
 
 /* Rows of activations that a group is multiplied with. */
 template <int N>
-static __device__ __forceinline__ uint32_t matvec_members(const matvec_experts_job &job, const matvec_choice<N> *choice, int group)
+static __device__ __forceinline__ uint32_t matvec_members(const matvec_experts_job &job, const matvec_choice<N> *choice,
+                                                          int group)
 {
-    if (N == 1 || group < 0)
+    if (N == 1)
         return (1u << job.in.count) - 1;
     const int lane = threadIdx.x & 31;
     return __ballot_sync(~0u, lane < N && matvec_member<N>(choice, group, lane & (N - 1)));
 }
 
-/* ---- gate and up ----
- * Pairs of rows of all blocks' warps, numbered through: the shared expert's first (they can be fetched before the choice), then each
- * group's. */
+/* ---- gate and up ---- Pairs of rows of all blocks' warps, numbered through: the shared expert's first (they can be fetched
+ * before the choice), then each group's. */
 
-/* One pair: row `gate` of the one matrix and row `up` of the other; returns to lane r * 16 / N ... the products of matvec_reduce. */
+/* One pair: row `gate` of the one matrix and row `up` of the other; returns to lane r * 16 / N ... the products of
+ * matvec_reduce. */
 template <uint32_t T, int N>
-static __device__ __forceinline__ float matvec_gate_pair(const cuda_matrix &a, const cuda_matrix &b, int64_t gate, int64_t up, int blocks,
-                                                         const matvec_activation *area, uint32_t members)
+static __device__ __forceinline__ float matvec_gate_pair(const cuda_matrix &a, const cuda_matrix &b, int64_t gate, int64_t up,
+                                                         int blocks, const matvec_activation *area, uint32_t members)
 {
     constexpr int C = matvec_chunks<T, N, true>();
     float sums[2 * N] = {};
@@ -253,67 +256,65 @@ static __device__ __forceinline__ float matvec_gate_pair(const cuda_matrix &a, c
     return matvec_reduce<2 * N>(sums);
 }
 
-/* Brings a row's planes to the L2 cache. */
-static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int64_t row)
-{
-    const int lane = threadIdx.x & 31;
-#pragma unroll 1
-    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++) {
-        const int64_t eight = matvec_eight(m.type, plane), start = row * m.blocks * eight / 8, end = (row + 1) * m.blocks * eight / 8;
-        for (int64_t at = start + lane * 128; at < end; at += 32 * 128)
-            chip_prefetch(m.plane[plane] + at);
-    }
-}
-
 template <int N>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
+    matvec_gate_kernel(const __grid_constant__ matvec_experts_job job)
 {
     constexpr int width = 32 / (2 * N);
     CHIP_SHARED(uint8_t, shared);
     matvec_choice<N> *choice = (matvec_choice<N> *)shared;
     float (*squares)[MATVEC_WARPS] = (float (*)[MATVEC_WARPS])(shared + matvec_choice_bytes<N>());
     matvec_activation *area = (matvec_activation *)((uint8_t *)squares + MATVEC_SQUARES_BYTES);
-    const int lane = threadIdx.x & 31, warps = MATVEC_WARPS * (int)gridDim.x, mine = (int)(blockIdx.x + gridDim.x * (threadIdx.x >> 5));
-    const int n = lane / width % N, r = lane / width / N;
+    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n = lane / width % N, r = lane / width / N;
 
-    if (mine < job.shared_inner) {
-        matvec_prefetch_row(job.shared_gate, mine);
-        matvec_prefetch_row(job.shared_up, mine);
+    if ((int)(blockIdx.x + gridDim.x * warp) < job.shared_inner) {
+        matvec_prefetch_row(job.shared_gate, blockIdx.x + gridDim.x * warp);
+        matvec_prefetch_row(job.shared_up, blockIdx.x + gridDim.x * warp);
     }
     matvec_norm_weights<N> norm;
     matvec_fetch_norm<N>(job.in, 0, norm);
     chip_wait_for_previous();
     chip_let_next_start(); /* the scores are complete: what the next kernel chooses by */
-    matvec_choose_rows<N>(job, choice);
     matvec_stage_input<N>(job.in, norm, area, squares);
-    matvec_group_rows<N>(job, choice);
-    const int pairs = job.shared_inner + choice->groups * job.inner;
+    __syncthreads();
     const float factor = matvec_factor(job.in, squares, n);
-
-#pragma unroll 1
-    for (int pair = mine; pair < pairs; pair += warps) {
-        const int group = pair < job.shared_inner ? -1 : matvec_divide(pair - job.shared_inner, job.inverse_inner);
-        const int row = group < 0 ? pair : pair - job.shared_inner - group * job.inner;
-        const uint32_t members = matvec_members<N>(job, choice, group);
-        float value = 0;
-        if (group < 0) {
-            MATVEC_FOR_QUANTIZED(job.shared_gate.type,
-                                 value = matvec_gate_pair<T, N>(job.shared_gate, job.shared_up, row, row, job.in.blocks, area, members));
-        } else {
-            const int64_t gate = (int64_t)matvec_group_expert<N>(choice, group) * job.gate.rows + row, up = job.fused ? gate + job.inner : gate;
-            MATVEC_FOR_QUANTIZED(job.gate.type, value = matvec_gate_pair<T, N>(job.gate, job.up, gate, up, job.in.blocks, area, members));
-        }
+    const uint32_t everyone = (1u << job.in.count) - 1;
+    const auto keep = [&](float value, int row, uint32_t members, int place) { /* place: the lane's row's, among its choices */
         value *= factor;
         const float other = __shfl_down_sync(~0u, value, (N * width) & 31);
-        if (lane % width == 0 && r == 0 && ((members >> n) & 1)) {
-            const int place = group < 0 ? job.top : matvec_member<N>(choice, group, n) - 1;
+        if (lane % width == 0 && r == 0 && ((members >> n) & 1))
             job.act[(int64_t)(n * (job.top + 1) + place) * job.act_stride + row] = chip_silu(value) * other;
+    };
+
+    /* While the last warps choose, the others have the shared expert. */
+    const int choosers = job.in.count, others = MATVEC_WARPS - choosers;
+    if (warp >= others)
+        matvec_choose_rows<N>(job, choice);
+    else
+#pragma unroll 1
+        for (int row = (int)(blockIdx.x + gridDim.x * warp); row < job.shared_inner; row += others * (int)gridDim.x) {
+            float value = 0;
+            MATVEC_FOR_QUANTIZED(job.shared_gate.type,
+                                 value = matvec_gate_pair<T, N>(job.shared_gate, job.shared_up, row, row, job.in.blocks, area, everyone));
+            keep(value, row, everyone, job.top);
         }
+    matvec_group_rows<N>(job, choice);
+
+    const int pairs = choice->groups * job.inner;
+#pragma unroll 1
+    for (int pair = (int)(blockIdx.x + gridDim.x * warp); pair < pairs; pair += MATVEC_WARPS * (int)gridDim.x) {
+        const int group = matvec_divide(pair, job.inverse_inner), row = pair - group * job.inner;
+        const int64_t gate = (int64_t)matvec_group_expert<N>(choice, group) * job.gate.rows + row, up = job.fused ? gate + job.inner : gate;
+        const uint32_t members = matvec_members<N>(job, choice, group);
+        float value = 0;
+        MATVEC_FOR_QUANTIZED(job.gate.type, value = matvec_gate_pair<T, N>(job.gate, job.up, gate, up, job.in.blocks, area, members));
+        keep(value, row, members, matvec_member<N>(choice, group, n) - 1);
     }
     if (blockIdx.x == 0 && job.scores)
         for (int i = threadIdx.x; i < job.in.count * (2 * job.top + 1); i += MATVEC_THREADS) {
             const int row = i / (2 * job.top + 1), k = i - row * (2 * job.top + 1);
-            job.route[i] = k < job.top ? (float)choice->expert[row * job.top + k] : choice->weight[row * (job.top + 1) + k - job.top];
+            job.route[i] = k < job.top ? (float)choice->expert[row * job.top + k] :
+                                         choice->weight[row * (job.top + 1) + k - job.top];
         }
 }
 
@@ -338,7 +339,8 @@ static __device__ __forceinline__ void matvec_stage_acts(const matvec_experts_jo
             x[b] = make_float4(0, 0, 0, 0);
             if (u < units) {
                 gain[b] = choice->weight[n * (job.top + 1) + k];
-                x[b] = *(const float4 *)(job.act + (n * (job.top + 1) + k) * job.act_stride + (block - k * job.down.blocks) * 32 + (u & 7) * 4);
+                x[b] = *(const float4 *)(job.act + (n * (job.top + 1) + k) * job.act_stride + (block - k * job.down.blocks) * 32 +
+                                         (u & 7) * 4);
             }
         }
 #pragma unroll
@@ -358,9 +360,9 @@ struct matvec_down_part {
 
 /* Adds one part's products of the warp's chunks to sums. `stage`, the first time, waits and brings the activations. */
 template <uint32_t T, int N, class STAGE>
-static __device__ __forceinline__ void matvec_down_dots(const matvec_experts_job &job, const cuda_matrix &m, const matvec_choice<N> *choice,
-                                                        const matvec_down_part &p, int row, int first, const matvec_activation *area,
-                                                        float (&sums)[N], STAGE stage)
+static __device__ __forceinline__ void matvec_down_dots(const matvec_experts_job &job, const cuda_matrix &m,
+                                                        const matvec_choice<N> *choice, const matvec_down_part &p, int row,
+                                                        int first, const matvec_activation *area, float (&sums)[N], STAGE stage)
 {
     constexpr int C = N == 1 ? 3 : 1;
     const int stride = 32 << job.split_bits, lane = threadIdx.x & 31;
@@ -397,7 +399,8 @@ static __device__ __forceinline__ void matvec_down_dots(const matvec_experts_job
 }
 
 template <int N>
-__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
+__global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1)
+    matvec_down_kernel(const __grid_constant__ matvec_experts_job job)
 {
     CHIP_SHARED(uint8_t, shared);
     chip_let_next_start();
@@ -429,12 +432,14 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_down_ke
         const int wanted = begin + (warp >> bits), row = min(wanted, job.down.rows - 1);
         const bool mine = first_lane && n < job.in.count && part == 0 && wanted < job.down.rows;
         float sums[N] = {};
-        MATVEC_FOR_QUANTIZED(job.down.type, matvec_down_dots<T, N>(job, job.down, choice, routed, row, chip_here(first), area, sums, stage);
-                             if (alike) matvec_down_dots<T, N>(job, job.shared_down, choice, common, row, chip_here(first), area, sums, nothing));
+        MATVEC_FOR_QUANTIZED(job.down.type,
+                             matvec_down_dots<T, N>(job, job.down, choice, routed, row, chip_here(first), area, sums, stage);
+                             if (alike) matvec_down_dots<T, N>(job, job.shared_down, choice, common, row, chip_here(first), area,
+                                                               sums, nothing));
         const float old = mine ? job.out[(int64_t)n * job.down.rows + row] : 0;
         if (job.shared_inner && !alike)
-            MATVEC_FOR_QUANTIZED(job.shared_down.type,
-                                 matvec_down_dots<T, N>(job, job.shared_down, choice, common, row, chip_here(first), area, sums, nothing));
+            MATVEC_FOR_QUANTIZED(job.shared_down.type, matvec_down_dots<T, N>(job, job.shared_down, choice, common, row,
+                                                                              chip_here(first), area, sums, nothing));
         float sum = matvec_reduce<N>(sums);
         if (bits) {
             if (begin >= step)

@@ -1,11 +1,11 @@
 /* The decode kernel of PROJECT, GLU, PROJECT_ADD and LOGITS, for up to N rows.
  *
- * A block has rows of one matrix (PAIR: of gate and up, the same rows of each); a warp takes two rows (a pair) at a time, each lane one
- * block of 32 columns. Where rows are few and long, several warps share a row.
+ * A block has rows of one matrix (PAIR: of gate and up, the same rows of each); a warp takes two rows (a pair) at a time, each
+ * lane one block of 32 columns. Where rows are few and long, several warps share a row.
  *
- * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.2 MB / 4.6 TB/s = 3.1 us, of which 60 % are on
- * their way before the wait; latency after the wait: load of the input 0.35 us, normalise and quantize 0.2, dots 1.1 (188 x 32 blocks
- * a multiprocessor, 45 instructions each, 4 issued a cycle), sums 0.15. */
+ * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.2 MB / 4.6 TB/s = 3.1 us, of which 60 %
+ * are on their way before the wait; latency after the wait: load of the input 0.35 us, normalise and quantize 0.2, dots 1.1
+ * (188 x 32 blocks a multiprocessor, 45 instructions each, 4 issued a cycle), sums 0.15. */
 #ifndef QMI_CUDA_MATVEC_ROWS_CUH
 #define QMI_CUDA_MATVEC_ROWS_CUH
 
@@ -83,7 +83,8 @@ template <int N> constexpr __host__ __device__ int matvec_width(void)
 
 /* Stores a group's sums: rows first and first + 1 (pair: silu(gate) * up of row first); `old` is what was in the lane's place. */
 template <int N, bool PAIR>
-static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_share &s, int first, float value, float old)
+static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_share &s, int first, float value,
+                                                    float old)
 {
     constexpr int width = matvec_width<N>();
     const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N, row = first + (PAIR ? 0 : r);
@@ -104,8 +105,8 @@ template <int N> static __device__ __forceinline__ float matvec_old(const matvec
 
 /* All of the block, from the wait on: `stage` waits and brings the activations. */
 template <uint32_t T, int N, bool PAIR, class STAGE>
-static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share &s, const matvec_job &job, const matvec_activation *area,
-                                                             float *parts, STAGE stage)
+static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share &s, const matvec_job &job,
+                                                             const matvec_activation *area, float *parts, STAGE stage)
 {
     constexpr int C = matvec_chunks<T, N, PAIR>(), per_group = PAIR ? 1 : 2;
     const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, blocks = job.in.blocks, last = s.begin + s.count - 1;
@@ -125,6 +126,9 @@ static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share 
             block_load<T>(w[c][1], up, next + b);
         }
     };
+    if (passes > 1 && part == 0)
+        for (int i = 0; i < 2; i++)
+            matvec_prefetch_row(i ? up : a, min(first + per_pass * per_group + (PAIR ? 0 : i), last));
     load();
     const float factor = stage();
 #pragma unroll 1
@@ -177,7 +181,8 @@ template <bool PAIR> static __device__ __forceinline__ int64_t matvec_row_first(
     return (int64_t)(g.first + (PAIR ? 0 : r)) * g.job->in.blocks;
 }
 
-template <bool PAIR> static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_float_group<PAIR> &g, int r, int plane)
+template <bool PAIR>
+static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_float_group<PAIR> &g, int r, int plane)
 {
     return g.job->matrix[g.matrix + (PAIR ? r : 0)].plane[plane];
 }
@@ -187,7 +192,8 @@ static __device__ __forceinline__ void matvec_float_rows(const matvec_share &s, 
 {
     constexpr int per_group = PAIR ? 1 : 2;
 #pragma unroll 1
-    for (int first = s.begin + (int)(threadIdx.x >> 5) * per_group; first < s.begin + s.count; first += MATVEC_WARPS * per_group) {
+    for (int first = s.begin + (int)(threadIdx.x >> 5) * per_group; first < s.begin + s.count;
+         first += MATVEC_WARPS * per_group) {
         float sums[2 * N] = {};
         const float old = PAIR ? 0 : matvec_old<N>(job, s, first);
         const matvec_float_group<PAIR> group = { &job, s.matrix, first };
