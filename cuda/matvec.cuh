@@ -268,17 +268,13 @@ static __device__ __forceinline__ int matvec_divide(int v, float inverse)
     return (int)(((float)v + 0.5f) * inverse);
 }
 
-/* Brings a row's planes to the L2 cache. */
-static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int64_t row)
+/* Brings a row's codes to the L2 cache. */
+static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int row)
 {
-    const int lane = threadIdx.x & 31;
-#pragma unroll 1
-    for (int plane = 0; plane < QMI_CUDA_PLANES; plane++) {
-        const int64_t eight = matvec_eight(m.type, plane);
-        const int64_t start = row * m.blocks * eight / 8, end = (row + 1) * m.blocks * eight / 8;
-        for (int64_t at = start + lane * 128; at < end; at += 32 * 128)
-            chip_prefetch(m.plane[plane] + at);
-    }
+    const int bytes = m.blocks * (matvec_eight(m.type, 0) / 8);
+    const uint8_t *start = m.plane[0] + (int64_t)row * bytes;
+    for (int at = (int)(threadIdx.x & 31) * 128; at < bytes; at += 32 * 128)
+        chip_prefetch(start + at);
 }
 
 /* Chunks of 32 blocks (one a lane) of a row that a warp has on their way at once: as many as registers allow. */

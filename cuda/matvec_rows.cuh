@@ -126,9 +126,6 @@ static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share 
             block_load<T>(w[c][1], up, next + b);
         }
     };
-    if (passes > 1 && part == 0)
-        for (int i = 0; i < 2; i++)
-            matvec_prefetch_row(i ? up : a, min(first + per_pass * per_group + (PAIR ? 0 : i), last));
     load();
     const float factor = stage();
 #pragma unroll 1
