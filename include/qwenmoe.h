@@ -156,8 +156,10 @@ QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *
 
 /* Facts about a loaded model, by name. As numbers: "layers", "attention_layers", "delta_layers", "hidden", "vocabulary",
  * "context" (trained length), "experts", "experts_used", "parameters", "file_bytes", "mtp" (1 if the file has a
- * multi-token-prediction block), "token_eos", "token_pad", "memory_total" and "memory_free" (bytes of the device that computes, for
- * this library, now; waits for the step under way); and any integer key of the file's metadata. As text: "architecture",
+ * multi-token-prediction block), "token_eos", "token_pad"; as they are now (these wait for the step under way): "memory_total"
+ * and "memory_free" (bytes of the device that computes, for this library), "kv_tokens" and "kv_tokens_free" (tokens that there
+ * is memory for keys and values of, in whole pages, and how many of them no session and no checkpoint holds), "checkpoints"
+ * (states kept to go back to); and any integer key of the file's metadata. As text: "architecture",
  * "name", "tokenizer", "chat_format", "device", "isa" (kernels in use), "file"; and any key of the file's metadata.
  * QM_ERROR_ARGUMENT when there is no such fact. */
 QM_API int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
@@ -244,7 +246,7 @@ QM_API int32_t qm_mtp_logits(qm_session *session, int32_t next, float *logits);
 /* Makes the session hold its first `length` tokens; the logits are then those of the last of them. Exact. A recurrent state
  * cannot run backwards: models with delta layers go on from the nearest state that was kept before (options "checkpoint-memory"
  * and "checkpoint-every") and compute the tokens from there again. When it is cancelled or fails on the way, the session holds as
- * many of them as were computed; likewise qm_session_sync. */
+ * many of them as were computed, perhaps without logits, which a prefill of no tokens brings; likewise qm_session_sync. */
 QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
 /* Makes the session hold exactly these tokens, computing only those after the longest start of them that is held already: by this
  * session, by another session of the model, or by a state that was kept of one, also of one that is freed. Returns how many
@@ -252,8 +254,8 @@ QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
 QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t count);
 
 /* Writes what the session holds to a file: tokens, keys and values, states, logits, the options of scope "sampling" and the
- * random sequence. It is written beside the file of that name and takes its place when it is whole and on the disk, so a full disk or a
- * power cut leaves the old one. Only its owner may read it. QM_ERROR_FILE says what the system said. */
+ * random sequence. It is written beside the file of that name and takes its place when it is whole and on the disk, so a full
+ * disk or a power cut leaves the old one. Only its owner may read it. QM_ERROR_FILE says what the system said. */
 QM_API int32_t qm_session_save(qm_session *session, const char *path);
 /* Makes the session hold what the file does: the same logits to sample from at once, and the same text after them, bit for bit.
  * A file of another model or version, of a model loaded with another kv-type or mtp, with more tokens than the session's

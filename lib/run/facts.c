@@ -48,35 +48,54 @@ static int32_t fail_unknown(const char *name, const char *kind)
     return qmi_fail(QM_ERROR_ARGUMENT, "the model has no %s called \"%s\": it is neither a fact nor a key of its file", kind, name);
 }
 
-typedef struct device_question { /* for the engine's thread */
+typedef struct memory_question { /* for the engine's thread */
     const qm_model *model;
-    qmi_device_info info;
-} device_question;
+    const char *name;
+    int64_t value;
+    bool known;
+} memory_question;
 
-static int32_t ask_device(void *argument)
+static int32_t ask_memory(void *argument)
 {
-    device_question *question = argument;
-    question->model->backend->info(question->model->device, &question->info);
+    memory_question *question = argument;
+    const qm_model *model = question->model;
+    const qmi_page_pool *pages = &model->pages;
+    qmi_device_info info;
+    model->backend->info(model->device, &info);
+    const struct {
+        const char *name;
+        int64_t value;
+    } facts[] = {
+        { "memory_total", info.memory_total },
+        { "memory_free", info.memory_free },
+        { "kv_tokens", pages->count * pages->layout->page_tokens },
+        { "kv_tokens_free", pages->free_count * pages->layout->page_tokens },
+        { "checkpoints", model->checkpoints.count },
+    };
+    for (size_t i = 0; i < sizeof facts / sizeof *facts && !question->known; i++)
+        if (strcmp(question->name, facts[i].name) == 0) {
+            question->value = facts[i].value;
+            question->known = true;
+        }
     return QM_OK;
 }
 
-static bool device_memory(const qm_model *model, const char *name, int64_t *value)
+/* Of the device and what sessions and checkpoints have of it now. */
+static bool memory(const qm_model *model, const char *name, int64_t *value)
 {
-    device_question question = { .model = model };
-    bool all = strcmp(name, "memory_total") == 0;
-    if (!model->computes || (!all && strcmp(name, "memory_free") != 0))
-        return false;
-    qmi_engine_call((qm_model *)model, ask_device, &question);
-    *value = all ? question.info.memory_total : question.info.memory_free;
-    return true;
+    memory_question question = { .model = model, .name = name };
+    if (model->computes)
+        qmi_engine_call((qm_model *)model, ask_memory, &question);
+    *value = question.known ? question.value : *value;
+    return question.known;
 }
 
 int32_t qmi_facts_number(const qm_model *model, const char *name, int64_t *value)
 {
     int64_t found = 0;
     bool known = true;
-    if (dimension(model, name, &found) || device_memory(model, name, &found))
-        ;
+    if (dimension(model, name, &found))
+        known = true;
     else if (strcmp(name, "vocabulary") == 0)
         found = qmi_vocab_size(model->vocab);
     else if (strcmp(name, "parameters") == 0)
@@ -87,6 +106,8 @@ int32_t qmi_facts_number(const qm_model *model, const char *name, int64_t *value
         known = (found = qmi_vocab_eos(model->vocab)) >= 0;
     else if (strcmp(name, "token_pad") == 0)
         known = (found = qmi_vocab_pad(model->vocab)) >= 0;
+    else if (!qmi_gguf_find(&model->parts.gguf, name))
+        known = memory(model, name, &found);
     else
         known = qmi_gguf_int(&model->parts.gguf, name, &found) > 0;
     if (!known)

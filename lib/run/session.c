@@ -96,9 +96,7 @@ static int32_t allocate_on_host(qm_session *session, const qmi_settings *setting
         qmi_settings_start(&session->settings, alloc); /* so that it can be ended */
         return code;
     }
-    code = qmi_session_check_settings(model, &session->settings);
-    if (code >= 0)
-        code = qmi_plan_context(&model->plan.hparams, &session->settings, &session->context);
+    code = qmi_plan_context(&model->plan.hparams, &session->settings, &session->context);
     if (code < 0)
         return code;
     session->priority = (int32_t)qmi_settings_int(&session->settings, QMI_OPT_PRIORITY);
@@ -134,7 +132,9 @@ int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_sessio
     int32_t code = make_session(model, settings ? settings : &model->settings, out);
     if (code < 0)
         return code;
-    code = qmi_sampler_new(&(*out)->settings, model->plan.hparams.vocabulary, &(*out)->sampler);
+    code = qmi_session_check_settings(model, &(*out)->settings);
+    if (code >= 0)
+        code = qmi_sampler_new(&(*out)->settings, model->plan.hparams.vocabulary, &(*out)->sampler);
     if (code < 0) {
         destroy(*out);
         *out = NULL;

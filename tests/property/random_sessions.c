@@ -1,10 +1,13 @@
 /* Random work on several sessions of a model: whatever was done, a session holds the tokens that the test thinks it holds, and
  * its logits are, bit for bit, those of a new session that got these tokens at once (at the end: one at a time).
  *
- *     random_sessions [STEPS [SEED]]     each model's steps (40 if not given); the seed is printed */
+ *     random_sessions [STEPS [SEED [EACH]]]     each model's steps (40 if not given), and every how many of them logits are
+ *                                               compared; the seed is printed */
 #include "../api/api.h"
 
-#define SLOTS 3
+#include <unistd.h>
+
+#define SLOTS 4
 #define CONTEXT 120
 
 typedef struct slot {
@@ -14,7 +17,7 @@ typedef struct slot {
 } slot;
 
 static uint64_t seed = 1, state;
-static long steps = 40;
+static long steps = 40, each = 1;
 static const char *last = "";
 
 /* SplitMix64 (Steele, Lea and Flood 2014). */
@@ -180,10 +183,77 @@ static void sample(const slot *s)
     qm_session_free(&fork);
 }
 
+/* A job that is cancelled at whatever moment comes leaves a start of the tokens that it was to bring. */
+static void cancel(slot *s)
+{
+    last = "cancel";
+    int32_t tokens[CONTEXT];
+    qm_job *job = NULL;
+    int64_t kept = below(s->count + 1), count = kept + below(CONTEXT - kept + 1);
+    memcpy(tokens, s->tokens, (size_t)kept * sizeof *tokens);
+    random_tokens(tokens + kept, count - kept);
+    expect_ok(qm_submit_sync(s->session, tokens, count, &job));
+    if (below(2))
+        qm_job_wait(job, below(2));
+    qm_job_free(&job);
+    int32_t held[CONTEXT];
+    int64_t length = qm_session_tokens(s->session, held, CONTEXT);
+    assert_true(length >= 0);
+    bool untouched = length == s->count && !memcmp(held, s->tokens, (size_t)length * sizeof *held);
+    assert_true(untouched || (length <= count && !memcmp(held, tokens, (size_t)length * sizeof *held)));
+    memcpy(s->tokens, held, (size_t)length * sizeof *held);
+    s->count = length;
+    expect_ok(qm_prefill(s->session, NULL, 0)); /* for the logits, which a cut may have left without */
+}
+
+static char path[64];
+static slot saved; /* what the file holds; its session is none */
+
+static void save(const slot *s)
+{
+    last = "save";
+    expect_ok(qm_session_save(s->session, path));
+    saved = *s;
+    saved.session = NULL;
+}
+
+static void restore(slot *s)
+{
+    last = "restore";
+    if (access(path, F_OK) != 0)
+        return;
+    expect_ok(qm_session_restore(s->session, path));
+    memcpy(s->tokens, saved.tokens, sizeof s->tokens);
+    s->count = saved.count;
+}
+
+static const char *const session_settings = "context=120 answer-tokens=16 seed=3 temperature=1 stop=ab";
+
+static void start_again(qm_model *model, slot *s)
+{
+    last = "free";
+    qm_session_free(&s->session);
+    s->session = new_session(model, session_settings);
+    s->count = 0;
+}
+
+/* The tokens of another session, and then others: pages of its are shared. */
+static void follow(const slot *from, slot *to)
+{
+    last = "follow";
+    int64_t kept = below(from->count + 1), more = below(CONTEXT - kept + 1);
+    memcpy(to->tokens, from->tokens, (size_t)kept * sizeof *to->tokens);
+    random_tokens(to->tokens + kept, more);
+    to->count = kept + more;
+    int64_t reused = qm_session_sync(to->session, to->tokens, to->count);
+    if (reused < 0 || reused > to->count)
+        fail_msg("sync gave %lld: %s", (long long)reused, qm_error_message());
+}
+
 static void step(qm_model *model, slot *slots)
 {
     slot *s = &slots[below(SLOTS)], *other = &slots[below(SLOTS)];
-    switch (below(9)) {
+    switch (below(14)) {
     case 0:
     case 1: append(s); break;
     case 2: append_with_rows(model, s); break;
@@ -192,23 +262,43 @@ static void step(qm_model *model, slot *slots)
     case 5: sync_to_another(s); break;
     case 6: generate(s); break;
     case 7: sample(s); break;
+    case 8: cancel(s); break;
+    case 9: save(s); break;
+    case 10: restore(s); break;
+    case 11: start_again(model, s); break;
+    case 12: follow(other, s); break;
     default:
         if (s != other)
             fork_over(s, other);
     }
 }
 
+typedef struct scene {
+    const char *model;
+    const char *settings; /* NULL: one of several */
+} scene;
+
+/* Pages that are in use, in tokens. */
+static int64_t tokens_in_use(const qm_model *model)
+{
+    int64_t all, unused;
+    expect_ok(qm_model_number(model, "kv_tokens", &all));
+    expect_ok(qm_model_number(model, "kv_tokens_free", &unused));
+    return all - unused;
+}
+
 static void random_work(void **test_state)
 {
-    static const char *const settings[] = { "chunk=0", "chunk=16 kv-type=f32", "chunk=7 sequences=2" };
-    const char *name = *test_state;
+    static const char *const settings[] = { "chunk=0", "chunk=16 kv-type=f32 checkpoint-every=8", "chunk=7 sequences=2" };
+    const scene *scene = *test_state;
     slot slots[SLOTS] = { 0 };
     state = seed;
-    for (const char *c = name; *c; c++)
+    for (const char *c = scene->model; *c; c++)
         state = state * 31 + (unsigned char)*c;
-    qm_model *model = load_model(name, settings[below(3)]);
+    snprintf(path, sizeof path, "/tmp/qwenmoe-random-%ld.session", (long)getpid());
+    qm_model *model = load_model(scene->model, scene->settings ? scene->settings : settings[below(3)]);
     for (int i = 0; i < SLOTS; i++)
-        slots[i].session = new_session(model, "context=120 answer-tokens=16 seed=3 temperature=1 stop=ab");
+        slots[i].session = new_session(model, session_settings);
     for (long i = 0; i < steps; i++) {
         step(model, slots);
         for (int k = 0; k < SLOTS; k++) {
@@ -216,14 +306,20 @@ static void random_work(void **test_state)
             if (held != wanted)
                 fail_msg("step %ld (%s): session %d holds %lld tokens, not %lld", i, last, k, held, wanted);
         }
-        check(model, &slots[below(SLOTS)]);
+        if (i % each == 0)
+            check(model, &slots[below(SLOTS)]);
     }
     for (int k = 0; k < SLOTS; k++) {
         if (slots[k].count > 0)
             assert_holds(model, slots[k].session, slots[k].tokens, slots[k].count);
         qm_session_free(&slots[k].session);
     }
+    int64_t checkpoints;
+    expect_ok(qm_model_number(model, "checkpoints", &checkpoints));
+    if (checkpoints == 0)
+        assert_int_equal(tokens_in_use(model), 0);
     qm_model_free(&model);
+    unlink(path);
 }
 
 int main(int count, char **arguments)
@@ -232,13 +328,22 @@ int main(int count, char **arguments)
         steps = strtol(arguments[1], NULL, 10);
     if (count > 2)
         seed = strtoull(arguments[2], NULL, 10);
+    if (count > 3)
+        each = strtol(arguments[3], NULL, 10);
     printf("seed %llu, %ld steps a model\n", (unsigned long long)seed, steps);
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test_prestate(random_work, "oracle/qwen35moe.gguf"),
-        cmocka_unit_test_prestate(random_work, "oracle/qwen35.gguf"),
-        cmocka_unit_test_prestate(random_work, "oracle/qwen3next.gguf"),
-        cmocka_unit_test_prestate(random_work, "oracle/qwen3moe.gguf"),
-        cmocka_unit_test_prestate(random_work, "oracle/qwen3.gguf"),
+    /* The small ones without checkpoints; with hardly room for any; and with keys and values for the sessions alone. */
+    static scene scenes[] = {
+        { "oracle/qwen35moe.gguf", NULL }, { "oracle/qwen35.gguf", NULL }, { "oracle/qwen3next.gguf", NULL },
+        { "oracle/qwen3moe.gguf", NULL }, { "oracle/qwen3.gguf", NULL },
+        { "tiny/hybrid.gguf", "mtp=1 checkpoint-memory=0" },
+        { "tiny/hybrid.gguf", "mtp=1 context=120 answer-tokens=16 chunk=16 checkpoint-every=8 checkpoint-memory=500000" },
+        { "tiny/hybrid.gguf", "context=120 answer-tokens=16 kv-memory=560000 checkpoint-memory=200000 checkpoint-every=8" },
+        { "tiny/attention.gguf", "mtp=1 checkpoint-memory=0 chunk=16" },
+        { "tiny/attention.gguf", "mtp=1 context=120 answer-tokens=16 kv-memory=1400000" },
     };
+    enum { SCENES = sizeof scenes / sizeof *scenes };
+    struct CMUnitTest tests[SCENES];
+    for (int i = 0; i < SCENES; i++)
+        tests[i] = (struct CMUnitTest)cmocka_unit_test_prestate(random_work, &scenes[i]);
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
