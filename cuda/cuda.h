@@ -86,11 +86,14 @@ static inline const float *cuda_vector(const qmi_vector *v)
 /* Rows from which an op goes to the matrix kernels (tensor cores) instead of the vector kernels. */
 #define CUDA_VECTOR_ROWS 8
 
-/* A launch with the run's stream and links: cuda_launch(run, grid, block, shared bytes, kernel, arguments...). The first failure of a
- * run is found by cudaGetLastError after its launches. */
+/* A launch with the run's stream and links: cuda_launch(run, grid, block, shared bytes, kernel, arguments...). The first failure of
+ * a run is found by cudaGetLastError after its launches; what would come after it is not launched, as kernels take indices and
+ * addresses from what others wrote. */
 template <class... P, class... A>
 static inline void cuda_launch(const cuda_run *run, dim3 grid, dim3 block, size_t shared, void (*kernel)(P...), A... arguments)
 {
+    if (cudaPeekAtLastError() != cudaSuccess)
+        return;
 #ifdef QMI_CUDA_EMULATED /* tests/emulator */
     emulator_call(run->stream, 1, grid, block, shared, run->linked, kernel, arguments...);
 #else
@@ -113,6 +116,8 @@ template <class... P, class... A>
 static inline void cuda_launch_cluster(const cuda_run *run, uint32_t cluster, dim3 grid, dim3 block, size_t shared,
                                        void (*kernel)(P...), A... arguments)
 {
+    if (cudaPeekAtLastError() != cudaSuccess)
+        return;
 #ifdef QMI_CUDA_EMULATED
     emulator_call(run->stream, (int)cluster, grid, block, shared, run->linked, kernel, arguments...);
 #else
