@@ -76,11 +76,15 @@ done
 if command -v compute-sanitizer > /dev/null; then
     echo "==> compute-sanitizer"
     first=$(echo "$backends" | head -n 1)
-    for tool in memcheck racecheck initcheck; do
+    for tool in memcheck initcheck; do
         for model in attention hybrid; do
             check "$tool: $model" compute-sanitizer --tool $tool --error-exitcode 1 "$build/tests/oracle" tests/data/tiny/$model.gguf \
                 tests/data/tiny/$model.expect.gguf --bound 5e-3 --set device=cuda --set "cuda-library=$first"
         done
+    done
+    # Thousands of times slower: one op of each kind.
+    for op in 'glu Q4_K' 'project_add Q4_K' 'experts Q4_K Q4_K 4' 'attend 3/3' 'delta 2/4 x 32'; do
+        check "racecheck: $op" compute-sanitizer --tool racecheck --error-exitcode 1 "$build/tests/gpu/check_ops" cuda "$op" "--library=$first"
     done
 else
     check "compute-sanitizer is installed" false
