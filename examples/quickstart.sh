@@ -12,8 +12,13 @@ program=build/examples/qwenmoe/qwenmoe
 log=build/quickstart.log
 mkdir -p build
 if [ ! -f build/build.ninja ]; then
-    echo "==> configuring ./build"
-    meson setup build --buildtype=release -Dtests=false -Dcuda=disabled >"$log" 2>&1 || { cat "$log"; exit 1; }
+    # The CUDA backend only for cards that are here: compiling it takes minutes.
+    cuda=-Dcuda=disabled
+    if nvidia-smi -L 2>/dev/null | grep -q '^GPU' && { command -v nvcc || [ -x /usr/local/cuda/bin/nvcc ]; } >/dev/null; then
+        cuda='-Dcuda=enabled -Dgpu_arch=native'
+    fi
+    echo "==> configuring ./build ($cuda)"
+    meson setup build --buildtype=release -Dtests=false $cuda >"$log" 2>&1 || { cat "$log"; exit 1; }
 fi
 echo "==> building"
 if [ -t 1 ]; then
