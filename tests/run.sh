@@ -3,18 +3,18 @@
 #     tests/run.sh                 everything, about ten minutes on two cores
 #     tests/run.sh gcc fuzz        only these tiers
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
-#     gcc      release build without a warning, with the CUDA backend where there is nvcc, all tests, installation, README's
-#              commands, ABI
+#     gcc      release build without a warning, all tests, installation, README's commands, ABI
 #     clang    the same build by clang, all tests
 #     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests
 #     thread   ThreadSanitizer, the tests that use threads
 #     fuzz     libFuzzer: each target runs a fixed number of times from its seeds
 #     haswell  built for one machine instead of any
+#     cuda     the CUDA backend compiled for one kind of card, and opened where there is none; left out where there is no nvcc
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . examples/setup.sh
 
-tiers=${*:-gcc clang address thread fuzz haswell}
+tiers=${*:-gcc clang address thread fuzz haswell cuda}
 builds=$PWD/build-tests
 results=$builds/results # one line a test: "ok NAME" or "failed NAME"
 
@@ -85,9 +85,7 @@ END
 
 tier_gcc() {
     # Debugging information costs no speed, and the ABI dump is made from it.
-    # One target of the CUDA backend: the code is the same for all, and compiling takes long.
-    command -v nvcc > /dev/null || [ -x /usr/local/cuda/bin/nvcc ] || say "gcc: without the CUDA backend: there is no nvcc"
-    build gcc gcc --buildtype=release -Ddebug=true -Ddefault_library=both -Dgpu_arch=90a --prefix="$builds/prefix" || return
+    build gcc gcc --buildtype=release -Dcuda=disabled -Ddebug=true -Ddefault_library=both --prefix="$builds/prefix" || return
     run_tests gcc
     check "gcc: ABI" tests/abi/check_dump.sh "$builds/gcc/lib/libqwenmoe.so"
     check "gcc: install" tests/project/check_install.sh "$builds/gcc" "$builds/prefix"
@@ -127,9 +125,22 @@ tier_haswell() {
     build haswell gcc --buildtype=release -Dcuda=disabled -Dmarch=haswell -Dtests=false
 }
 
+tier_cuda() {
+    if ! command -v nvcc > /dev/null && [ ! -x /usr/local/cuda/bin/nvcc ]; then
+        say "cuda: left out, as there is no nvcc (NVIDIA's CUDA toolkit, 12.3 or later)"
+        return
+    fi
+    # One target: the code is the same for all, and compiling takes long.
+    build cuda gcc --buildtype=release -Dcuda=enabled -Dgpu_arch=90a -Dtests=false || return
+    library=$builds/cuda/cuda/libqwenmoe-cuda.so
+    check "cuda: symbols" tests/project/check_backend.sh "$library"
+    check "cuda: without a card" tests/project/check_no_card.sh "$builds/cuda/examples/qwenmoe/qwenmoe" "$library" \
+        tests/data/oracle/qwen35moe.gguf
+}
+
 for tier in $tiers; do
     case $tier in
-    gcc | clang | address | thread | fuzz | haswell) "tier_$tier" ;;
+    gcc | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
     *) check "there is no tier $tier" false ;;
     esac
 done
