@@ -68,7 +68,7 @@ static void check_near(qm_session *session, const float *want, const char *what)
         printf("failed: %s: logits differ by %.2e\n", what, error);
         exit(1);
     }
-    int32_t best = 0, chosen;
+    int32_t best = 0, chosen = -1;
     for (int32_t i = 0; i < vocabulary; i++)
         best = got[i] > got[best] ? i : best;
     need(qm_session_set(session, "temperature", "0") == QM_OK && qm_sample(session, &chosen) == QM_OK, "sample");
@@ -149,7 +149,7 @@ static void check_errors(void)
 static int64_t free_memory(void)
 {
     qm_model *model = NULL;
-    int64_t bytes;
+    int64_t bytes = 0;
     need(load(NULL, NULL, &model) == QM_OK && qm_model_number(model, "memory_free", &bytes) == QM_OK, "memory_free");
     qm_model_free(&model);
     return bytes;
