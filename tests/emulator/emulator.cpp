@@ -263,7 +263,8 @@ void emulator_warp(const char *name, emulator_combine combine, uint32_t mask, co
     bool complete = (*waiting & mask) == mask;
     for (uint32_t left = complete ? mask : *waiting & mask; left; left &= left - 1) {
         const struct fiber *other = &lanes[__builtin_ctz(left)];
-        if (other->combine == combine && other->mask == mask && other->line == line && strcmp(other->file, file) == 0) {
+        if (other->combine == combine && other->mask == mask && other->line == line &&
+            (other->file == file || strcmp(other->file, file) == 0)) {
             if (!complete && other != self)
                 break; /* the others were compared with this one */
             continue;

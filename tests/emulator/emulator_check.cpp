@@ -12,6 +12,7 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 
 #include <stdarg.h>
 #include <sys/mman.h>
@@ -44,6 +45,7 @@ struct shared_cell {
 };
 
 typedef std::vector<uint32_t> clock_values;
+typedef std::shared_ptr<const clock_values> shared_clock; /* lanes of a warp often know the same */
 
 static struct {
     uint32_t launch, chain;            /* number of this launch; the first that may still run beside it */
@@ -52,7 +54,8 @@ static struct {
     int threads, block_threads;
     /* Thread i's clock for thread j: max(floor, known[i][j]), of itself: now[i]. */
     uint32_t floor, now[EMULATOR_THREADS];
-    clock_values known[EMULATOR_THREADS], barrier[BARRIERS];
+    shared_clock known[EMULATOR_THREADS];
+    clock_values barrier[BARRIERS];
     bool waited[EMULATOR_THREADS];
     bool early;                        /* a thread let the next launch start and hadn't waited for the one before */
     std::vector<const void *> calls[EMULATOR_THREADS];
@@ -73,16 +76,18 @@ static uint32_t clock_of(int thread, int other)
 {
     if (thread == other)
         return check.now[thread];
-    const clock_values &k = check.known[thread];
-    return k.empty() ? check.floor : std::max(check.floor, k[(size_t)other]);
+    const shared_clock &k = check.known[thread];
+    return k ? std::max(check.floor, (*k)[(size_t)other]) : check.floor;
 }
 
 static void join(clock_values &into, int thread)
 {
     if (into.empty())
-        into.resize((size_t)check.threads);
-    for (int i = 0; i < check.threads; i++)
-        into[(size_t)i] = std::max(into[(size_t)i], clock_of(thread, i));
+        into.resize((size_t)check.threads, check.floor);
+    if (check.known[thread])
+        for (size_t i = 0; i < into.size(); i++)
+            into[i] = std::max(into[i], (*check.known[thread])[i]);
+    into[(size_t)thread] = std::max(into[(size_t)thread], check.now[thread]);
 }
 
 void emulator_check_barrier_all(int threads)
@@ -93,7 +98,7 @@ void emulator_check_barrier_all(int threads)
     check.floor = most;
     for (int i = 0; i < threads; i++) {
         check.now[i] = most + 1;
-        check.known[i].clear();
+        check.known[i].reset();
     }
 }
 
@@ -105,11 +110,9 @@ void emulator_check_arrive(int barrier, int thread)
 
 void emulator_check_leave(int barrier, int thread)
 {
-    clock_values &k = check.known[thread];
-    if (k.empty())
-        k.resize((size_t)check.threads);
-    for (size_t i = 0; i < k.size(); i++)
-        k[i] = std::max(k[i], check.barrier[barrier][i]);
+    clock_values all = check.barrier[barrier];
+    join(all, thread);
+    check.known[thread] = std::make_shared<clock_values>(std::move(all));
 }
 
 void emulator_check_reset(int barrier)
@@ -120,12 +123,19 @@ void emulator_check_reset(int barrier)
 void emulator_check_warp(int first, uint32_t mask)
 {
     clock_values all;
-    for (int i = 0; i < 32; i++)
-        if (mask >> i & 1)
+    const clock_values *last = NULL;
+    for (int i = 0; i < 32; i++) {
+        if (!(mask >> i & 1))
+            continue;
+        if (all.empty() || check.known[first + i].get() != last)
             join(all, first + i);
+        last = check.known[first + i].get();
+        all[(size_t)(first + i)] = std::max(all[(size_t)(first + i)], check.now[first + i]);
+    }
+    const shared_clock same = std::make_shared<clock_values>(std::move(all));
     for (int i = 0; i < 32; i++)
         if (mask >> i & 1) {
-            check.known[first + i] = all;
+            check.known[first + i] = same;
             check.now[first + i]++;
         }
 }
@@ -181,7 +191,7 @@ void emulator_check_block(int64_t block, int threads, int block_threads, uint8_t
     check.floor = 0;
     for (int i = 0; i < threads; i++) {
         check.now[i] = 1;
-        check.known[i].clear();
+        check.known[i].reset();
         check.waited[i] = false;
         check.calls[i].clear();
     }
