@@ -47,6 +47,7 @@ int32_t cuda_enter(qmi_device *device)
 {
     if (device->lost)
         return qmi_fail(device->lost, "%s", device->lost_text);
+    (void)cudaGetLastError(); /* what an earlier call left behind is no failure of this one */
     return cuda_check(device, cudaSetDevice(device->index), "binding a thread to it");
 }
 
@@ -67,8 +68,8 @@ extern "C" int32_t qmi_cuda_device_count(void)
     else if (driver == 0)
         qmi_fail(QM_ERROR_DEVICE, "there is no NVIDIA driver; install it (nvidia-smi shows whether it works)");
     else if (error == cudaErrorInsufficientDriver)
-        qmi_fail(QM_ERROR_DEVICE, "the NVIDIA driver serves CUDA %d.%d, and this backend was built with CUDA %d.%d; install a newer "
-                 "driver", driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        qmi_fail(QM_ERROR_DEVICE, "the NVIDIA driver serves CUDA %d.%d, and this backend was built with CUDA %d.%d; install a "
+                 "newer driver", driver / 1000, driver % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
     else
         qmi_fail(QM_ERROR_DEVICE, "CUDA cannot be used: %s", cudaGetErrorString(error));
     return 0;
@@ -80,14 +81,14 @@ static int32_t find_code(qmi_device *device, const struct cudaDeviceProp *facts)
     struct cudaFuncAttributes code;
     int32_t capability = 10 * facts->major + facts->minor;
     if (capability < CAPABILITY_LEAST)
-        return qmi_fail(QM_ERROR_DEVICE, "card %d (%s) has compute capability %d.%d; %d.%d (Ampere) or later is needed", device->index,
-                        facts->name, facts->major, facts->minor, CAPABILITY_LEAST / 10, CAPABILITY_LEAST % 10);
+        return qmi_fail(QM_ERROR_DEVICE, "card %d (%s) has compute capability %d.%d; %d.%d (Ampere) or later is needed",
+                        device->index, facts->name, facts->major, facts->minor, CAPABILITY_LEAST / 10, CAPABILITY_LEAST % 10);
     cudaError_t error = cuda_run_attributes(&code);
     if (error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction ||
         error == cudaErrorUnsupportedPtxVersion || error == cudaErrorInvalidPtx) {
         (void)cudaGetLastError();
-        return qmi_fail(QM_ERROR_DEVICE, "card %d (%s, compute capability %d.%d): the CUDA backend was built without code for it; "
-                        "build it with -Dgpu_arch=native or all, or install a newer driver", device->index, facts->name,
+        return qmi_fail(QM_ERROR_DEVICE, "card %d (%s, compute capability %d.%d): the CUDA backend was built without code for "
+                        "it; build it with -Dgpu_arch=native or all, or install a newer driver", device->index, facts->name,
                         facts->major, facts->minor);
     }
     if (error != cudaSuccess)
@@ -125,7 +126,8 @@ static int32_t open_card(qmi_device *device, bool profile)
     if (count == 0)
         return QM_ERROR_DEVICE;
     if (device->index < 0 || device->index >= count)
-        return qmi_fail(QM_ERROR_DEVICE, "there is no card %d; this process sees %d, the first of which is 0", device->index, count);
+        return qmi_fail(QM_ERROR_DEVICE, "there is no card %d; this process sees %d, the first of which is 0",
+                        device->index, count);
     int32_t code = cuda_check(device, cudaGetDeviceProperties(&facts, device->index), "asking what it is");
     if (code >= 0)
         code = cuda_enter(device);
@@ -161,8 +163,8 @@ extern "C" int32_t qmi_cuda_open(const qmi_device_settings *settings, qmi_device
         qmi_cuda_close(&device);
         return code;
     }
-    qmi_log_line(&device->log, QM_LOG_INFO, "CUDA: card %d, %s, %d multiprocessors, code for compute capability %d.%d", device->index,
-                 device->name, device->processors, device->capability / 10, device->capability % 10);
+    qmi_log_line(&device->log, QM_LOG_INFO, "CUDA: card %d, %s, %d multiprocessors, code for compute capability %d.%d",
+                 device->index, device->name, device->processors, device->capability / 10, device->capability % 10);
     *out = device;
     return QM_OK;
 }
@@ -317,8 +319,8 @@ extern "C" int32_t qmi_cuda_read(qmi_device *device, void *to, qmi_address from,
     int32_t code = cuda_enter(device);
     for (int64_t at = 0; at < bytes && code >= 0; at += BOUNCE_BYTES) {
         size_t part = (size_t)(bytes - at < BOUNCE_BYTES ? bytes - at : BOUNCE_BYTES);
-        code = cuda_check(device, cudaMemcpyAsync(device->bounce, (const void *)(from + at), part, cudaMemcpyDeviceToHost, device->stream),
-                          "reading from it");
+        code = cuda_check(device, cudaMemcpyAsync(device->bounce, (const void *)(from + at), part, cudaMemcpyDeviceToHost,
+                                                  device->stream), "reading from it");
         if (code >= 0)
             code = cuda_check(device, cudaStreamSynchronize(device->stream), "reading from it");
         if (code >= 0)
@@ -331,8 +333,8 @@ extern "C" int32_t qmi_cuda_copy(qmi_device *device, qmi_address to, qmi_address
 {
     int32_t code = cuda_enter(device);
     if (code >= 0)
-        code = cuda_check(device, cudaMemcpyAsync((void *)to, (const void *)from, (size_t)bytes, cudaMemcpyDeviceToDevice, device->stream),
-                          "copying within it");
+        code = cuda_check(device, cudaMemcpyAsync((void *)to, (const void *)from, (size_t)bytes, cudaMemcpyDeviceToDevice,
+                                                  device->stream), "copying within it");
     return code;
 }
 

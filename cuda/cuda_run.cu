@@ -1,5 +1,6 @@
-/* A batch through a program: its numbers go to the card, then each op launches its kernels. Batches of one row a sequence (decoding)
- * come again and again in the same shape; their launches are recorded as a graph the second time, and replayed from then on. */
+/* A batch through a program: its numbers go to the card, then each op launches its kernels. Batches of one row a sequence
+ * (decoding) come again and again in the same shape; their launches are recorded as a graph the second time, and replayed from
+ * then on. */
 #include "cuda_device.h"
 #include "chip.cuh"
 #include "pick.h"
@@ -26,7 +27,8 @@ static int64_t power_of_two(int64_t least, int64_t value)
 
 /* ---- the batch's numbers ---- */
 
-/* Offsets in bytes of the step's arrays, each at a multiple of 16; they depend on the batch's shape alone, except for the last. */
+/* Offsets in bytes of the step's arrays, each at a multiple of 16; they depend on the batch's shape alone, except for
+ * the last. */
 typedef struct step_layout {
     int64_t tokens, sequence, position, outputs, sequences, pages, bytes;
 } step_layout;
@@ -354,8 +356,8 @@ typedef struct cuda_work {
 static void launch_begin(const qmi_device *device, const cuda_run *run, int64_t bytes)
 {
     const int count = (int)(bytes / 16);
-    cuda_launch(run, dim3((count + COPY_THREADS - 1) / COPY_THREADS), dim3(COPY_THREADS), 0, begin_step, (const uint4 *)device->step.mapped,
-                (uint4 *)device->step.card, count);
+    cuda_launch(run, dim3((count + COPY_THREADS - 1) / COPY_THREADS), dim3(COPY_THREADS), 0, begin_step,
+                (const uint4 *)device->step.mapped, (uint4 *)device->step.card, count);
 }
 
 static bool is_cancelled(const qmi_batch *batch)
@@ -379,7 +381,7 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
     cudaError_t error = cudaSuccess;
     cuda_run first = *run;
     int32_t layers = 0;
-    first.linked = false; /* it starts when the step is there, so that kernels may read that before they wait for their predecessor */
+    first.linked = false; /* it starts when the step is there: kernels may read that before they wait for their predecessor */
     launch_begin(device, run, work->step_bytes);
     if (device->profile)
         error = cuda_profile_start(device->profile, run, program);
@@ -431,7 +433,8 @@ static cuda_graph *find_graph(qmi_device *device, const cuda_graph_key *key)
 static int32_t record(qmi_device *device, const cuda_run *run, const cuda_work *work, cudaGraphExec_t *out)
 {
     cudaGraph_t graph = NULL;
-    int32_t code = cuda_check(device, cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal), "recording a graph");
+    int32_t code = cuda_check(device, cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal),
+                              "recording a graph");
     if (code < 0)
         return code;
     code = walk(device, run, work);
@@ -526,7 +529,8 @@ static int32_t finish(qmi_device *device, const cuda_run *run, const cuda_work *
     return code;
 }
 
-extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch)
+extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace,
+                                const qmi_batch *batch)
 {
     int32_t page_tokens = 0, code = cuda_enter(device);
     if (code >= 0)

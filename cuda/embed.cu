@@ -139,8 +139,8 @@ static __device__ float4 join_word(const cuda_matrix &table, int64_t first_block
 }
 
 static __global__ void __launch_bounds__(THREADS)
-join_rows(cuda_matrix table, const int32_t *tokens, const float *hidden, const float *norm, float epsilon, const float *hidden_norm,
-          float hidden_epsilon, float *out)
+join_rows(cuda_matrix table, const int32_t *tokens, const float *hidden, const float *norm, float epsilon,
+          const float *hidden_norm, float hidden_epsilon, float *out)
 {
     const int width = table.columns, words = (width + 3) / 4, row = blockIdx.y;
     const bool second = blockIdx.x == 1;

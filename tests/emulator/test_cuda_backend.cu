@@ -1,5 +1,5 @@
-/* cuda/cuda_backend.cu, cuda_run.cu, embed.cu on the emulator: memory and its limits, uploads, batches of every shape with and without
- * graphs, and failures at each call of the CUDA runtime, after which nothing is left. */
+/* cuda/cuda_backend.cu, cuda_run.cu, embed.cu on the emulator: memory and its limits, uploads, batches of every shape with and
+ * without graphs, and failures at each call of the CUDA runtime, after which nothing is left. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -149,8 +149,9 @@ static void run_and_check(int32_t sequences, int32_t each)
 static void every_format_and_shape(void **state)
 {
     (void)state;
-    const uint32_t types[] = { QMI_TYPE_F32, QMI_TYPE_F16, QMI_TYPE_BF16, QMI_TYPE_Q8_0, QMI_TYPE_Q4_0, QMI_TYPE_Q5_0, QMI_TYPE_Q4_K,
-                               QMI_TYPE_Q5_K, QMI_TYPE_Q6_K, QMI_TYPE_IQ4_XS, QMI_TYPE_IQ4_NL, QMI_TYPE_Q2_K, QMI_TYPE_MXFP4 };
+    const uint32_t types[] = { QMI_TYPE_F32, QMI_TYPE_F16, QMI_TYPE_BF16, QMI_TYPE_Q8_0, QMI_TYPE_Q4_0, QMI_TYPE_Q5_0,
+                               QMI_TYPE_Q4_K, QMI_TYPE_Q5_K, QMI_TYPE_Q6_K, QMI_TYPE_IQ4_XS, QMI_TYPE_IQ4_NL, QMI_TYPE_Q2_K,
+                               QMI_TYPE_MXFP4 };
     const qmi_device_settings settings = settings_of(0);
     for (uint32_t type : types) {
         fill_table(type);
@@ -461,7 +462,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_format_and_shape), cmocka_unit_test(many_shapes), cmocka_unit_test(join_normalises_both_halves),
         cmocka_unit_test(cancels), cmocka_unit_test(refuses_what_was_not_prepared), cmocka_unit_test(memory_is_clear_and_counted),
-        cmocka_unit_test(uploads_keep_to_what_was_said), cmocka_unit_test(wrong_cards), cmocka_unit_test(fails_at_each_allocation),
+        cmocka_unit_test(uploads_keep_to_what_was_said), cmocka_unit_test(wrong_cards),
+        cmocka_unit_test(fails_at_each_allocation),
         cmocka_unit_test(survives_each_failure), cmocka_unit_test(stays_lost), cmocka_unit_test(profiles),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
