@@ -24,6 +24,7 @@ setup_need 'command -v clang' clang
 fuzz_nothing='int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }'
 setup_need "echo '$fuzz_nothing' | clang -fsanitize=fuzzer,address -x c - -o /dev/null" libclang-rt-dev
 setup_need 'command -v g++' g++
+setup_need 'command -v cmake' cmake make
 setup_need 'command -v abidiff' abigail-tools
 setup_need 'command -v xz' xz-utils
 setup_need 'command -v python3' python3
@@ -89,6 +90,7 @@ tier_gcc() {
     run_tests gcc
     check "gcc: ABI" tests/abi/check_dump.sh "$builds/gcc/lib/libqwenmoe.so"
     check "gcc: install" tests/project/check_install.sh "$builds/gcc" "$builds/prefix"
+    check "gcc: subproject" tests/project/check_subproject.sh
     meson install -C "$builds/gcc" > "$builds/install.log" 2>&1
     check "gcc: README" tests/project/check_readme.sh "$builds/prefix"
 }

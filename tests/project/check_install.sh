@@ -1,6 +1,7 @@
 #!/bin/sh
 # What `meson install` puts into a prefix is enough to use it: the program runs from there, a C program builds with pkg-config
-# against the shared and against the static library, and `ninja uninstall` leaves nothing.
+# against the shared and against the static library, a C++ program with CMake (also when the prefix was moved, and has only the
+# static one), and `ninja uninstall` leaves nothing.
 #   check_install.sh BUILD PREFIX     BUILD is configured with that prefix and -Ddefault_library=both
 set -eu
 build=$1 prefix=$2
@@ -43,6 +44,20 @@ cc "$here/../../examples/embed.c" $(pkg-config --cflags qwenmoe) "$libraries/lib
 readelf -d "$work/static" | grep -q libqwenmoe && fail "the static program needs the shared library"
 "$work/static" "$model" 'import os' > "$work/static.out"
 [ -s "$work/shared.out" ] && [ -s "$work/static.out" ] || fail "a program built with pkg-config says nothing"
+
+# CMake finds the library by find_package, in C++; the program says what the installed one does.
+cmake_build() { # PREFIX NAME SHARED: 1 or 0
+    cmake -S "$here/consumer" -B "$work/$2" -DCMAKE_PREFIX_PATH="$1" > "$work/cmake.log" 2>&1 &&
+        cmake --build "$work/$2" >> "$work/cmake.log" 2>&1 || { cat "$work/cmake.log"; exit 1; }
+    needed=$(readelf -d "$work/$2/consumer" | grep -c 'NEEDED.*\[libqwenmoe\.so\.0\]') || true
+    [ "$needed" = "$3" ] || fail "$2: needs the shared library $needed times"
+    [ "$("$work/$2/consumer" "$model" 'import os')" = "$said" ] || fail "$2: does not say '$said'"
+}
+said=$("$prefix/bin/qwenmoe" run -q --temperature 0 --answer-tokens 8 'import os')
+cmake_build "$prefix" cmake 1
+cp -r "$prefix" "$work/moved"
+find "$work/moved" -name 'libqwenmoe.so*' -delete
+cmake_build "$work/moved" cmake-static 0
 
 ninja -C "$build" uninstall > "$work/uninstall.log" 2>&1 || { cat "$work/uninstall.log"; exit 1; }
 left=$(find "$prefix" ! -type d 2> /dev/null || true)
