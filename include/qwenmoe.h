@@ -107,8 +107,8 @@ typedef void (*qm_release_callback)(void *pointer, void *user);
 /* One line without newline; borrowed for the call. Called from any thread. */
 typedef void (*qm_log_callback)(int32_t level, const char *line, void *user);
 
-/* done of total, in the unit of `stage` ("load": bytes, "prefill": tokens). Returns 0 to go on; else the work is cancelled.
- * For loading it is called by the thread that loads, for sessions by a worker. */
+/* done of total, in the unit of `stage` ("load": bytes, "prefill" and "drop": tokens). Returns 0 to go on; else the work is
+ * cancelled. For loading it is called by the thread that loads, for sessions by a worker. */
 typedef int32_t (*qm_progress_callback)(const char *stage, int64_t done, int64_t total, void *user);
 
 /* ---- Options ------------------------------------------------------------------------------------------------------ */
@@ -225,7 +225,10 @@ QM_API int64_t qm_session_length(const qm_session *session);  /* tokens it holds
 QM_API int64_t qm_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity);
 
 /* Appends tokens and computes them. Afterwards the logits are those of the last one.
- * When they do not fit the context nothing is appended: QM_ERROR_CONTEXT. */
+ * When they do not fit the context nothing is appended: QM_ERROR_CONTEXT. With option "context-full" set to drop-oldest, the
+ * oldest turns after the system prompt (marked as the chat format does) are dropped instead, so that a quarter of the context is
+ * free, and what remains is computed again from the last state kept before; likewise while qm_submit_generate decodes. The
+ * progress callback says so before it happens, with stage "drop", tokens dropped, tokens there were, and may cancel it. */
 QM_API int32_t qm_prefill(qm_session *session, const int32_t *tokens, int64_t count);
 /* The same, and writes the logits after tokens[rows[i]] to logits[i * vocabulary ...] (caller's, row_count x vocabulary
  * floats). Rows are indices into `tokens`, ascending. */
@@ -314,8 +317,9 @@ QM_API int64_t qm_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacit
 /* Why a generate job ended: "end" (the model's end of turn), "stop" (a stop string), "length" (answer budget), "context" (context
  * full), "cancelled", "error"; "" while it runs. Static. */
 QM_API const char *qm_job_finish(const qm_job *job);
-/* Numbers of a job, by name: "tokens_total" (to prefill), "tokens_prefilled", "tokens_reused", "tokens_generated",
- * "tokens_thought", "seconds_prefill", "seconds_decode", "seconds_first" (submission to first token). */
+/* Numbers of a job, by name: "tokens_total" (to prefill), "tokens_prefilled", "tokens_reused", "tokens_dropped" (by option
+ * "context-full"), "tokens_generated", "tokens_thought", "seconds_prefill", "seconds_decode", "seconds_first" (submission to first
+ * token). */
 QM_API int32_t qm_job_number(const qm_job *job, const char *name, double *value);
 /* Hands over the model that a load job made; the caller's to free. QM_ERROR_STATE if it has none (any more). */
 QM_API int32_t qm_job_model(qm_job *job, qm_model **out);

@@ -45,6 +45,8 @@ QMI_OPTION(PROFILE, "profile", MODEL, BOOL, "0", 0, 1, "",
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
            "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")
+QMI_OPTION(CONTEXT_FULL, "context-full", SESSION, CHOICE, "error", 0, 0, "error|drop-oldest",
+           "what happens when the context is full: an error (an answer ends), or the oldest turns after the system prompt are dropped and what is left is computed again")
 QMI_OPTION(PRIORITY, "priority", SESSION, INT, "0", -100, 100, "",
            "jobs of sessions with a higher number go first")
 /* ---- sampling: read by qm_session_new, changed by qm_session_set ---- */

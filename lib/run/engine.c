@@ -99,7 +99,7 @@ static void end_cancelled(qm_model *model)
 
 /* ---- one token of each of several sessions ---- */
 
-typedef enum added { ADDED, ENDED, NO_ROOM } added; /* the job takes part; it has ended instead; it has to wait */
+typedef enum added { ADDED, ENDED, NO_ROOM } added; /* the job takes part; it does not, or has ended; it has to wait */
 
 /* Adds the sessions of a decode job to the step, as far as there is room. */
 static added add_decode(qm_model *model, qm_job *job)
@@ -117,18 +117,31 @@ static added add_decode(qm_model *model, qm_job *job)
     return ENDED;
 }
 
+/* A generate job whose context is full goes on after its oldest turns were dropped, or ends. */
+static added make_room(qm_model *model, qm_job *job)
+{
+    int32_t token, code = job->sessions[0]->drops ? qmi_reuse_overflow(job) : 0;
+    if (code > 0)
+        job->decoding = false;
+    else
+        end_job(model, job, code < 0 ? code : qmi_generate_next(job, &token));
+    return ENDED;
+}
+
 /* Adds the session of a generate job, with its next token. Memory is made sure of first: a token that was chosen is part of
  * the answer. */
 static added add_generate(qm_model *model, qm_job *job)
 {
     qmi_step *step = &model->engine.step;
     qm_session *session = job->sessions[0];
-    bool full = session->count >= session->context;
-    int32_t token, code = full ? 1 : qmi_step_add(model, job, session, NULL, 1);
+    int32_t token;
+    if (session->count >= session->context)
+        return make_room(model, job);
+    int32_t code = qmi_step_add(model, job, session, NULL, 1);
     if (code == 0)
         return NO_ROOM;
-    bool ready = code > 0 && !full;
-    if (code > 0)
+    bool ready = code > 0;
+    if (ready)
         code = qmi_generate_next(job, &token);
     if (code > 0) {
         qmi_step_set(step, token);
@@ -228,7 +241,8 @@ static void finish_prefill(qm_model *model, qm_job *job)
 {
     if (job->kind == QMI_JOB_GENERATE) {
         qmi_os_mutex_lock(job->mutex);
-        job->decode_ns = qmi_os_time_ns();
+        if (job->decode_ns == 0) /* it may have prefilled before: see make_room */
+            job->decode_ns = qmi_os_time_ns();
         qmi_os_mutex_unlock(job->mutex);
         job->decoding = true;
         return;
@@ -237,6 +251,17 @@ static void finish_prefill(qm_model *model, qm_job *job)
     if (job->kind == QMI_JOB_DRAFT)
         code = qmi_step_draft(model, job->sessions[0], job->draft_token, job->logits);
     end_job(model, job, code);
+}
+
+static int32_t drop_oldest(qm_job *job)
+{
+    const qm_session *session = job->sessions[0];
+    int32_t code = qmi_reuse_overflow(job);
+    job->overflows = false;
+    return code != 0 ? code
+                     : qmi_fail(QM_ERROR_CONTEXT, "the context of %lld tokens is full, and there is no older turn to drop: %lld "
+                                "tokens are held, and %lld more do not fit; set option context higher",
+                                (long long)session->context, (long long)session->count, (long long)job->token_count);
 }
 
 static bool prefill_step(qm_model *model, bool shared)
@@ -252,7 +277,9 @@ static bool prefill_step(qm_model *model, bool shared)
         job->prefill_ns = qmi_os_time_ns();
         qmi_os_mutex_unlock(job->mutex);
     }
-    if (job->replaces)
+    if (job->overflows)
+        code = drop_oldest(job);
+    if (code >= 0 && job->replaces)
         code = qmi_reuse_begin(job);
     if (code >= 0 && (job->token_done < job->token_count || qmi_step_goes_back(session, true)))
         code = compute_chunk(model, job, shared);

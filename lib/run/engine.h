@@ -50,6 +50,7 @@ struct qm_model {
     qmi_vocab *vocab;
     qmi_chat_format_id chat;
     int32_t think_open, think_close, turn_start; /* ids of <think>, </think>, <|im_start|>; -1: none */
+    int32_t role_system, role_user, tool_result; /* ids of the words after <|im_start|>, and of <tool_response> */
     bool computes;               /* false: vocabulary only, and nothing below is there */
     qmi_plan plan;
     const qmi_backend *backend;

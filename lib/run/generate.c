@@ -25,6 +25,8 @@ int32_t qmi_generate_prepare(qm_job *job, const int32_t *prompt, int64_t count)
     int64_t most = qmi_settings_int(&session->settings, QMI_OPT_ANSWER_TOKENS);
     if (most > 0 && most < room)
         room = most;
+    if (room < 0) /* until turns are dropped */
+        room = 0;
     int32_t code = qmi_budget_new(&session->settings, session->model->vocab, inside_thoughts(session, prompt, count), &job->alloc,
                                   &job->budget);
     if (code >= 0)

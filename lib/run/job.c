@@ -273,6 +273,7 @@ int32_t qmi_job_number(const qm_job *job, const char *name, double *value)
         { "tokens_total", (double)job->token_count },
         { "tokens_prefilled", (double)job->prefilled },
         { "tokens_reused", (double)job->reused },
+        { "tokens_dropped", (double)job->dropped },
         { "tokens_generated", (double)(job->kind == QMI_JOB_GENERATE ? job->ids.count : 0) },
         { "tokens_thought", (double)job->thought },
         { "seconds_prefill", seconds_between(job->prefill_ns, job->decode_ns ? job->decode_ns : end_ns) },

@@ -43,7 +43,7 @@ struct qm_job {
     qmi_budget *budget;          /* of a generate job */
     qmi_ids ids;                 /* tokens generated, or the tokens of a text */
     qmi_finish finish;
-    int64_t prefilled, reused, thought;
+    int64_t prefilled, reused, dropped, thought;
     int64_t submitted_ns, prefill_ns, decode_ns, first_ns, end_ns; /* when it began to; 0: not yet */
 
     /* the engine's */
@@ -52,6 +52,7 @@ struct qm_job {
     bool decoding;               /* takes part in decode batches; else prefills */
     qm_session **sessions;
     int32_t session_count, session_done;
+    bool overflows;              /* `tokens` do not fit behind the session's: its oldest turns have to go first */
     bool replaces;               /* `tokens` are all that the session shall hold, and it was not moved to them yet */
     int32_t *tokens;             /* to append, one by one session for a decode job */
     int64_t turns[3];            /* indices of tokens before which a chunk ends, ascending; -1: none */

@@ -86,6 +86,9 @@ static int32_t read_chat_format(qm_model *model)
     model->think_open = find_mark(model, "<think>");
     model->think_close = find_mark(model, "</think>");
     model->turn_start = find_mark(model, "<|im_start|>");
+    model->role_system = find_mark(model, "system");
+    model->role_user = find_mark(model, "user");
+    model->tool_result = find_mark(model, "<tool_response>");
     for (int32_t id = 0; id < QMI_CHAT_COUNT; id++)
         if (strcmp(wanted, qmi_chat_name((qmi_chat_format_id)id)) == 0) {
             model->chat = (qmi_chat_format_id)id;

@@ -189,3 +189,73 @@ int32_t qmi_reuse_begin(qm_job *job)
     job->replaces = false;
     return QM_OK;
 }
+
+/* ---- a full context ---- */
+
+#define ROLE_TOKENS 3 /* <|im_start|>, the role, newline */
+
+/* A turn that may come first after the system prompt: a question, not the result of a tool that was called before, though the
+ * format gives both to the user. */
+static bool begins_question(const qm_model *model, const int32_t *tokens, int64_t count, int64_t index)
+{
+    if (tokens[index] != model->turn_start)
+        return false;
+    if (model->role_user >= 0 && (index + 1 >= count || tokens[index + 1] != model->role_user))
+        return false;
+    return model->tool_result < 0 || index + ROLE_TOKENS >= count || tokens[index + ROLE_TOKENS] != model->tool_result;
+}
+
+/* Tokens [*from, *to) are to go, so that a quarter of the context becomes free, or as much as can. False: there is no such
+ * turn. */
+static bool find_oldest(const qm_session *session, const int32_t *tokens, int64_t count, int64_t *from, int64_t *to)
+{
+    const qm_model *model = session->model;
+    int64_t start = 0;
+    if (model->turn_start < 0 || count < 2)
+        return false;
+    if (tokens[0] == model->turn_start && model->role_system >= 0 && tokens[1] == model->role_system)
+        for (start = 1; start < count && tokens[start] != model->turn_start;)
+            start++;
+    *from = *to = start;
+    for (int64_t i = start + 1; i < count; i++) {
+        if (!begins_question(model, tokens, count, i))
+            continue;
+        *to = i;
+        if (count - (i - start) <= session->context - session->context / 4)
+            break;
+    }
+    return *to > *from && count - (*to - *from) < session->context;
+}
+
+int32_t qmi_reuse_overflow(qm_job *job)
+{
+    qm_session *session = job->sessions[0];
+    const qmi_settings *settings = &session->settings;
+    int64_t left = job->token_count - job->token_done, count = session->count + left, from, to;
+    int32_t *all = qmi_new(&job->alloc, (size_t)count, sizeof *all, "tokens of a job");
+    if (!all)
+        return QM_ERROR_MEMORY;
+    memcpy(all, session->tokens, (size_t)session->count * sizeof *all);
+    if (left > 0)
+        memcpy(all + session->count, job->tokens + job->token_done, (size_t)left * sizeof *all);
+    int32_t code = find_oldest(session, all, count, &from, &to);
+    if (code > 0 && settings->progress && settings->progress("drop", to - from, count, settings->progress_user) != 0)
+        code = qmi_fail(QM_ERROR_CANCELLED, "the progress callback cancelled the job");
+    if (code <= 0) {
+        qmi_delete(&job->alloc, all);
+        return code;
+    }
+    qmi_log_line(&settings->log, QM_LOG_INFO, "the context of %lld tokens is full: %lld tokens of the oldest turns are dropped",
+                 (long long)session->context, (long long)(to - from));
+    memmove(all + from, all + to, (size_t)(count - to) * sizeof *all);
+    qmi_delete(&job->alloc, job->tokens);
+    job->tokens = all;
+    job->replaces = true;
+    job->turns_marked = false;
+    qmi_os_mutex_lock(job->mutex);
+    job->token_count = count - (to - from);
+    job->token_done = 0;
+    job->dropped += to - from;
+    qmi_os_mutex_unlock(job->mutex);
+    return 1;
+}

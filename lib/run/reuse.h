@@ -10,6 +10,11 @@
  * On failure the session is as it was. */
 int32_t qmi_reuse_begin(qm_job *job);
 
+/* Drops the oldest turns after the system prompt of what the job's session would hold with the tokens that are still to be
+ * appended, and leaves in the job, as one that replaces, what remains. 1: done; 0: no turn can go; or a code, the session being
+ * as it was. */
+int32_t qmi_reuse_overflow(qm_job *job);
+
 /* Where a prompt's chunk should end so that a checkpoint lies where the conversation may branch: at most `limit` tokens from the
  * job's next one. Returns the number of tokens. */
 int64_t qmi_reuse_chunk(qm_job *job, int64_t limit);

@@ -99,6 +99,7 @@ static int32_t allocate_on_host(qm_session *session, const qmi_settings *setting
     code = qmi_plan_context(&model->plan.hparams, &session->settings, &session->context);
     if (code < 0)
         return code;
+    session->drops = strcmp(qmi_settings_text(&session->settings, QMI_OPT_CONTEXT_FULL), "drop-oldest") == 0;
     session->priority = (int32_t)qmi_settings_int(&session->settings, QMI_OPT_PRIORITY);
     session->tokens = qmi_new(alloc, (size_t)session->context, sizeof *session->tokens, "the tokens of a session");
     return session->tokens ? QM_OK : QM_ERROR_MEMORY;

@@ -14,6 +14,7 @@ struct qm_session {
     qmi_sampler *sampler;
     int64_t context;
     int32_t priority;
+    bool drops;              /* the oldest turns, when the context is full */
     /* guarded by the engine's mutex */
     bool busy;
     qm_job *job;             /* that it is busy with */

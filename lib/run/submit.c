@@ -24,6 +24,14 @@ static int32_t check_room(const qm_session *session, int64_t count)
     return QM_OK;
 }
 
+/* The same, unless the session's oldest turns may be dropped for them: the job then does so. */
+static int32_t make_room(qm_job *job, int64_t count)
+{
+    const qm_session *session = job->sessions[0];
+    job->overflows = session->drops && count > session->context - session->count;
+    return job->overflows ? QM_OK : check_room(session, count);
+}
+
 static int32_t keep_tokens(qm_job *job, const int32_t *tokens, int64_t count)
 {
     job->tokens = qmi_new(&job->alloc, (size_t)count, sizeof *job->tokens, "tokens of a job");
@@ -106,7 +114,7 @@ int32_t qmi_submit_prefill(qm_session *session, const int32_t *tokens, int64_t c
         code = open_job(QMI_JOB_PREFILL, &session, 1, watched, &job);
     if (code < 0)
         return code;
-    code = check_room(session, count);
+    code = rows && rows->count > 0 ? check_room(session, count) : make_room(job, count);
     if (code >= 0)
         code = keep_tokens(job, tokens, count);
     if (code >= 0 && rows) {
@@ -191,7 +199,7 @@ int32_t qmi_submit_generate(qm_session *session, const int32_t *tokens, int64_t 
         code = open_job(QMI_JOB_GENERATE, &session, 1, true, &job);
     if (code < 0)
         return code;
-    code = check_room(session, count);
+    code = make_room(job, count);
     if (code >= 0 && session->count + count == 0)
         code = qmi_fail(QM_ERROR_STATE, "the session is empty and no tokens are given; an answer needs a token before it");
     if (code >= 0)

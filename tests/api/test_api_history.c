@@ -218,6 +218,147 @@ static void test_cut_then_cancel(void **state)
     with_models(cut_then_cancel);
 }
 
+/* ---- dropping the oldest turns ---- */
+
+typedef struct drop_watch {
+    int64_t dropped;
+    bool refuse;
+} drop_watch;
+
+static int32_t watch_drop(const char *stage, int64_t done, int64_t total, void *user)
+{
+    drop_watch *watch = user;
+    (void)total;
+    watch->dropped += strcmp(stage, "drop") == 0 ? done : 0;
+    return strcmp(stage, "drop") == 0 && watch->refuse;
+}
+
+static qm_session *dropping_session(qm_model *model, const char *settings, drop_watch *watch)
+{
+    qm_options *options = make_options(settings);
+    qm_session *session = NULL;
+    expect_ok(qm_options_set_progress(options, watch_drop, watch));
+    expect_ok(qm_session_new(model, options, &session));
+    qm_options_free(&options);
+    return session;
+}
+
+/* Turns of a chat as tokens; where each begins. */
+static int64_t make_turns(const qm_model *model, int32_t *tokens, int64_t *starts)
+{
+    static const char *const texts[] = {
+        "<|im_start|>system\nYou write short functions in Python.<|im_end|>\n",
+        "<|im_start|>user\nA function that adds two numbers, please, and another one that subtracts them.<|im_end|>\n",
+        "<|im_start|>assistant\ndef add(a, b):\n    return a + b\n\n\ndef subtract(a, b):\n    return a - b\n<|im_end|>\n",
+        "<|im_start|>user\nNow one that multiplies a list of numbers, with a docstring that says what it does.<|im_end|>\n",
+        "<|im_start|>assistant\ndef product(numbers):\n    \"\"\"The product of numbers.\"\"\"\n    result = 1\n<|im_end|>\n",
+        "<|im_start|>user\nAnd the mean of them, which should be zero for an empty list of numbers.<|im_end|>\n",
+        "<|im_start|>assistant\n",
+    };
+    int64_t count = 0;
+    for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
+        starts[i] = count;
+        int64_t more = qm_tokenize(model, texts[i], -1, QM_SPECIAL_ALL, tokens + count, 400 - count);
+        assert_true(more > 0 && count + more <= 400);
+        count += more;
+    }
+    starts[sizeof texts / sizeof *texts] = count;
+    return count;
+}
+
+static void drops_for_a_prompt(qm_model *model, const int32_t *tokens, const int64_t *starts, int64_t count)
+{
+    char settings[128];
+    drop_watch watch = { 0 };
+    int32_t left[400];
+    int64_t first = starts[1], last = starts[5], held = starts[5];
+    /* Not quite the whole conversation fits, so that a quarter has to become free. */
+    snprintf(settings, sizeof settings, "context=%d answer-tokens=1 context-full=drop-oldest", (int)count - 1);
+    qm_session *session = dropping_session(model, settings, &watch);
+    expect_ok(qm_prefill(session, tokens, held));
+    watch.refuse = true;
+    expect_code(QM_ERROR_CANCELLED, qm_prefill(session, tokens + held, count - held));
+    assert_holds(model, session, tokens, held);
+    watch = (drop_watch){ 0 };
+    expect_ok(qm_prefill(session, tokens + held, count - held));
+    int64_t length = qm_session_length(session);
+    assert_int_equal(length, count - watch.dropped);
+    assert_true(watch.dropped == starts[3] - first || watch.dropped == last - first); /* one question with its answer, or two */
+    memcpy(left, tokens, (size_t)first * sizeof *left);
+    memcpy(left + first, tokens + first + watch.dropped, (size_t)(length - first) * sizeof *left);
+    assert_holds(model, session, left, length);
+    qm_session_free(&session);
+    session = new_session(model, "context=30 answer-tokens=1 context-full=drop-oldest"); /* the last turn alone is longer */
+    expect_code(QM_ERROR_CONTEXT, qm_prefill(session, tokens + starts[1], starts[3] - starts[1]));
+    assert_int_equal(qm_session_length(session), 0);
+    qm_session_free(&session);
+}
+
+static void drops_for_an_answer(qm_model *model, const int32_t *tokens, const int64_t *starts, int64_t count)
+{
+    char settings[128];
+    drop_watch watch = { 0 };
+    double dropped = 0;
+    qm_job *job = NULL;
+    int32_t wanted[600], held[600];
+    snprintf(settings, sizeof settings, "context=%d answer-tokens=40 ignore-end=1 seed=2 context-full=drop-oldest",
+             (int)count + 20);
+    qm_session *session = dropping_session(model, settings, &watch);
+    expect_ok(qm_submit_generate(session, tokens, count, &job));
+    expect_code(QM_JOB_DONE, read_job(job, NULL, 0));
+    assert_string_equal(qm_job_finish(job), "length");
+    expect_ok(qm_job_number(job, "tokens_dropped", &dropped));
+    assert_true(watch.dropped > 0 && dropped == (double)watch.dropped);
+    memcpy(wanted, tokens, (size_t)starts[1] * sizeof *wanted);
+    int64_t kept = count - starts[1] - watch.dropped;
+    memcpy(wanted + starts[1], tokens + starts[1] + watch.dropped, (size_t)kept * sizeof *wanted);
+    assert_int_equal(qm_job_tokens(job, wanted + starts[1] + kept, 40), 40);
+    int64_t length = qm_session_tokens(session, held, 600);
+    assert_int_equal(length, starts[1] + kept + 40);
+    assert_holds(model, session, wanted, length);
+    qm_job_free(&job);
+    qm_session_free(&session);
+}
+
+/* The result of a tool goes with the question that called for it. */
+static void drops_results_with_their_question(qm_model *model)
+{
+    static const char *const texts[] = {
+        "<|im_start|>system\nYou answer.<|im_end|>\n",
+        "<|im_start|>user\nWhat is in the folder with the tests that somebody wrote last year, or the one before it?<|im_end|>\n"
+        "<|im_start|>assistant\n<tool_call>list the folder</tool_call><|im_end|>\n" /* enough to go without the rest */
+        "<|im_start|>user\n<tool_response>\none.py\n</tool_response><|im_end|>\n<|im_start|>assistant\nA file.<|im_end|>\n",
+        "<|im_start|>user\nAnd in the one above?<|im_end|>\n<|im_start|>assistant\n",
+    };
+    int32_t tokens[400], left[400];
+    int64_t starts[4] = { 0 };
+    char settings[128];
+    drop_watch watch = { 0 };
+    for (int i = 0; i < 3; i++)
+        starts[i + 1] = starts[i] + qm_tokenize(model, texts[i], -1, QM_SPECIAL_ALL, tokens + starts[i], 400 - starts[i]);
+    snprintf(settings, sizeof settings, "context=%d answer-tokens=1 context-full=drop-oldest", (int)starts[3] - 1);
+    qm_session *session = dropping_session(model, settings, &watch);
+    expect_ok(qm_prefill(session, tokens, starts[3]));
+    assert_int_equal(watch.dropped, starts[2] - starts[1]);
+    memcpy(left, tokens, (size_t)starts[1] * sizeof *left);
+    memcpy(left + starts[1], tokens + starts[2], (size_t)(starts[3] - starts[2]) * sizeof *left);
+    assert_holds(model, session, left, starts[1] + starts[3] - starts[2]);
+    qm_session_free(&session);
+}
+
+static void test_drops(void **state)
+{
+    (void)state;
+    int32_t tokens[400];
+    int64_t starts[8];
+    qm_model *model = load_model("../../examples/model/qwenmoe-py.gguf", "mtp=1");
+    int64_t count = make_turns(model, tokens, starts);
+    drops_for_a_prompt(model, tokens, starts, count);
+    drops_for_an_answer(model, tokens, starts, count);
+    drops_results_with_their_question(model);
+    qm_model_free(&model);
+}
+
 /* ---- multi-token prediction ---- */
 
 /* Its logits after the first `count` tokens, whose successor is tokens[count]; from a new session, one token at a time. */
@@ -287,7 +428,7 @@ int main(void)
         cmocka_unit_test(test_forks),           cmocka_unit_test(test_rewinds),
         cmocka_unit_test(test_syncs),           cmocka_unit_test(test_cancel_between_chunks),
         cmocka_unit_test(test_cancel_at_any_time), cmocka_unit_test(test_cut_then_cancel),
-        cmocka_unit_test(test_drafts),
+        cmocka_unit_test(test_drops),           cmocka_unit_test(test_drafts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
