@@ -314,6 +314,13 @@ QM_API int64_t qm_job_read(qm_job *job, char *text, int64_t size, int32_t *kind)
 QM_API int64_t qm_job_text(const qm_job *job, char *text, int64_t size);
 /* The tokens generated (or the result of qm_submit_tokenize). At most capacity are copied; returns their number. */
 QM_API int64_t qm_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacity);
+/* Log probabilities of the tokens of qm_job_tokens from index `first` on, by the model alone, before any option of sampling: the
+ * tokens' own to logprobs[capacity], and, row by row, the ids and log probabilities of the most likely ones, highest first (of
+ * equal ones the lower id), to top_tokens and top_logprobs [capacity x top]; each may be NULL. `top` is the value of option
+ * "logprobs" when the job was submitted, at most the vocabulary; it is QM_ERROR_STATE when that was -1. At most `capacity` tokens
+ * are copied; returns how many there are from `first` on. */
+QM_API int64_t qm_job_logprobs(const qm_job *job, int64_t first, float *logprobs, int32_t *top_tokens, float *top_logprobs,
+                               int64_t capacity);
 /* Why a generate job ended: "end" (the model's end of turn), "stop" (a stop string), "length" (answer budget), "context" (context
  * full), "cancelled", "error"; "" while it runs. Static. */
 QM_API const char *qm_job_finish(const qm_job *job);

@@ -162,6 +162,17 @@ int64_t qm_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacity)
     return code < 0 ? code : qmi_job_tokens(job, tokens, capacity);
 }
 
+int64_t qm_job_logprobs(const qm_job *job, int64_t first, float *logprobs, int32_t *top_tokens, float *top_logprobs,
+                        int64_t capacity)
+{
+    if (!job)
+        return qmi_handles_null("job");
+    if (first < 0 || capacity < 0)
+        return qmi_fail(QM_ERROR_ARGUMENT, "first is %lld and capacity %lld; neither may be negative", (long long)first,
+                        (long long)capacity);
+    return qmi_job_logprobs(job, first, &(qmi_logprobs_out){ logprobs, top_tokens, top_logprobs }, capacity);
+}
+
 const char *qm_job_finish(const qm_job *job)
 {
     if (job)

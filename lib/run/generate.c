@@ -32,6 +32,8 @@ int32_t qmi_generate_prepare(qm_job *job, const int32_t *prompt, int64_t count)
     if (code >= 0)
         code = qmi_reserve(&job->alloc, (void **)&job->ids.data, &job->ids.capacity, (size_t)room, sizeof(int32_t),
                            "generated tokens");
+    qmi_logprobs_start(&job->logprobs, qmi_settings_int(&session->settings, QMI_OPT_LOGPROBS),
+                       session->model->plan.hparams.vocabulary);
     return code;
 }
 
@@ -40,11 +42,25 @@ static void show_piece(qmi_answer_part part, const char *text, int64_t length, v
     qmi_job_show(user, part, text, length);
 }
 
+/* Whether it was sampled or forced: what the model says of it. */
+static int32_t keep_logprobs(qm_job *job, int32_t token)
+{
+    qm_session *session = job->sessions[0];
+    const float *logits;
+    int32_t code = qmi_session_find_logits(session, &logits);
+    return code < 0 ? code
+                    : qmi_logprobs_add(&job->logprobs, logits, session->model->plan.hparams.vocabulary, token, &job->alloc);
+}
+
 /* Keeps the token and its text; job->mutex is held. */
 static int32_t keep_token(qm_job *job, int32_t token)
 {
     int32_t code = qmi_reserve(&job->alloc, (void **)&job->ids.data, &job->ids.capacity, job->ids.count + 1, sizeof(int32_t),
                                "generated tokens");
+    if (code < 0)
+        return code;
+    if (job->logprobs.kept)
+        code = keep_logprobs(job, token);
     if (code < 0)
         return code;
     job->ids.data[job->ids.count++] = token;

@@ -33,6 +33,7 @@ void qmi_job_abandon(qm_job *job)
     qmi_delete(&alloc, job->queue.text);
     qmi_delete(&alloc, job->queue.runs);
     qmi_delete(&alloc, job->ids.data);
+    qmi_logprobs_free(&job->logprobs, &alloc);
     qmi_delete(&alloc, job->sessions);
     qmi_delete(&alloc, job->tokens);
     qmi_delete(&alloc, job->text);
@@ -245,6 +246,14 @@ int64_t qmi_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacity)
     int64_t fits = count < capacity ? count : capacity;
     if (fits > 0)
         memcpy(tokens, job->ids.data, (size_t)fits * sizeof *tokens);
+    qmi_os_mutex_unlock(job->mutex);
+    return count;
+}
+
+int64_t qmi_job_logprobs(const qm_job *job, int64_t first, const qmi_logprobs_out *out, int64_t capacity)
+{
+    qmi_os_mutex_lock(job->mutex);
+    int64_t count = qmi_logprobs_copy(&job->logprobs, first, out, capacity);
     qmi_os_mutex_unlock(job->mutex);
     return count;
 }

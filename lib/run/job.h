@@ -3,6 +3,7 @@
 #define QMI_RUN_JOB_H
 
 #include "run/budget.h"
+#include "run/logprobs.h"
 #include "run/session.h"
 
 typedef enum qmi_job_kind {
@@ -42,6 +43,7 @@ struct qm_job {
     qmi_queue queue;
     qmi_budget *budget;          /* of a generate job */
     qmi_ids ids;                 /* tokens generated, or the tokens of a text */
+    qmi_logprobs logprobs;       /* of `ids`, if they are kept */
     qmi_finish finish;
     int64_t prefilled, reused, dropped, thought;
     int64_t submitted_ns, prefill_ns, decode_ns, first_ns, end_ns; /* when it began to; 0: not yet */
@@ -91,6 +93,7 @@ void qmi_job_end_thinking(qm_job *job);
 int64_t qmi_job_read(qm_job *job, char *text, int64_t size, int32_t *kind);
 int64_t qmi_job_text(const qm_job *job, char *text, int64_t size);
 int64_t qmi_job_tokens(const qm_job *job, int32_t *tokens, int64_t capacity);
+int64_t qmi_job_logprobs(const qm_job *job, int64_t first, const qmi_logprobs_out *out, int64_t capacity);
 const char *qmi_job_finish_name(const qm_job *job);
 int32_t qmi_job_number(const qm_job *job, const char *name, double *value);
 int32_t qmi_job_take_model(qm_job *job, qm_model **out);

@@ -162,7 +162,7 @@ static int32_t read_logits(void *argument)
 }
 
 /* The last token's logits, which the session has. */
-static int32_t find_logits(qm_session *session, const float **out)
+int32_t qmi_session_find_logits(qm_session *session, const float **out)
 {
     bool shared = session->model->info.shares_host;
     int32_t code = shared ? QM_OK : qmi_engine_call(session->model, read_logits, session);
@@ -288,7 +288,7 @@ const float *qmi_session_logits(qm_session *session)
         return NULL;
     }
     const float *logits;
-    return find_logits(session, &logits) < 0 ? NULL : logits;
+    return qmi_session_find_logits(session, &logits) < 0 ? NULL : logits;
 }
 
 int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t capacity)
@@ -311,7 +311,7 @@ int32_t qmi_session_choose(qm_session *session, int32_t *token)
         return QM_OK;
     }
     const float *logits;
-    int32_t code = find_logits(session, &logits);
+    int32_t code = qmi_session_find_logits(session, &logits);
     if (code >= 0)
         *token = qmi_sampler_choose(session->sampler, logits, session->tokens, session->count);
     return code;

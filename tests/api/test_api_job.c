@@ -1,6 +1,7 @@
 /* Jobs: generating, reading pieces, waiting, watching, cancelling, and freeing in any order. */
 #include "api.h"
 
+#include <math.h>
 #include <poll.h>
 
 enum { THINK = 316, THINK_END = 317, IM_END = 315, IM_START = 314 }; /* ids of the tiny models */
@@ -144,6 +145,50 @@ static void test_finishes(void **state)
     text = generate(session, NULL, 0, "context");
     assert_string_equal(text, "");
     free(text);
+    qm_session_free(&session);
+    qm_model_free(&model);
+}
+
+/* ---- log probabilities ---- */
+
+static void test_logprobs(void **state)
+{
+    (void)state;
+    const int32_t prompt[] = { 5, 6, 7 };
+    int32_t held[8], top[8];
+    float own[4], values[8];
+    qm_job *job = NULL;
+    qm_model *model = load_model("tiny/hybrid.gguf", "");
+    /* What is said of a token is the model's own, though the bias decides. */
+    qm_session *session = new_session(model, "temperature=0 answer-tokens=4 ignore-end=1 logprobs=2 logit-bias=258:1000");
+    expect_ok(qm_submit_generate(session, prompt, 3, &job));
+    expect_code(QM_JOB_DONE, read_job(job, NULL, 0));
+    assert_int_equal(qm_session_tokens(session, held, 8), 7);
+    assert_int_equal(qm_job_logprobs(job, 0, own, top, values, 4), 4);
+    for (int32_t i = 0; i < 4; i++) {
+        float *logits = plain_logits(model, held, 3 + i);
+        double sum = 0;
+        int32_t best = 0;
+        for (int64_t t = 0; t < vocabulary_of(model); t++) {
+            sum += exp((double)logits[t]);
+            best = logits[t] > logits[best] ? (int32_t)t : best;
+        }
+        assert_int_equal(held[3 + i], 258);
+        assert_true(fabs(own[i] - (logits[258] - log(sum))) < 1e-4);
+        assert_int_equal(top[2 * i], best);
+        assert_true(fabs(values[2 * i] - (logits[best] - log(sum))) < 1e-4);
+        assert_true(fabs(values[2 * i + 1] - (logits[top[2 * i + 1]] - log(sum))) < 1e-4);
+        free(logits);
+    }
+    assert_int_equal(qm_job_logprobs(job, 3, NULL, NULL, NULL, 0), 1);
+    expect_code(QM_ERROR_ARGUMENT, qm_job_logprobs(job, -1, own, top, values, 4));
+    expect_code(QM_ERROR_ARGUMENT, qm_job_logprobs(NULL, 0, own, top, values, 4));
+    qm_job_free(&job);
+    expect_ok(qm_session_set(session, "logprobs", "-1"));
+    expect_ok(qm_submit_generate(session, NULL, 0, &job));
+    expect_code(QM_JOB_DONE, read_job(job, NULL, 0));
+    expect_code(QM_ERROR_STATE, qm_job_logprobs(job, 0, own, top, values, 4));
+    qm_job_free(&job);
     qm_session_free(&session);
     qm_model_free(&model);
 }
@@ -540,7 +585,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_greedy_is_the_reference), cmocka_unit_test(test_seeds),
         cmocka_unit_test(test_finishes),                cmocka_unit_test(test_thinking_budget),
-        cmocka_unit_test(test_end_thinking),            cmocka_unit_test(test_pieces_are_whole_code_points),
+        cmocka_unit_test(test_logprobs),                cmocka_unit_test(test_end_thinking),
+        cmocka_unit_test(test_pieces_are_whole_code_points),
         cmocka_unit_test(test_descriptor),              cmocka_unit_test(test_jobs_equal_calls),
         cmocka_unit_test(test_load_job),                cmocka_unit_test(test_busy),
         cmocka_unit_test(test_freed_in_any_order),      cmocka_unit_test(test_jobs_advance_together),
