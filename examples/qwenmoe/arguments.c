@@ -138,7 +138,8 @@ static void print_options(const verb *verb, int scope)
 
 static void print_help(const verb *verb)
 {
-    printf("usage: qwenmoe %s [options]%s%s\n\n%s\n", verb->name, *verb->words ? " " : "", verb->words, verb->detail);
+    printf("usage: %s%s%s [options]%s%s\n\n%s\n", program_name, *verb->name ? " " : "", verb->name, *verb->words ? " " : "",
+           verb->words, verb->detail);
     printf("\nOptions:\n");
     for (int place = 0; place < flags_total(verb); place++)
         print_flag(flag_at(verb, place));
@@ -154,10 +155,10 @@ int arguments_usage(const arguments *arguments, const char *format, ...)
 {
     va_list list;
     va_start(list, format);
-    fputs("qwenmoe: ", stderr);
+    fprintf(stderr, "%s: ", program_name);
     vfprintf(stderr, format, list);
     va_end(list);
-    fprintf(stderr, "\nTry `qwenmoe %s --help`.\n", arguments->verb->name);
+    fprintf(stderr, "\nTry `%s%s%s --help`.\n", program_name, *arguments->verb->name ? " " : "", arguments->verb->name);
     return EXIT_USAGE;
 }
 
@@ -174,7 +175,8 @@ static int parse_flag(arguments *arguments, int count, char **values, int *at)
     int place = find_flag(arguments->verb, is_long ? text + 2 : NULL, length, text[1]);
     int option = place < 0 && is_long ? find_option(arguments->verb, text + 2, length) : -1;
     if (place < 0 && option < 0)
-        return arguments_usage(arguments, "%s has no option %.*s", arguments->verb->name, (int)(is_long ? length + 2 : 2), text);
+        return arguments_usage(arguments, "%s has no option %.*s", *arguments->verb->name ? arguments->verb->name : program_name,
+                               (int)(is_long ? length + 2 : 2), text);
 
     if (place >= 0 && !flag_at(arguments->verb, place)->value) {
         if (equals)

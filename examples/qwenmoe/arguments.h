@@ -28,7 +28,7 @@ typedef struct flag {
 typedef struct arguments arguments;
 
 typedef struct verb {
-    const char *name;
+    const char *name;    /* "" for a program without verbs */
     const char *words;   /* "[TEXT...]" in the usage line */
     const char *summary; /* one line */
     const char *detail;  /* the rest of the help, lines of at most 79 columns */

@@ -10,12 +10,14 @@
 
 #include "terminal.h"
 
+const char *program_name = "qwenmoe";
+
 int complain(const char *format, ...)
 {
     va_list list;
     va_start(list, format);
     terminal_progress_clear();
-    fputs("qwenmoe: ", stderr);
+    fprintf(stderr, "%s: ", program_name);
     vfprintf(stderr, format, list);
     fputc('\n', stderr);
     va_end(list);
@@ -146,7 +148,7 @@ static void print_log(int32_t level, const char *line, void *user)
 {
     const int32_t *lowest = user;
     if (level >= *lowest)
-        fprintf(stderr, "qwenmoe: %s%s\n", level == QM_LOG_WARNING ? "warning: " : "", line);
+        fprintf(stderr, "%s: %s%s\n", program_name, level == QM_LOG_WARNING ? "warning: " : "", line);
 }
 
 int load_model(const arguments *arguments, qm_model **out)

@@ -8,7 +8,9 @@
 
 #include "arguments.h"
 
-int complain(const char *format, ...) __attribute__((format(printf, 1, 2))); /* "qwenmoe: ..." on stderr; EXIT_FAILED */
+extern const char *program_name; /* "qwenmoe"; another program that is built from these files sets its own */
+
+int complain(const char *format, ...) __attribute__((format(printf, 1, 2))); /* "program: ..." on stderr; EXIT_FAILED */
 int complain_library(void);                                                  /* the same with the library's last message */
 
 void *allocate(int64_t count, size_t size);            /* zeroed; ends the program if there is no memory */
