@@ -120,7 +120,8 @@ static int32_t fail_empty(const qmi_page_pool *pool)
                     pool->grows ? "use shorter ones" : "set kv-memory higher");
 }
 
-static int32_t take(qmi_page_pool *pool, qmi_page **out)
+/* clean: zero-filled, since what was never written may be read along and masked; else its bytes are undefined. */
+static int32_t take(qmi_page_pool *pool, bool clean, qmi_page **out)
 {
     *out = NULL;
     /* What is only kept for later gives way before the pool grows. */
@@ -129,8 +130,7 @@ static int32_t take(qmi_page_pool *pool, qmi_page **out)
     int32_t code = pool->free ? QM_OK : pool->grows ? grow(pool) : QM_ERROR_MEMORY;
     if (code < 0)
         return code == QM_ERROR_MEMORY ? fail_empty(pool) : code;
-    /* A page has nothing in it of the sessions before: it may be saved, and what was never written is never looked at. */
-    if (pool->layout->page_bytes)
+    if (clean && pool->layout->page_bytes)
         code = pool->backend->clear(pool->device, pool->free->address, pool->layout->page_bytes);
     if (code < 0)
         return code;
@@ -207,7 +207,7 @@ void qmi_page_table_free(qmi_page_pool *pool, qmi_page_table *table)
 static int32_t separate(qmi_page_pool *pool, qmi_page_table *table, int64_t index, int64_t kept)
 {
     qmi_page *shared = table->pages[index], *page;
-    int32_t code = take(pool, &page);
+    int32_t code = take(pool, kept <= 0, &page);
     if (code < 0)
         return code;
     if (kept > 0 && pool->layout->page_bytes)
@@ -232,7 +232,7 @@ int32_t qmi_page_table_own(qmi_page_pool *pool, qmi_page_table *table, int64_t f
             code = separate(pool, table, i, held - i * page_tokens);
     while (table->count < needed && code >= 0) {
         qmi_page *page;
-        code = take(pool, &page);
+        code = take(pool, true, &page);
         if (code < 0)
             break;
         table->pages[table->count] = page;

@@ -116,12 +116,17 @@ static int32_t put_all(stream *s, const void *data, int64_t bytes)
     return code < 0 ? code : put_sum(s);
 }
 
-static int32_t put_device(stream *s, qmi_address address, int64_t bytes)
+#define ALL INT64_MAX
+
+/* held: tokens of a page that are written as they are; ALL: it is no page. */
+static int32_t put_device(stream *s, qmi_address address, int64_t bytes, int64_t held)
 {
     int32_t code = check_cancel(s);
     for (int64_t done = 0; done < bytes && code >= 0; done += PIECE) {
         transfer t = { s, address + (qmi_address)done, bytes - done < PIECE ? bytes - done : PIECE };
         code = s->place->call(s->place->user, read_device, &t);
+        if (code >= 0 && held != ALL)
+            qmi_kv_clear_behind(s->place->pages->layout, held, s->piece, done, t.bytes);
         if (code >= 0)
             code = put(s, s->piece, t.bytes);
     }
@@ -131,17 +136,18 @@ static int32_t put_device(stream *s, qmi_address address, int64_t bytes)
 static int32_t put_state(stream *s, const qmi_state *state)
 {
     const qmi_state_layout *layout = &s->place->states->layout;
-    int32_t code = put_device(s, state->recurrent, layout->recurrent_bytes);
+    int32_t code = put_device(s, state->recurrent, layout->recurrent_bytes, ALL);
     if (code >= 0)
-        code = put_device(s, state->hidden, layout->hidden_bytes);
+        code = put_device(s, state->hidden, layout->hidden_bytes, ALL);
     if (code >= 0)
-        code = put_device(s, state->logits, layout->logits_bytes);
+        code = put_device(s, state->logits, layout->logits_bytes, ALL);
     return code < 0 ? code : put_sum(s);
 }
 
 /* The things of which several tables and checkpoints speak, each once. */
 typedef struct inventory {
     qmi_page **pages;
+    int64_t *held;   /* tokens from the start of each page on that are the session's; may be more than a page has */
     const qmi_state *states[QMI_SNAPSHOT_CHECKPOINTS + 1];
     int64_t page_count, state_count;
     int32_t *tables; /* the section of that name */
@@ -172,32 +178,38 @@ static int32_t index_of_state(inventory *all, const qmi_state *state)
     return i;
 }
 
-static void list_pages(inventory *all, const qmi_page_table *table)
+static void list_pages(inventory *all, const qmi_page_table *table, int64_t tokens, int64_t page_tokens)
 {
-    for (int64_t i = 0; i < table->count; i++)
-        all->tables[all->table_words++] = index_of_page(all, table->pages[i], i);
+    for (int64_t i = 0; i < table->count; i++) {
+        int32_t index = index_of_page(all, table->pages[i], i);
+        int64_t held = tokens - i * page_tokens;
+        all->tables[all->table_words++] = index;
+        if (all->held[index] < held)
+            all->held[index] = held;
+    }
 }
 
 static int32_t take_inventory(const qmi_snapshot_place *place, const qmi_snapshot *snapshot, inventory *all)
 {
-    int64_t pages = snapshot->pages.count, words;
+    int64_t pages = snapshot->pages.count, page_tokens = place->pages->layout->page_tokens, words;
     *all = (inventory){ 0 };
     for (int32_t i = 0; i < snapshot->checkpoint_count; i++)
         pages += snapshot->checkpoints[i].pages.count;
     words = 1 + pages + 4 * snapshot->checkpoint_count;
     all->pages = qmi_new(place->alloc, (size_t)pages, sizeof *all->pages, "pages of a session's file");
+    all->held = qmi_new(place->alloc, (size_t)pages, sizeof *all->held, "pages of a session's file");
     all->tables = qmi_new(place->alloc, (size_t)words, sizeof *all->tables, "tables of a session's file");
-    if (!all->pages || !all->tables)
+    if (!all->pages || !all->held || !all->tables)
         return QM_ERROR_MEMORY;
     all->tables[all->table_words++] = index_of_state(all, snapshot->state);
-    list_pages(all, &snapshot->pages);
+    list_pages(all, &snapshot->pages, snapshot->count, page_tokens);
     for (int32_t i = 0; i < snapshot->checkpoint_count; i++) {
         const qmi_checkpoint *checkpoint = &snapshot->checkpoints[i];
         memcpy(all->tables + all->table_words, &checkpoint->length, sizeof checkpoint->length);
         all->tables[all->table_words + 2] = (int32_t)checkpoint->kind;
         all->tables[all->table_words + 3] = index_of_state(all, checkpoint->state);
         all->table_words += 4;
-        list_pages(all, &checkpoint->pages);
+        list_pages(all, &checkpoint->pages, checkpoint->length, page_tokens);
     }
     return QM_OK;
 }
@@ -221,7 +233,7 @@ static int32_t put_snapshot(stream *s, const qmi_snapshot *snapshot, const inven
     for (int64_t i = 0; i < all->state_count && code >= 0; i++)
         code = put_state(s, all->states[i]);
     for (int64_t i = 0; i < all->page_count && code >= 0; i++) {
-        code = put_device(s, all->pages[i]->address, h.page_bytes);
+        code = put_device(s, all->pages[i]->address, h.page_bytes, all->held[i]);
         if (code >= 0)
             code = put_sum(s);
     }
@@ -245,6 +257,7 @@ int32_t qmi_snapshot_save(const qmi_snapshot_place *place, const qmi_snapshot *s
             qmi_os_writer_abandon(&s->writer);
     }
     qmi_delete(place->alloc, all.pages);
+    qmi_delete(place->alloc, all.held);
     qmi_delete(place->alloc, all.tables);
     if (s)
         qmi_delete(place->alloc, s->piece);

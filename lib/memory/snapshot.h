@@ -6,7 +6,7 @@
  *   tables    i32 index of the session's state (-1: none); [its pages] i32 indices of pages; for each checkpoint: i64 tokens, i32
  *             kind, i32 index of its state, [its pages] i32
  *   states    each: recurrent state, hidden state, logits
- *   pages     each: page_bytes
+ *   pages     each: page_bytes; what belongs to none of the tokens, but to those of another branch perhaps, is zero
  *
  * The head, each of the next three, each state and each page are followed by their CRC-32C, so every byte is under one. */
 #ifndef QMI_MEMORY_SNAPSHOT_H

@@ -13,6 +13,8 @@ typedef struct qmi_kv_layout {
     int64_t layer_bytes;   /* a layer's keys and values in a page: keys first, then values */
     int64_t value_offset;  /* values within a layer */
     int64_t page_bytes;    /* all layers */
+    int64_t mtp_offset;    /* of the multi-token-prediction block's; page_bytes: it has none */
+    int32_t heads;         /* of keys and of values */
 } qmi_kv_layout;
 
 /* Slots by name: "hidden" (rms of the last layer's output, [rows][D]) and "logits" ([outputs][vocabulary]). Layer numbers in the

@@ -9,7 +9,7 @@
  * small; and large enough that weights are still read for many rows at once. */
 #define SHARED_CHUNK 64
 
-static _Thread_local const qm_model *worker_of; /* whose engine's thread this is */
+static _Thread_local const qm_model *worker_of; /* whose engine's thread this is, or is in the place of */
 
 /* ---- jobs ---- */
 
@@ -315,8 +315,10 @@ static void answer_calls(qmi_engine *engine)
 static bool await_work(qmi_engine *engine)
 {
     qmi_os_mutex_lock(engine->mutex);
-    while (!engine->jobs && !engine->calls && !engine->stopping)
+    engine->sleeps = true;
+    while (engine->visited || (!engine->jobs && !engine->calls && !engine->stopping))
         qmi_os_condition_wait(engine->wake, engine->mutex, -1);
+    engine->sleeps = false;
     bool more = engine->jobs || engine->calls;
     qmi_os_mutex_unlock(engine->mutex);
     return more;
@@ -365,6 +367,24 @@ void qmi_engine_stop(qm_model *model)
     qmi_os_mutex_free(&engine->mutex);
 }
 
+/* The call is done by this thread in the place of the one that sleeps; the mutex is locked, and unlocked at the end. */
+static int32_t visit(qm_model *model, int32_t (*function)(void *), void *argument)
+{
+    qmi_engine *engine = &model->engine;
+    const qm_model *other = worker_of; /* a callback of another model's thread may have called */
+    engine->visited = true;
+    qmi_os_mutex_unlock(engine->mutex);
+    worker_of = model;
+    int32_t code = function(argument);
+    worker_of = other;
+    qmi_os_mutex_lock(engine->mutex);
+    engine->visited = false;
+    if (engine->jobs || engine->calls || engine->stopping) /* whoever came meanwhile found it visited */
+        qmi_os_condition_signal_all(engine->wake);
+    qmi_os_mutex_unlock(engine->mutex);
+    return code;
+}
+
 int32_t qmi_engine_call(qm_model *model, int32_t (*function)(void *), void *argument)
 {
     qmi_engine *engine = &model->engine;
@@ -372,6 +392,8 @@ int32_t qmi_engine_call(qm_model *model, int32_t (*function)(void *), void *argu
         return function(argument);
     qmi_call call = { .function = function, .argument = argument };
     qmi_os_mutex_lock(engine->mutex);
+    if (engine->sleeps && !engine->visited && !engine->jobs && !engine->calls)
+        return visit(model, function, argument);
     qmi_call **link = &engine->calls;
     while (*link)
         link = &(*link)->next;

@@ -1,4 +1,5 @@
-/* A loaded model, and its engine: one thread that does all of the model's device work, and sleeps when there is none.
+/* A loaded model, and its engine: one thread that does all of the model's device work, and sleeps when there is none. Others then
+ * do short work themselves, one at a time, in its place.
  *
  * Each turn of the thread answers calls (device work of other threads), then computes one token of each of several sessions that
  * decode, then a chunk of one session's prompt. Jobs of the highest priority alone take part; of these, those that have waited
@@ -37,6 +38,8 @@ typedef struct qmi_engine {
     qmi_os_condition *wake;      /* for the thread: there is something to do */
     qmi_os_condition *answered;  /* for others: a call is answered, or a session is idle again */
     bool stopping;
+    bool sleeps;                 /* the thread waits for work */
+    bool visited;                /* another thread does its own call meanwhile, instead of waking it */
     qm_job *jobs;                /* under way; those that have waited longest first */
     qmi_call *calls;             /* in order of arrival */
     qmi_step step;               /* the thread's own */
@@ -71,8 +74,9 @@ struct qm_model {
 int32_t qmi_engine_start(qm_model *model); /* after everything above it is ready */
 void qmi_engine_stop(qm_model *model);     /* all jobs have ended; also after a start that failed */
 
-/* Runs function(argument) on the engine's thread between two steps and returns what it returned, with its message. Runs it at
- * once where no thread was started, and when the caller is that thread. */
+/* Runs function(argument) as the engine's thread would, between two steps, and returns what it returned, with its message. Runs it
+ * at once where no thread was started, when the caller is that thread, and when that thread sleeps: it then sleeps on, which
+ * saves waking it and being woken. */
 int32_t qmi_engine_call(qm_model *model, int32_t (*function)(void *), void *argument);
 
 /* Marks sessions busy with `job` (NULL: with a call), all or none: QM_ERROR_BUSY names the one that is already. */

@@ -28,13 +28,25 @@ static int32_t check_fit(const qm_session *session)
                     pool->grows ? "" : " (option kv-memory)", pool->grows ? "" : ", or kv-memory higher");
 }
 
+typedef struct newcomer {
+    qm_session *session;
+    const qm_session *from;  /* whose pages and state it shares; NULL: it is empty */
+} newcomer;
+
 /* Joins the model's sessions, in the engine's thread. */
 static int32_t join(void *argument)
 {
-    qm_session *session = argument;
-    session->next = session->model->sessions;
-    session->model->sessions = session;
-    return check_fit(session);
+    const newcomer *new = argument;
+    qm_session *session = new->session;
+    qm_model *model = session->model;
+    session->next = model->sessions;
+    model->sessions = session;
+    if (!new->from)
+        return check_fit(session);
+    int32_t code = qmi_page_table_share(&model->pages, &session->pages, &new->from->pages, new->from->count);
+    if (code >= 0)
+        session->state = qmi_state_retain(new->from->state);
+    return code;
 }
 
 /* Leaves them, and gives back what it has on the device. */
@@ -105,8 +117,8 @@ static int32_t allocate_on_host(qm_session *session, const qmi_settings *setting
     return session->tokens ? QM_OK : QM_ERROR_MEMORY;
 }
 
-/* All but the sampler. */
-static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_session **out)
+/* All but the sampler, and the tokens of the one it is a fork of (NULL: none). */
+static int32_t make_session(qm_model *model, const qmi_settings *settings, const qm_session *from, qm_session **out)
 {
     *out = NULL;
     if (!model->computes)
@@ -119,7 +131,7 @@ static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_se
     qmi_load_retain(model);
     int32_t code = allocate_on_host(session, settings);
     if (code >= 0)
-        code = qmi_engine_call(model, join, session);
+        code = qmi_engine_call(model, join, &(newcomer){ session, from });
     if (code < 0) {
         destroy(session);
         return code;
@@ -130,7 +142,7 @@ static int32_t make_session(qm_model *model, const qmi_settings *settings, qm_se
 
 int32_t qmi_session_new(qm_model *model, const qmi_settings *settings, qm_session **out)
 {
-    int32_t code = make_session(model, settings ? settings : &model->settings, out);
+    int32_t code = make_session(model, settings ? settings : &model->settings, NULL, out);
     if (code < 0)
         return code;
     code = qmi_session_check_settings(model, &(*out)->settings);
@@ -170,21 +182,6 @@ int32_t qmi_session_find_logits(qm_session *session, const float **out)
     return code;
 }
 
-typedef struct fork_pair {
-    const qm_session *from;
-    qm_session *to;
-} fork_pair;
-
-static int32_t share_on_device(void *argument)
-{
-    const fork_pair *pair = argument;
-    qm_model *model = pair->to->model;
-    int32_t code = qmi_page_table_share(&model->pages, &pair->to->pages, &pair->from->pages, pair->from->count);
-    if (code >= 0)
-        pair->to->state = qmi_state_retain(pair->from->state);
-    return code;
-}
-
 int32_t qmi_session_fork(qm_session *session, qm_session **out)
 {
     qm_model *model = session->model;
@@ -195,11 +192,9 @@ int32_t qmi_session_fork(qm_session *session, qm_session **out)
     if (session->failure)
         code = qmi_fail(session->failure, "%s", session->failure_text);
     if (code >= 0)
-        code = make_session(model, &session->settings, out);
+        code = make_session(model, &session->settings, session, out);
     if (code >= 0)
         code = qmi_sampler_copy(session->sampler, &(*out)->sampler);
-    if (code >= 0)
-        code = qmi_engine_call(model, share_on_device, &(fork_pair){ session, *out });
     if (code >= 0) {
         memcpy((*out)->tokens, session->tokens, (size_t)session->count * sizeof *session->tokens);
         (*out)->checkpointed = session->checkpointed;

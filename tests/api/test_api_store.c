@@ -24,6 +24,28 @@ static int remove_folder(void **state)
     return rmdir(folder); /* nothing else is left there */
 }
 
+static uint8_t *read_file(size_t *size)
+{
+    FILE *file = fopen(path, "rb");
+    assert_non_null(file);
+    assert_int_equal(fseek(file, 0, SEEK_END), 0);
+    *size = (size_t)ftell(file);
+    rewind(file);
+    uint8_t *bytes = malloc(*size + 1);
+    assert_non_null(bytes);
+    assert_int_equal(fread(bytes, 1, *size, file), *size);
+    fclose(file);
+    return bytes;
+}
+
+static void write_file(const uint8_t *bytes, size_t size)
+{
+    FILE *file = fopen(path, "wb");
+    assert_non_null(file);
+    assert_int_equal(fwrite(bytes, 1, size, file), size);
+    fclose(file);
+}
+
 /* The next tokens that a session samples and appends. */
 static void draw(qm_session *session, int32_t *tokens, int32_t count)
 {
@@ -78,6 +100,48 @@ static void test_saves_and_restores(void **state)
 {
     (void)state;
     with_models(saves_and_restores);
+}
+
+/* What a page has of another branch, by a fork or by going back, is not in the file: it is that of a session that never was
+ * elsewhere, byte for byte. */
+static void keeps_branches_apart(const char *file, const char *settings)
+{
+    int32_t tokens[TOKENS], other[TOKENS];
+    uint8_t *files[3];
+    size_t sizes[3];
+    fill_tokens(tokens, TOKENS, 7);
+    fill_tokens(other, TOKENS, 8);
+    for (int way = 0; way < 3; way++) {
+        qm_model *model = load_model(file, settings);
+        qm_session *session = new_session(model, "seed=3"), *fork = NULL;
+        int64_t first = way == 0 ? 0 : way == 1 ? 60 : 70; /* where the other branch leaves, in the last page or the one before */
+        if (way > 0) {
+            expect_ok(qm_prefill(session, tokens, first));
+            expect_ok(qm_prefill(session, other, 50));
+            expect_ok(qm_session_fork(session, &fork));
+            expect_ok(qm_session_rewind(session, first));
+        }
+        expect_ok(qm_prefill(session, tokens + first, 80 - first));
+        expect_ok(qm_session_save(session, path));
+        files[way] = read_file(&sizes[way]);
+        qm_session_free(&fork);
+        qm_session_free(&session);
+        qm_model_free(&model);
+    }
+    for (int way = 1; way < 3; way++) {
+        assert_int_equal(sizes[way], sizes[0]);
+        assert_memory_equal(files[way], files[0], sizes[0]);
+    }
+    for (int way = 0; way < 3; way++)
+        free(files[way]);
+}
+
+static void test_keeps_branches_apart(void **state)
+{
+    (void)state;
+    keeps_branches_apart("tiny/attention.gguf", "mtp=1 kv-type=f32"); /* goes back without a state */
+    keeps_branches_apart("tiny/attention.gguf", "mtp=1");
+    keeps_branches_apart("oracle/qwen3moe.gguf", "");
 }
 
 /* After a restart: the states before the end are there too, so that going back costs little. */
@@ -161,28 +225,6 @@ static void test_files_of_others(void **state)
     expect_code(QM_ERROR_ARGUMENT, qm_session_restore(NULL, path));
     qm_session_free(&session);
     qm_model_free(&model);
-}
-
-static uint8_t *read_file(size_t *size)
-{
-    FILE *file = fopen(path, "rb");
-    assert_non_null(file);
-    assert_int_equal(fseek(file, 0, SEEK_END), 0);
-    *size = (size_t)ftell(file);
-    rewind(file);
-    uint8_t *bytes = malloc(*size + 1);
-    assert_non_null(bytes);
-    assert_int_equal(fread(bytes, 1, *size, file), *size);
-    fclose(file);
-    return bytes;
-}
-
-static void write_file(const uint8_t *bytes, size_t size)
-{
-    FILE *file = fopen(path, "wb");
-    assert_non_null(file);
-    assert_int_equal(fwrite(bytes, 1, size, file), size);
-    fclose(file);
 }
 
 /* Every byte changed, or every n-th: QWENMOE_STRIDE=1 tries them all. */
@@ -302,7 +344,8 @@ static void test_jobs(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_saves_and_restores), cmocka_unit_test(test_checkpoints_come_along),
+        cmocka_unit_test(test_saves_and_restores), cmocka_unit_test(test_keeps_branches_apart),
+        cmocka_unit_test(test_checkpoints_come_along),
         cmocka_unit_test(test_files_of_others),    cmocka_unit_test(test_damage),
         cmocka_unit_test(test_full_disk),          cmocka_unit_test(test_jobs),
     };

@@ -2,7 +2,7 @@
  * answers are left out. Of each prompt only what differs from what was held before may be computed, and at most 256 tokens more.
  *
  *     conversation MODEL [TOKENS [TURNS]]     TOKENS of history before the first question (2000 if not given); prints what is
- *                                             computed a turn, and the seconds to the first token */
+ *                                             computed a turn, the seconds to the first token, and what a fork costs */
 #include "../api/api.h"
 
 #include <jansson.h>
@@ -80,6 +80,36 @@ static int64_t common_start(const qm_session *session, const int32_t *tokens, in
     return common;
 }
 
+static double seconds_now(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    const double *x = a, *y = b;
+    return (*x > *y) - (*x < *y);
+}
+
+/* Median and ninth tenth of many forks of a session that holds all these tokens. */
+static void measure_forks(qm_session *session)
+{
+    enum { FORKS = 200 };
+    double seconds[FORKS];
+    for (int i = 0; i < FORKS; i++) {
+        qm_session *fork = NULL;
+        double start = seconds_now();
+        expect_ok(qm_session_fork(session, &fork));
+        seconds[i] = seconds_now() - start;
+        qm_session_free(&fork);
+    }
+    qsort(seconds, FORKS, sizeof *seconds, ascending);
+    printf("fork of %lld tokens: %.1f us (median), %.1f us (9 of 10)\n", (long long)qm_session_length(session),
+           seconds[FORKS / 2] * 1e6, seconds[FORKS * 9 / 10] * 1e6);
+}
+
 int main(int argument_count, char **arguments)
 {
     int64_t history = argument_count > 2 ? strtoll(arguments[2], NULL, 10) : 2000;
@@ -87,7 +117,7 @@ int main(int argument_count, char **arguments)
     char settings[160];
     qm_options *options = NULL;
     qm_model *model = NULL;
-    snprintf(settings, sizeof settings, "context=%lld answer-tokens=120 thinking-tokens=60 ignore-end=1 seed=1 threads=0",
+    snprintf(settings, sizeof settings, "context=%lld answer-tokens=120 thinking-tokens=60 ignore-end=1 seed=1 threads=0 pin=0",
              (long long)(history + history / 4 + turns * 200 + 400));
     options = make_options(settings);
     expect_ok(qm_model_load(arguments[1], options, &model));
@@ -98,26 +128,23 @@ int main(int argument_count, char **arguments)
     json_array_append_new(messages, document(model, history));
     printf("turn   prompt  differs  computed  seconds\n");
     for (int turn = 0; turn < turns; turn++) {
-        int64_t count, start_ns;
-        double first;
+        int64_t count;
         if (turn > 0)
             json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "user", "content", "And one for the circumference?"));
         int32_t *tokens = render(model, messages, &count);
         int64_t common = common_start(session, tokens, count);
-        struct timespec now;
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        start_ns = now.tv_sec * 1000000000LL + now.tv_nsec;
+        double start = seconds_now();
         int64_t reused = qm_session_sync(session, tokens, count);
         if (reused < 0)
             fail_msg("qm_session_sync: %s", qm_error_message());
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        first = (double)(now.tv_sec * 1000000000LL + now.tv_nsec - start_ns) * 1e-9;
+        double first = seconds_now() - start;
         first += answer(model, session, messages);
         printf("%4d %8lld %8lld %9lld %8.3f\n", turn + 1, (long long)count, (long long)(count - common),
                (long long)(count - reused), first);
         failed += count - reused > count - common + ALLOWED;
         free(tokens);
     }
+    measure_forks(session);
     json_decref(messages);
     qm_session_free(&session);
     qm_model_free(&model);
