@@ -198,6 +198,28 @@ static int parse_flag(arguments *arguments, int count, char **values, int *at)
     return EXIT_OK;
 }
 
+/* Sets an option. The value of those that are long texts may be the name of a file that has it. */
+static int set_option(arguments *arguments, const char *name, const char *value)
+{
+    int is_text = strcmp(name, "grammar") == 0 || strcmp(name, "json-schema") == 0;
+    FILE *file = is_text && *value ? fopen(value, "rb") : NULL;
+    char *text = NULL;
+    int64_t length;
+    if (file) {
+        fclose(file);
+        if (read_file(value, &text, &length) != EXIT_OK)
+            return EXIT_FAILED;
+        if ((int64_t)strlen(text) != length) {
+            free(text);
+            return arguments_usage(arguments, "--%s: %s has a zero byte", name, value);
+        }
+    }
+    int code = qm_options_set(arguments->options, name, text ? text : value) < 0 ? arguments_usage(arguments, "%s", qm_error_message())
+                                                                                : EXIT_OK;
+    free(text);
+    return code;
+}
+
 /* Presets first, whatever the order given, so that they do not undo what was asked for by name. */
 static int apply_options(arguments *arguments)
 {
@@ -205,8 +227,9 @@ static int apply_options(arguments *arguments)
         for (int i = 0; i < arguments->option_count; i++) {
             if ((strcmp(arguments->option_names[i], "preset") == 0) != is_preset)
                 continue;
-            if (qm_options_set(arguments->options, arguments->option_names[i], arguments->option_values[i]) < 0)
-                return arguments_usage(arguments, "%s", qm_error_message());
+            int code = set_option(arguments, arguments->option_names[i], arguments->option_values[i]);
+            if (code != EXIT_OK)
+                return code;
         }
     }
     return EXIT_OK;

@@ -80,6 +80,10 @@ QMI_OPTION(THINKING_SOFT, "thinking-soft", SAMPLING, INT, "-1", -1, 16777216, ""
            "tokens of thinking after which it is ended at the next end of a line; -1: four fifths of thinking-tokens")
 QMI_OPTION(LOGPROBS, "logprobs", SAMPLING, INT, "-1", -1, 64, "",
            "log probabilities kept with each token of an answer: its own, and those of so many most likely tokens; -1 keeps none")
+QMI_OPTION(GRAMMAR, "grammar", SAMPLING, TEXT, "", 0, 0, "",
+           "grammar (GBNF) that an answer's text has to fit, its thoughts apart")
+QMI_OPTION(JSON_SCHEMA, "json-schema", SAMPLING, TEXT, "", 0, 0, "",
+           "JSON schema that an answer has to fit, its thoughts apart; {} asks for any JSON object")
 QMI_OPTION(IGNORE_END, "ignore-end", SAMPLING, BOOL, "0", 0, 1, "",
            "go on after the model's end of turn, for measuring")
 /* clang-format on */

@@ -21,7 +21,7 @@ struct qmi_budget {
     int64_t answer_limit;     /* 0: none */
     int64_t hard, soft;       /* tokens of thinking, -1: none */
     bool ignore_end;
-    int32_t ends[3];          /* tokens that end the turn, -1: none */
+    int32_t ends[QMI_BUDGET_ENDS];
     qmi_stops stops;
     qmi_ids marks[MARK_COUNT];
 
@@ -62,6 +62,13 @@ static int32_t find_token(const qmi_vocab *vocab, const char *text)
     return qmi_vocab_find(vocab, text, (int64_t)strlen(text));
 }
 
+void qmi_budget_ends(const qmi_vocab *vocab, int32_t ends[QMI_BUDGET_ENDS])
+{
+    ends[0] = qmi_vocab_eos(vocab);
+    ends[1] = find_token(vocab, "<|im_end|>");
+    ends[2] = find_token(vocab, "<|endoftext|>");
+}
+
 static int32_t budget_start(qmi_budget *budget, const qmi_settings *settings)
 {
     int32_t status = qmi_stops_read(qmi_settings_text(settings, QMI_OPT_STOP), &budget->alloc, &budget->stops);
@@ -89,9 +96,7 @@ int32_t qmi_budget_new(const qmi_settings *settings, const qmi_vocab *vocab, boo
     budget->hard = qmi_settings_int(settings, QMI_OPT_THINKING_TOKENS);
     budget->soft = soft_limit(settings);
     budget->ignore_end = qmi_settings_bool(settings, QMI_OPT_IGNORE_END);
-    budget->ends[0] = qmi_vocab_eos(vocab);
-    budget->ends[1] = find_token(vocab, "<|im_end|>");
-    budget->ends[2] = find_token(vocab, "<|endoftext|>");
+    qmi_budget_ends(vocab, budget->ends);
     budget->last = '\n';
     qmi_answer_stream_start(&budget->stream, inside_thoughts);
     int32_t status = budget_start(budget, settings);
@@ -189,7 +194,7 @@ static void take_text(qmi_budget *budget, size_t length)
     }
 }
 
-static bool thinks(const qmi_budget *budget)
+bool qmi_budget_thinks(const qmi_budget *budget)
 {
     const qmi_answer_stream *stream = &budget->stream;
     return stream->part == QMI_ANSWER_THOUGHT || (stream->part == QMI_ANSWER_TOOL && stream->outer == QMI_ANSWER_THOUGHT);
@@ -226,7 +231,7 @@ static bool take_forced(qmi_budget *budget, int32_t token)
 
 int32_t qmi_budget_push(qmi_budget *budget, int32_t token, qmi_budget_piece piece, void *user)
 {
-    bool thought = thinks(budget), forced = take_forced(budget, token), end = ends_turn(budget, token);
+    bool thought = qmi_budget_thinks(budget), forced = take_forced(budget, token), end = ends_turn(budget, token);
     int64_t length = 0;
     budget->piece = piece;
     budget->user = user;
@@ -239,8 +244,8 @@ int32_t qmi_budget_push(qmi_budget *budget, int32_t token, qmi_budget_piece piec
         if (status < 0)
             return status;
     }
-    budget->thought += thought && thinks(budget) && !forced;
-    budget->end_asked = budget->end_asked && thinks(budget);
+    budget->thought += thought && qmi_budget_thinks(budget) && !forced;
+    budget->end_asked = budget->end_asked && qmi_budget_thinks(budget);
     if (budget->stopped)
         return QMI_FINISH_STOP;
     return budget->answer_limit > 0 && budget->generated >= budget->answer_limit ? QMI_FINISH_LENGTH : QMI_FINISH_NONE;
@@ -282,7 +287,12 @@ int64_t qmi_budget_thought_tokens(const qmi_budget *budget)
 
 void qmi_budget_end_thinking(qmi_budget *budget)
 {
-    budget->end_asked = thinks(budget);
+    budget->end_asked = qmi_budget_thinks(budget);
+}
+
+int64_t qmi_budget_room(const qmi_budget *budget)
+{
+    return budget->answer_limit > 0 ? budget->answer_limit - budget->generated : INT64_MAX;
 }
 
 static bool thinking_is_over(const qmi_budget *budget)

@@ -44,6 +44,11 @@ int32_t qmi_budget_end(qmi_budget *budget, qmi_budget_piece piece, void *user);
 const char *qmi_budget_text(const qmi_budget *budget, int64_t *length);
 /* Tokens of the thoughts themselves, without the marks and what was written to end them. */
 int64_t qmi_budget_thought_tokens(const qmi_budget *budget);
+/* Tokens that the answer may still have; INT64_MAX: any number. */
+int64_t qmi_budget_room(const qmi_budget *budget);
+bool qmi_budget_thinks(const qmi_budget *budget); /* inside the thoughts */
+#define QMI_BUDGET_ENDS 3
+void qmi_budget_ends(const qmi_vocab *vocab, int32_t ends[QMI_BUDGET_ENDS]); /* tokens that end the turn, -1: none */
 const char *qmi_finish_name(qmi_finish finish); /* "end", "stop", "length", ...; "" for NONE; static */
 
 #endif

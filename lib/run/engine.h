@@ -21,6 +21,7 @@
 #include "model/weights.h"
 #include "run/step.h"
 #include "text/chat.h"
+#include "text/token_trie.h"
 #include "text/vocab.h"
 
 typedef struct qmi_call { /* device work of another thread, on that thread's stack while it waits */
@@ -31,6 +32,13 @@ typedef struct qmi_call { /* device work of another thread, on that thread's sta
     bool answered;
     struct qmi_call *next;
 } qmi_call;
+
+typedef struct qmi_constraints { /* of answers: see constraint.h */
+    qmi_os_mutex *mutex;         /* guards what follows */
+    struct qmi_constraint *first;
+    qmi_token_trie *trie;        /* made when it is first needed */
+    uint64_t clock;
+} qmi_constraints;
 
 typedef struct qmi_engine {
     qmi_os_thread *thread;       /* NULL: none was started (vocabulary only) */
@@ -69,6 +77,7 @@ struct qm_model {
     int64_t checkpoint_every;
     qm_session *sessions;        /* all of this model */
     qmi_engine engine;
+    qmi_constraints constraints;
 };
 
 int32_t qmi_engine_start(qm_model *model); /* after everything above it is ready */

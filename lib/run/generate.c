@@ -1,34 +1,37 @@
 /* A generate job between two steps: see generate.h. */
 #include "run/generate.h"
 
-/* Does the text that the session holds, with the prompt behind it, end inside thoughts? The last mark decides. */
-static bool inside_thoughts(const qm_session *session, const int32_t *prompt, int64_t count)
+#include "run/constrain.h"
+
+/* The mark that the text which the session holds, with the prompt behind it, has last: of thoughts, or of turns. -1: none. */
+static int32_t last_mark(const qm_session *session, const int32_t *prompt, int64_t count)
 {
     const qm_model *model = session->model;
     int32_t eos = qmi_vocab_eos(model->vocab);
     if (model->think_open < 0)
-        return false;
+        return -1;
     for (int64_t i = session->count + count; i-- > 0;) {
         int32_t token = i < session->count ? session->tokens[i] : prompt[i - session->count];
-        if (token == model->think_open)
-            return true;
-        if (token == model->think_close || token == model->turn_start || token == eos)
-            return false;
+        if (token == model->think_open || token == model->think_close || token == model->turn_start || token == eos)
+            return token;
     }
-    return false;
+    return -1;
 }
 
 int32_t qmi_generate_prepare(qm_job *job, const int32_t *prompt, int64_t count)
 {
-    const qm_session *session = job->sessions[0];
+    qm_session *session = job->sessions[0];
+    int32_t mark = last_mark(session, prompt, count);
+    bool thinks = mark >= 0 && mark == session->model->think_open, may_think = mark >= 0 && mark == session->model->turn_start;
     int64_t room = session->context - session->count - count;
     int64_t most = qmi_settings_int(&session->settings, QMI_OPT_ANSWER_TOKENS);
     if (most > 0 && most < room)
         room = most;
     if (room < 0) /* until turns are dropped */
         room = 0;
-    int32_t code = qmi_budget_new(&session->settings, session->model->vocab, inside_thoughts(session, prompt, count), &job->alloc,
-                                  &job->budget);
+    int32_t code = qmi_budget_new(&session->settings, session->model->vocab, thinks, &job->alloc, &job->budget);
+    if (code >= 0)
+        code = qmi_constrained_new(session, thinks, may_think, &job->alloc, &job->constrained);
     if (code >= 0)
         code = qmi_reserve(&job->alloc, (void **)&job->ids.data, &job->ids.capacity, (size_t)room, sizeof(int32_t),
                            "generated tokens");
@@ -92,19 +95,35 @@ static int32_t forced_token(qm_job *job)
     return token;
 }
 
-int32_t qmi_generate_next(qm_job *job, int32_t *token)
+/* By the logits. 1: *token; 0: the answer is complete without one; or a code. */
+static int32_t choose_token(qm_job *job, int32_t *token)
 {
     qm_session *session = job->sessions[0];
+    int64_t room = qmi_budget_room(job->budget), left = session->drops ? INT64_MAX : session->context - session->count;
+    if (!job->constrained) {
+        int32_t code = qmi_session_choose(session, token);
+        return code < 0 ? code : 1;
+    }
+    return qmi_constrained_choose(job->constrained, session, room < left ? room : left, token);
+}
+
+int32_t qmi_generate_next(qm_job *job, int32_t *token)
+{
     *token = forced_token(job);
     if (job->finish != QMI_FINISH_NONE)
         return 0;
-    int32_t code = *token < 0 ? qmi_session_choose(session, token) : QM_OK;
+    int32_t code = *token < 0 ? choose_token(job, token) : 1;
     if (code < 0)
         return code;
     qmi_os_mutex_lock(job->mutex);
-    code = keep_token(job, *token);
+    if (code == 0)
+        job->finish = QMI_FINISH_END;
+    else
+        code = keep_token(job, *token);
+    if (code >= 0 && job->finish == QMI_FINISH_NONE && job->constrained)
+        code = qmi_constrained_push(job->constrained, *token, job->budget);
     qmi_os_mutex_unlock(job->mutex);
-    return code < 0 ? code : 1;
+    return code < 0 ? code : job->finish == QMI_FINISH_END && *token < 0 ? 0 : 1;
 }
 
 int32_t qmi_generate_end(qm_job *job, int32_t code)
@@ -113,6 +132,8 @@ int32_t qmi_generate_end(qm_job *job, int32_t code)
     qmi_error_copy(message); /* of `code` */
     qmi_os_mutex_lock(job->mutex);
     int32_t flushed = qmi_budget_end(job->budget, show_piece, job);
+    if (job->constrained)
+        qmi_constrained_end(job->constrained);
     if (job->queue_failed)
         flushed = qmi_fail(QM_ERROR_MEMORY, "out of memory for generated text");
     if (code < 0)

@@ -2,6 +2,7 @@
 #include "run/job.h"
 
 #include <string.h>
+#include "run/constrain.h"
 #include "run/load.h"
 
 #define QUEUE_TEXT 4096 /* bytes of text and runs that the queue has room for from the start, so that a reader who keeps up */
@@ -28,6 +29,7 @@ void qmi_job_abandon(qm_job *job)
     qmi_os_condition_free(&job->changed);
     qmi_os_mutex_free(&job->mutex);
     qmi_budget_free(&job->budget);
+    qmi_constrained_free(&job->constrained);
     if (job->has_settings)
         qmi_settings_end(&job->settings);
     qmi_delete(&alloc, job->queue.text);

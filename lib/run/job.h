@@ -42,6 +42,7 @@ struct qm_job {
     char message[QMI_ERROR_SIZE];
     qmi_queue queue;
     qmi_budget *budget;          /* of a generate job */
+    struct qmi_constrained *constrained; /* of one whose answer is; NULL: none */
     qmi_ids ids;                 /* tokens generated, or the tokens of a text */
     qmi_logprobs logprobs;       /* of `ids`, if they are kept */
     qmi_finish finish;

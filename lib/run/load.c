@@ -3,6 +3,7 @@
 
 #include <string.h>
 #include "backend/registry.h"
+#include "run/constraint.h"
 #include "run/job.h"
 
 /* ---- file, vocabulary, chat format ---- */
@@ -267,6 +268,8 @@ static int32_t make_ready(qm_model *model, const qmi_load_watch *watch)
     if (code >= 0)
         code = open_pools(model);
     if (code >= 0)
+        code = qmi_constraints_open(model);
+    if (code >= 0)
         code = qmi_engine_start(model);
     model->computes = code >= 0;
     return code;
@@ -279,6 +282,7 @@ static void leave_device(qm_model *model)
     if (!model->device)
         return;
     qmi_engine_stop(model);
+    qmi_constraints_close(model);
     qmi_checkpoints_close(&model->checkpoints);
     qmi_page_pool_close(&model->pages);
     qmi_state_pool_close(&model->states);

@@ -434,3 +434,166 @@ int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks)
         plan->candidates[count] = (qmi_candidate){ picks[count].logit, 1, picks[count].id };
     return choose_candidate(sampler, count, picks[0].logit);
 }
+
+/* ---- only some tokens are allowed ---- */
+
+#define ASKED 64         /* highest logits that are asked about without top-k */
+#define DRAWS 4          /* tokens that are drawn and asked about before the mask is */
+#define ROUNDING 0x1p-24 /* of the sum of weights: less than this changes nothing */
+
+/* The fewest of candidates in order whose weights sum to target; more than count if all do not. */
+static int64_t reach(const qmi_candidate *candidates, int64_t count, double target)
+{
+    double sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        sum += candidates[i].weight;
+        if (sum >= target)
+            return i + 1;
+    }
+    return count + 1;
+}
+
+/* Chooses from the allowed candidates in order, if those that are not known cannot matter: they sum to at most `rest`, in weights
+ * of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
+static bool decide(qmi_sampler *sampler, int64_t count, double rest, double below, int32_t *token)
+{
+    sampler_plan *plan = &sampler->plan;
+    if (count == 0)
+        return false;
+    double total = qmi_candidates_reweigh(plan->candidates, count, plan->candidates[0].logit, inverse_temperature(plan));
+    if (rest > ROUNDING * total) {
+        int64_t kept = reach(plan->candidates, count, plan->top_p * total);
+        bool by_sum = plan->top_p < 1 && kept <= count && kept == reach(plan->candidates, count, plan->top_p * (total + rest));
+        bool by_weight = plan->top_p >= 1 && below < plan->min_p;
+        if (!by_sum && !by_weight)
+            return false;
+        count = by_sum ? kept : count;
+    } else if (plan->top_p < 1) {
+        int64_t kept = reach(plan->candidates, count, plan->top_p * total);
+        count = kept < count ? kept : count;
+    }
+    if (plan->min_p > 0)
+        count = drop_unlikely(plan->candidates, count, plan->min_p);
+    *token = draw_candidate(sampler, count);
+    return true;
+}
+
+static double weight_of(const sampler_plan *plan, float logit, float highest)
+{
+    float weight;
+    qmi_candidates_weigh(&logit, 1, highest, inverse_temperature(plan), &weight);
+    return weight;
+}
+
+/* From the highest logits in order; all: there are no others above -inf. 1, 0 or a code. total: of the weights of all tokens, the
+ * highest logit's being 1; only without top-k. */
+static int32_t choose_asked(qmi_sampler *sampler, const qmi_candidate *highest, int64_t count, bool all, double total,
+                            const qmi_filter *filter, int32_t *token)
+{
+    sampler_plan *plan = &sampler->plan;
+    bool greedy = plan->temperature <= 0;
+    int64_t most = greedy ? 1 : plan->top_k > 0 ? plan->top_k : count, kept = 0;
+    for (int64_t i = 0; i < count && kept < most; i++) {
+        int32_t code = filter->allows(filter->user, highest[i].id);
+        if (code < 0)
+            return code;
+        if (greedy && code > 0) {
+            *token = highest[i].id;
+            return 1;
+        }
+        if (code > 0)
+            plan->candidates[kept++] = highest[i];
+    }
+    if (kept == 0)
+        return 0;
+    double below = weight_of(plan, highest[count - 1].logit, plan->candidates[0].logit), rest = 0;
+    if (plan->top_k > 0) {
+        rest = (double)(most - kept) * below;
+    } else {
+        for (int64_t i = 0; i < count; i++)
+            total -= weight_of(plan, highest[i].logit, highest[0].logit);
+        rest = total / weight_of(plan, plan->candidates[0].logit, highest[0].logit);
+    }
+    return decide(sampler, kept, all || kept == most ? 0 : rest, below, token);
+}
+
+int32_t qmi_sampler_pick_among(qmi_sampler *sampler, const qmi_pick *picks, const qmi_filter *filter, int32_t *token)
+{
+    qmi_candidate highest[QMI_PICKS_MAX];
+    int64_t count = 0;
+    for (; count < QMI_PICKS_MAX && picks[count].logit > -HUGE_VALF && isfinite(picks[count].logit); count++)
+        highest[count] = (qmi_candidate){ picks[count].logit, 1, picks[count].id };
+    if (count == 0 || picks[0].logit == HUGE_VALF)
+        return 0;
+    return choose_asked(sampler, highest, count, count < QMI_PICKS_MAX, 0, filter, token);
+}
+
+static int32_t choose_masked(qmi_sampler *sampler, const float *x, const qmi_filter *filter, int32_t *token)
+{
+    const uint64_t *bits;
+    int32_t code = filter->mask(filter->user, &bits), first = -1;
+    if (code < 0)
+        return code;
+    for (int32_t i = 0; i < sampler->vocabulary; i++) {
+        bool allowed = bits[i / 64] >> i % 64 & 1;
+        filter->room[i] = allowed ? x[i] : -HUGE_VALF;
+        if (allowed && first < 0)
+            first = i;
+    }
+    if (first < 0)
+        return qmi_fail(QM_ERROR_STATE, "no token of the vocabulary goes on with the text as the grammar wants it");
+    int32_t best = qmi_candidates_highest(filter->room, sampler->vocabulary);
+    float highest = filter->room[best];
+    if (isnan(highest) || highest == -HUGE_VALF)
+        *token = first; /* the model gives none of them any chance */
+    else if (sampler->plan.temperature <= 0 || !isfinite(highest))
+        *token = best;
+    else
+        *token = sampler->plan.top_k > 0 ? choose_among_few(sampler, filter->room, highest)
+                                         : choose_among_all(sampler, filter->room, best);
+    return QM_OK;
+}
+
+/* Draws from all tokens until one is allowed, which is drawn as from the allowed ones alone. 1, 0 (not in a few times) or a code. */
+static int32_t draw_asking(qmi_sampler *sampler, double total, int32_t best, const qmi_filter *filter, int32_t *token)
+{
+    int32_t code = 0;
+    for (int draw = 0; draw < DRAWS && code == 0; draw++) {
+        *token = draw_any(sampler, total, best);
+        code = filter->allows(filter->user, *token);
+    }
+    return code;
+}
+
+/* 1, 0 (the mask is needed) or a code. */
+static int32_t choose_asking(qmi_sampler *sampler, const float *x, int32_t best, const qmi_filter *filter, int32_t *token)
+{
+    sampler_plan *plan = &sampler->plan;
+    qmi_candidate highest[HEAP_MOST];
+    double total = 0;
+    bool greedy = plan->temperature <= 0;
+    if (!isfinite(x[best]) || (!greedy && plan->top_k > HEAP_MOST))
+        return 0;
+    if (!greedy && plan->top_k == 0)
+        total = weigh_all(plan, x, sampler->vocabulary, x[best], inverse_temperature(plan));
+    if (!greedy && plan->top_k == 0 && plan->top_p >= 1 && plan->min_p <= 0)
+        return draw_asking(sampler, total, best, filter, token);
+    int64_t wanted = greedy || plan->top_k < ASKED ? ASKED : plan->top_k;
+    int64_t count = qmi_candidates_first(x, sampler->vocabulary, wanted, highest);
+    return choose_asked(sampler, highest, count, count < wanted, total, filter, token);
+}
+
+int32_t qmi_sampler_choose_among(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count,
+                                 const qmi_filter *filter, int32_t *token)
+{
+    const float *x = adjust(sampler, logits, history, history_count);
+    int32_t best = qmi_candidates_highest(x, sampler->vocabulary);
+    if (sampler->plan.temperature <= 0) {
+        int32_t code = filter->allows(filter->user, best);
+        *token = best;
+        if (code != 0)
+            return code < 0 ? code : QM_OK;
+    }
+    int32_t code = choose_asking(sampler, x, best, filter, token);
+    return code == 0 ? choose_masked(sampler, x, filter, token) : code < 0 ? code : QM_OK;
+}

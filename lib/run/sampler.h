@@ -45,4 +45,23 @@ int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int3
 bool qmi_sampler_takes_picks(const qmi_sampler *sampler);
 int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks);
 
+/* ---- only some tokens are allowed ----
+ *
+ * They are those of step 1 above: all others are banned, and the steps follow. But the highest logits are asked about one by one
+ * first, and mostly decide: when what is not asked about can change neither the tokens that top-k, top-p and min-p leave nor, by
+ * more than rounding, their weights. Without any such option a token is drawn and asked about, a few times. Only where that does
+ * not do is the whole mask needed. */
+typedef struct qmi_filter {
+    int32_t (*allows)(void *user, int32_t token);         /* 1, 0 or a code */
+    int32_t (*mask)(void *user, const uint64_t **bits);   /* bit t % 64 of word t / 64 for each allowed token, or a code */
+    float *room;                                          /* [vocabulary] */
+    void *user;
+} qmi_filter;
+
+/* Likewise from logits. QM_ERROR_STATE when no token is allowed; what the filter fails with. */
+int32_t qmi_sampler_choose_among(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count,
+                                 const qmi_filter *filter, int32_t *token);
+/* Likewise from picks. 1: *token is chosen; 0: they do not decide it; or a code. */
+int32_t qmi_sampler_pick_among(qmi_sampler *sampler, const qmi_pick *picks, const qmi_filter *filter, int32_t *token);
+
 #endif

@@ -3,6 +3,7 @@
 
 #include <string.h>
 #include "run/budget.h"
+#include "run/constraint.h"
 #include "run/job.h"
 #include "run/load.h"
 #include "run/reuse.h"
@@ -88,14 +89,18 @@ static int32_t copy_settings(const qm_model *model, const qmi_settings *from, qm
     return qmi_settings_copy(&view, to);
 }
 
-int32_t qmi_session_check_settings(const qm_model *model, const qmi_settings *settings)
+int32_t qmi_session_check_settings(qm_model *model, const qmi_settings *settings)
 {
     int64_t context;
     qmi_budget *budget = NULL;
+    qmi_constraint *constraint = NULL;
     int32_t code = qmi_plan_context(&model->plan.hparams, settings, &context);
     if (code >= 0)
         code = qmi_budget_new(settings, model->vocab, false, &model->settings.alloc, &budget);
     qmi_budget_free(&budget);
+    if (code >= 0)
+        code = qmi_constraint_get(model, settings, &constraint);
+    qmi_constraint_release(model, &constraint);
     return code;
 }
 
@@ -309,6 +314,20 @@ int32_t qmi_session_choose(qm_session *session, int32_t *token)
     int32_t code = qmi_session_find_logits(session, &logits);
     if (code >= 0)
         *token = qmi_sampler_choose(session->sampler, logits, session->tokens, session->count);
+    return code;
+}
+
+int32_t qmi_session_choose_among(qm_session *session, const qmi_filter *filter, int32_t *token)
+{
+    int32_t code = 0;
+    if (session->state->has_picks && qmi_sampler_takes_picks(session->sampler))
+        code = qmi_sampler_pick_among(session->sampler, session->state->picks, filter, token);
+    if (code != 0)
+        return code < 0 ? code : QM_OK;
+    const float *logits;
+    code = qmi_session_find_logits(session, &logits);
+    if (code >= 0)
+        code = qmi_sampler_choose_among(session->sampler, logits, session->tokens, session->count, filter, token);
     return code;
 }
 

@@ -1,0 +1,14 @@
+/* Objects of a JSON schema; and what its files share. */
+#ifndef QMI_TEXT_SCHEMA_OBJECT_H
+#define QMI_TEXT_SCHEMA_OBJECT_H
+
+#include "text/grammar_schema.h"
+
+/* Refuses with the schema's place before the message. Returns the empty expression. */
+qmi_expression qmi_schema_refuse(qmi_schema *schema, const char *format, ...) __attribute__((format(printf, 2, 3)));
+/* A keyword's whole number; false, and the fallback, when it is not there. */
+bool qmi_schema_count(qmi_schema *schema, const json_t *part, const char *keyword, uint32_t fallback, uint32_t *out);
+
+qmi_expression qmi_schema_object(qmi_schema *schema, const json_t *part);
+
+#endif
