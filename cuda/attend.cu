@@ -234,7 +234,7 @@ static void append(const cuda_run *run, const qmi_op_attend *op, const attend_ar
 {
     const int64_t items = (int64_t)a->rows * a->kv_heads;
     cuda_launch(run, (uint32_t)((items + WARPS - 1) / WARPS), THREADS, WARPS * sizeof(float) * (size_t)a->head_size,
-                op->kv_type == QMI_TYPE_F16 ? attend_append<QMI_TYPE_F16> : attend_append<QMI_TYPE_F32>, *a);
+                op->key_type == QMI_KV_F16 ? attend_append<QMI_KV_F16> : attend_append<QMI_KV_F32>, *a);
 }
 
 void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
@@ -244,15 +244,15 @@ void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
         append(run, op, &a);
     if (!has_kernels(op)) {
         cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size,
-                    op->kv_type == QMI_TYPE_F16 ? attend_any<QMI_TYPE_F16> : attend_any<QMI_TYPE_F32>, a);
+                    op->key_type == QMI_KV_F16 ? attend_any<QMI_KV_F16> : attend_any<QMI_KV_F32>, a);
         return;
     }
     if (run->single) {
         share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
-        attend_decode(run, &a, op->kv_type);
+        attend_decode(run, &a, op->key_type);
     } else {
         share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
-        attend_prefill(run, &a, op->kv_type);
+        attend_prefill(run, &a, op->key_type);
     }
     if (a.splits > 1)
         cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, (size_t)a.splits * COLUMNS * sizeof(float4),

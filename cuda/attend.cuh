@@ -57,8 +57,8 @@ static __device__ __forceinline__ int attend_warp(void)
 
 template <uint32_t T> __device__ constexpr int64_t attend_bytes(int64_t values)
 {
-    static_assert(T == QMI_TYPE_F32 || T == QMI_TYPE_F16, "types of keys and values");
-    return values * (T == QMI_TYPE_F16 ? 2 : 4);
+    static_assert(T == QMI_KV_F32 || T == QMI_KV_F16, "types of keys and values");
+    return values * (T == QMI_KV_F16 ? 2 : 4);
 }
 
 static __device__ __forceinline__ __half attend_half(float x)
@@ -80,7 +80,7 @@ static __device__ __forceinline__ uint32_t attend_halves(float x, float y)
 
 template <uint32_t T> static __device__ __forceinline__ void attend_store(uint64_t to, int i, float x)
 {
-    if constexpr (T == QMI_TYPE_F16)
+    if constexpr (T == QMI_KV_F16)
         ((__half *)to)[i] = attend_half(x);
     else
         ((float *)to)[i] = x;
@@ -88,7 +88,7 @@ template <uint32_t T> static __device__ __forceinline__ void attend_store(uint64
 
 template <uint32_t T> static __device__ __forceinline__ float attend_load(uint64_t from, int i)
 {
-    if constexpr (T == QMI_TYPE_F16)
+    if constexpr (T == QMI_KV_F16)
         return __half2float(((const __half *)from)[i]);
     else
         return ((const float *)from)[i];
@@ -97,7 +97,7 @@ template <uint32_t T> static __device__ __forceinline__ float attend_load(uint64
 /* Zeros where `real` is false. Arrives like cp.async: wait for it. */
 template <uint32_t T> static __device__ __forceinline__ void attend_copy8(__half *to_shared, uint64_t from, bool real)
 {
-    if constexpr (T == QMI_TYPE_F16)
+    if constexpr (T == QMI_KV_F16)
         chip_copy16(to_shared, (const void *)from, real);
     else {
         float4 a = make_float4(0, 0, 0, 0), b = a;

@@ -359,10 +359,10 @@ template <uint32_t T> static void launch_type(const cuda_run *run, const attend_
 
 void attend_decode(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
 {
-    if (kv_type == QMI_TYPE_F16)
-        launch_type<QMI_TYPE_F16>(run, a);
+    if (kv_type == QMI_KV_F16)
+        launch_type<QMI_KV_F16>(run, a);
     else
-        launch_type<QMI_TYPE_F32>(run, a);
+        launch_type<QMI_KV_F32>(run, a);
 }
 
 int32_t attend_decode_heads(void)
@@ -387,8 +387,8 @@ template <uint32_t T, int D> static cudaError_t set_up_size(int32_t shared_most)
 cudaError_t attend_decode_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up_size<QMI_TYPE_F16, 64>, set_up_size<QMI_TYPE_F16, 128>, set_up_size<QMI_TYPE_F16, 256>,
-        set_up_size<QMI_TYPE_F32, 64>, set_up_size<QMI_TYPE_F32, 128>, set_up_size<QMI_TYPE_F32, 256>,
+        set_up_size<QMI_KV_F16, 64>, set_up_size<QMI_KV_F16, 128>, set_up_size<QMI_KV_F16, 256>,
+        set_up_size<QMI_KV_F32, 64>, set_up_size<QMI_KV_F32, 128>, set_up_size<QMI_KV_F32, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

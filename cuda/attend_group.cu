@@ -183,10 +183,10 @@ bool attend_group(const cuda_run *run, const attend_arguments *a, uint32_t kv_ty
 {
     if (!built || run->capability != CAPABILITY || (int32_t)sizeof(group_memory<256>) + SHARED_MORE > run->shared_most)
         return false;
-    if (kv_type == QMI_TYPE_F16)
-        launch_type<QMI_TYPE_F16>(run, a, blocks);
+    if (kv_type == QMI_KV_F16)
+        launch_type<QMI_KV_F16>(run, a, blocks);
     else
-        launch_type<QMI_TYPE_F32>(run, a, blocks);
+        launch_type<QMI_KV_F32>(run, a, blocks);
     return true;
 }
 
@@ -206,8 +206,8 @@ template <uint32_t T, int D> static cudaError_t set_up(int32_t shared_most)
 cudaError_t attend_group_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up<QMI_TYPE_F16, 64>, set_up<QMI_TYPE_F16, 128>, set_up<QMI_TYPE_F16, 256>,
-        set_up<QMI_TYPE_F32, 64>, set_up<QMI_TYPE_F32, 128>, set_up<QMI_TYPE_F32, 256>,
+        set_up<QMI_KV_F16, 64>, set_up<QMI_KV_F16, 128>, set_up<QMI_KV_F16, 256>,
+        set_up<QMI_KV_F32, 64>, set_up<QMI_KV_F32, 128>, set_up<QMI_KV_F32, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

@@ -175,10 +175,10 @@ void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_
     const uint32_t blocks = (uint32_t)(attend_prefill_tiles(run, a) * a->kv_heads * a->head_blocks * a->splits);
     if (attend_group(run, a, kv_type, blocks))
         return;
-    if (kv_type == QMI_TYPE_F16)
-        launch_type<QMI_TYPE_F16>(run, a, blocks);
+    if (kv_type == QMI_KV_F16)
+        launch_type<QMI_KV_F16>(run, a, blocks);
     else
-        launch_type<QMI_TYPE_F32>(run, a, blocks);
+        launch_type<QMI_KV_F32>(run, a, blocks);
 }
 
 int32_t attend_prefill_heads(void)
@@ -203,9 +203,9 @@ template <uint32_t T, int D, int WARPS, int STAGES> static cudaError_t set_up(in
 cudaError_t attend_prefill_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up<QMI_TYPE_F16, 64, 8, 2>, set_up<QMI_TYPE_F16, 128, 8, 2>, set_up<QMI_TYPE_F16, 256, 8, 2>,
-        set_up<QMI_TYPE_F16, 256, 4, 1>, set_up<QMI_TYPE_F32, 64, 8, 2>, set_up<QMI_TYPE_F32, 128, 8, 2>,
-        set_up<QMI_TYPE_F32, 256, 8, 2>, set_up<QMI_TYPE_F32, 256, 4, 1>,
+        set_up<QMI_KV_F16, 64, 8, 2>, set_up<QMI_KV_F16, 128, 8, 2>, set_up<QMI_KV_F16, 256, 8, 2>,
+        set_up<QMI_KV_F16, 256, 4, 1>, set_up<QMI_KV_F32, 64, 8, 2>, set_up<QMI_KV_F32, 128, 8, 2>,
+        set_up<QMI_KV_F32, 256, 8, 2>, set_up<QMI_KV_F32, 256, 4, 1>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

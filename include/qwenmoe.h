@@ -261,8 +261,8 @@ QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64
  * disk or a power cut leaves the old one. Only its owner may read it. QM_ERROR_FILE says what the system said. */
 QM_API int32_t qm_session_save(qm_session *session, const char *path);
 /* Makes the session hold what the file does: the same logits to sample from at once, and the same text after them, bit for bit.
- * A file of another model or version, of a model loaded with another kv-type or mtp, with more tokens than the session's
- * context, or with a damaged byte, is refused and leaves the session as it was.
+ * A file of another model or version, of a model loaded with other types of keys and values or mtp, with more tokens than the
+ * session's context, or with a damaged byte, is refused and leaves the session as it was.
  * Expected errors: QM_ERROR_FILE, _FORMAT, _UNSUPPORTED, _CONTEXT, _MEMORY, _OPTION. */
 QM_API int32_t qm_session_restore(qm_session *session, const char *path);
 

@@ -10,6 +10,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "quant/kv_type.h"
 
 typedef uint64_t qmi_address; /* of device memory; the CPU's are pointers. 0: none */
 typedef int32_t qmi_slot;     /* index of an activation buffer of the program; QMI_NO_SLOT: none */
@@ -97,6 +98,8 @@ typedef struct qmi_op_project_add {
 /* Per query head h, with key-value head h / (heads / kv_heads):
  *   q = rope(rms(q, query_norm)), k = rope(rms(k, key_norm)); the position of a row is its place in its sequence
  *   o = softmax(q K^T / sqrt(head_size)) V; gated: o *= sigmoid(gate)
+ * K and V are what unpacks from the page. rotate_keys: q and k are turned by H S (quant/kv_type.h) behind rope; rotate_values: v
+ * is, and o turned back before the gate.
  * rope turns the pairs (i, i + rotary / 2), i < rotary / 2, by the angle position * inverse_frequency[i]; the rest passes. */
 typedef struct qmi_op_attend {
     qmi_slot query;         /* [n][heads][head_size], gated: [n][heads][query | gate] */
@@ -106,9 +109,10 @@ typedef struct qmi_op_attend {
     bool gated;
     qmi_norm query_norm, key_norm;  /* [head_size] */
     qmi_vector inverse_frequency;   /* [rotary / 2] */
-    /* A page holds page_tokens tokens of all layers: this layer's keys [kv_heads][page_tokens][head_size] of kv_type at
-     * key_offset bytes from its start, its values likewise. */
-    uint32_t kv_type;       /* QMI_TYPE_F32 or QMI_TYPE_F16 */
+    /* A page holds page_tokens tokens of all layers: this layer's keys [kv_heads][page_tokens] records of head_size numbers of
+     * key_type at key_offset bytes from its start, its values likewise. */
+    qmi_kv_type key_type, value_type;
+    bool rotate_keys, rotate_values;
     int32_t page_tokens;
     int64_t key_offset, value_offset;
 } qmi_op_attend;

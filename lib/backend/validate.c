@@ -217,16 +217,17 @@ static int32_t check_heads(const checker *c, const char *many_name, int64_t many
 static int32_t check_pages(const checker *c, const qmi_op_attend *op)
 {
     int32_t code;
-    if (op->kv_type != QMI_TYPE_F32 && op->kv_type != QMI_TYPE_F16)
-        return fault(c, "type of keys and values", "%u is neither F32 nor F16", op->kv_type);
+    if ((code = check_range(c, "type of keys", op->key_type, 0, QMI_KV_TYPES - 1)) < 0 ||
+        (code = check_range(c, "type of values", op->value_type, 0, QMI_KV_TYPES - 1)) < 0)
+        return code;
     if ((code = check_range(c, "tokens of a page", op->page_tokens, 1, QMI_PAGE_TOKENS_MAX)) < 0 ||
         (code = check_range(c, "offset of keys", op->key_offset, 0, INT64_MAX / 2)) < 0 ||
         (code = check_range(c, "offset of values", op->value_offset, 0, INT64_MAX / 2)) < 0)
         return code;
-    int64_t bytes = qmi_quant_row_bytes(op->kv_type, (int64_t)op->head_size * op->kv_heads) * op->page_tokens;
-    int64_t distance = op->key_offset > op->value_offset ? op->key_offset - op->value_offset : op->value_offset - op->key_offset;
-    if (distance < bytes)
-        return fault(c, "offset of values", "keys and values of %lld bytes overlap", (long long)bytes);
+    int64_t heads = (int64_t)op->kv_heads * op->page_tokens, keys = heads * qmi_kv_head_bytes(op->key_type, op->head_size);
+    int64_t values = heads * qmi_kv_head_bytes(op->value_type, op->head_size);
+    if (op->key_offset < op->value_offset ? op->value_offset - op->key_offset < keys : op->key_offset - op->value_offset < values)
+        return fault(c, "offset of values", "keys of %lld and values of %lld bytes overlap", (long long)keys, (long long)values);
     if (op->key_offset % 4 || op->value_offset % 4)
         return fault(c, "offsets of keys and values", "are no multiples of 4");
     return QM_OK;

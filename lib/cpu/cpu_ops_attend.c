@@ -88,14 +88,26 @@ static void prepare_head(qmi_cpu_worker *w, const qmi_op_attend *op, const float
     else
         memcpy(to, from, (size_t)op->head_size * sizeof *to);
     turn(w, op, to, position);
+    if (op->rotate_keys)
+        w->kernels->spread(to, op->head_size);
 }
 
 /* Stored heads of a key-value head from `position` on, within its page. */
-static char *stored(const qmi_op_attend *op, const qmi_sequence *sequence, int64_t offset, int32_t kv_head, int64_t position)
+static char *stored(const qmi_op_attend *op, const qmi_sequence *sequence, qmi_kv_type type, int32_t kv_head, int64_t position)
 {
     char *page = (char *)(uintptr_t)sequence->pages[position / op->page_tokens];
     int64_t head = (int64_t)kv_head * op->page_tokens + position % op->page_tokens;
-    return page + offset + head * qmi_quant_row_bytes(op->kv_type, op->head_size);
+    return page + head * qmi_kv_head_bytes(type, op->head_size);
+}
+
+static char *stored_keys(const qmi_op_attend *op, const qmi_sequence *sequence, int32_t kv_head, int64_t position)
+{
+    return stored(op, sequence, op->key_type, kv_head, position) + op->key_offset;
+}
+
+static char *stored_values(const qmi_op_attend *op, const qmi_sequence *sequence, int32_t kv_head, int64_t position)
+{
+    return stored(op, sequence, op->value_type, kv_head, position) + op->value_offset;
 }
 
 static const qmi_sequence *sequence_of(const qmi_batch *batch, int64_t row)
@@ -108,19 +120,23 @@ static const qmi_sequence *sequence_of(const qmi_batch *batch, int64_t row)
 
 static void append(qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
 {
-    const qmi_cpu_kv_kernels *kv = &w->kernels->kv[op->kv_type];
     const qmi_sequence *sequence = sequence_of(w->batch, row);
     int64_t position = sequence->start + row - sequence->first;
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
     int64_t step = op->gated ? 2 * size : size;
-    float key[QMI_HEAD_SIZE_MAX];
+    const float *value = qmi_cpu_row(w, op->value, row) + (int64_t)kv_head * size;
+    float head[QMI_HEAD_SIZE_MAX];
     for (int32_t h = kv_head * group; h < (kv_head + 1) * group; h++)
         prepare_head(w, op, qmi_cpu_row(w, op->query, row) + h * step, &op->query_norm, position,
                      qmi_cpu_row(w, op->out, row) + (int64_t)h * size);
-    prepare_head(w, op, qmi_cpu_row(w, op->key, row) + (int64_t)kv_head * size, &op->key_norm, position, key);
-    kv->store(key, stored(op, sequence, op->key_offset, kv_head, position), size);
-    kv->store(qmi_cpu_row(w, op->value, row) + (int64_t)kv_head * size,
-              stored(op, sequence, op->value_offset, kv_head, position), size);
+    prepare_head(w, op, qmi_cpu_row(w, op->key, row) + (int64_t)kv_head * size, &op->key_norm, position, head);
+    w->kernels->kv[op->key_type].store(head, stored_keys(op, sequence, kv_head, position), size);
+    if (op->rotate_values) {
+        memcpy(head, value, (size_t)size * sizeof *head);
+        w->kernels->spread(head, size);
+        value = head;
+    }
+    w->kernels->kv[op->value_type].store(value, stored_values(op, sequence, kv_head, position), size);
 }
 
 /* ---- Phase 2 ---- */
@@ -129,13 +145,13 @@ static void append(qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int3
 static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_sequence *sequence, const float *query,
                         int32_t kv_head, int64_t first, int32_t count, float *scores, partial to)
 {
-    const qmi_cpu_kv_kernels *kv = &w->kernels->kv[op->kv_type];
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
     for (int32_t done = 0, run; done < count; done += run) {
         run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
-        kv->scores(&(qmi_cpu_scores){ .query = query, .keys = stored(op, sequence, op->key_offset, kv_head, first + done),
-                                      .score = scores + done, .query_stride = size, .score_stride = SPAN, .heads = group,
-                                      .head_size = size, .count = run, .scale = 1 / sqrtf((float)size) });
+        w->kernels->kv[op->key_type].scores(
+            &(qmi_cpu_scores){ .query = query, .keys = stored_keys(op, sequence, kv_head, first + done),
+                               .score = scores + done, .query_stride = size, .score_stride = SPAN, .heads = group,
+                               .head_size = size, .count = run, .scale = 1 / sqrtf((float)size) });
     }
     for (int32_t h = 0; h < group; h++) {
         to.largest[h] = w->kernels->maximum(scores + h * SPAN, count);
@@ -144,9 +160,10 @@ static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const 
     memset(to.out, 0, (size_t)group * (size_t)size * sizeof *to.out);
     for (int32_t done = 0, run; done < count; done += run) {
         run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
-        kv->mix(&(qmi_cpu_mix){ .weight = scores + done, .values = stored(op, sequence, op->value_offset, kv_head, first + done),
-                                .out = to.out, .weight_stride = SPAN, .out_stride = size, .heads = group, .head_size = size,
-                                .count = run });
+        w->kernels->kv[op->value_type].mix(
+            &(qmi_cpu_mix){ .weight = scores + done, .values = stored_values(op, sequence, kv_head, first + done),
+                            .out = to.out, .weight_stride = SPAN, .out_stride = size, .heads = group, .head_size = size,
+                            .count = run });
     }
 }
 
@@ -177,6 +194,8 @@ static void finish(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row
         float factor = 1 / from.sum[h];
         for (int32_t d = 0; d < size; d++)
             out[d] = from.out[(int64_t)h * size + d] * factor;
+        if (op->rotate_values)
+            w->kernels->gather(out, size);
         if (op->gated)
             w->kernels->sigmoid_mul(qmi_cpu_row(w, op->query, row) + head * 2 * size + size, out, size);
     }

@@ -4,6 +4,8 @@
 #include "cpu/cpu_features.h"
 #include "cpu/scalar/scalar.h"
 
+#define KV_KERNELS(stem) { qmi_scalar_scores_##stem, qmi_scalar_mix_##stem, qmi_scalar_store_##stem }
+
 void qmi_cpu_kernels_scalar(qmi_cpu_kernels *kernels)
 {
     *kernels = (qmi_cpu_kernels){
@@ -14,8 +16,11 @@ void qmi_cpu_kernels_scalar(qmi_cpu_kernels *kernels)
         .format = { [QMI_TYPE_Q8_0] = QMI_FORMAT_Q8, [QMI_TYPE_Q4_K] = QMI_FORMAT_Q8, [QMI_TYPE_Q5_K] = QMI_FORMAT_Q8,
                     [QMI_TYPE_Q6_K] = QMI_FORMAT_Q8 },
         .quantize = qmi_scalar_quantize,
-        .kv = { [QMI_TYPE_F32] = { qmi_scalar_scores_f32, qmi_scalar_mix_f32, qmi_scalar_store_f32 },
-                [QMI_TYPE_F16] = { qmi_scalar_scores_f16, qmi_scalar_mix_f16, qmi_scalar_store_f16 } },
+        .kv = { [QMI_KV_F32] = KV_KERNELS(f32), [QMI_KV_F16] = KV_KERNELS(f16), [QMI_KV_BF16] = KV_KERNELS(bf16),
+                [QMI_KV_Q8_0] = KV_KERNELS(q8_0), [QMI_KV_Q6] = KV_KERNELS(q6), [QMI_KV_Q5] = KV_KERNELS(q5),
+                [QMI_KV_Q4_0] = KV_KERNELS(q4_0) },
+        .spread = qmi_scalar_spread,
+        .gather = qmi_scalar_gather,
         .maximum = qmi_scalar_maximum,
         .exp_sum = qmi_scalar_exp_sum,
         .blend = qmi_scalar_blend,

@@ -18,6 +18,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include "quant/kv_type.h"
 #include "quant/quant.h"
 
 /* ---- Products of weights and activations ---- */
@@ -66,9 +67,10 @@ typedef void (*qmi_cpu_dot)(const qmi_cpu_tile *tile);
 
 /* ---- Attention ---- */
 
-/* For `heads` query heads that share a key-value head, over a run of `count` tokens that lie one after the other.
- * scores: score[h * score_stride + j] = scale * sum over d of query[h * query_stride + d] * keys[j * head_size + d]
- * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * values[j * head_size + d], where
+/* For `heads` query heads that share a key-value head, over a run of `count` tokens whose records (quant/kv_type.h) lie one after
+ * the other; key j is what record j unpacks to.
+ * scores: score[h * score_stride + j] = scale * sum over d of query[h * query_stride + d] * key j[d]
+ * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * value j[d], where
  *         each out is one chain of additions (of fused multiply-adds), so that cutting a run in two changes nothing
  * head_size is even; 64, 128 and 256 are common. */
 typedef struct qmi_cpu_scores {
@@ -88,10 +90,10 @@ typedef struct qmi_cpu_mix {
     int32_t heads, head_size, count;
 } qmi_cpu_mix;
 
-typedef struct qmi_cpu_kv_kernels { /* of a format of stored keys and values; NULL where it is none */
+typedef struct qmi_cpu_kv_kernels { /* of a type of stored keys and values */
     void (*scores)(const qmi_cpu_scores *work);
     void (*mix)(const qmi_cpu_mix *work);
-    void (*store)(const float *from, void *to, int64_t count); /* rounds to nearest even */
+    void (*store)(const float *from, void *to, int64_t count); /* a record, the bits of qmi_kv_pack */
 } qmi_cpu_kv_kernels;
 
 /* ---- The recurrent layers ---- */
@@ -132,7 +134,11 @@ typedef struct qmi_cpu_kernels {
     /* Fills columns [first, first + count) of a Q8 row of `columns`, both multiples of 32, from x[0 .. count). */
     void (*quantize)(const float *x, void *row, int64_t columns, int64_t first, int64_t count);
 
-    qmi_cpu_kv_kernels kv[QMI_TYPE_COUNT]; /* F32 and F16 */
+    qmi_cpu_kv_kernels kv[QMI_KV_TYPES];
+    /* Turns a head in place by H S / sqrt(m) (quant/kv_type.h), or back. Sums and differences of numbers 1, 2, 4, ... apart, in
+     * this order; then one product. */
+    void (*spread)(float *x, int32_t count);
+    void (*gather)(float *x, int32_t count);
     float (*maximum)(const float *x, int64_t count);             /* NaNs are passed over; -infinity when there is nothing else */
     float (*exp_sum)(float *x, int64_t count, float shift);      /* x = exp(x - shift), returns their sum. x - shift <= 0 */
     void (*blend)(float *y, float a, const float *x, float b, int64_t count); /* y = a y + b x */

@@ -2,16 +2,34 @@
 #include "memory/kv_format.h"
 
 #include <string.h>
-#include "quant/quant.h"
 
-void qmi_kv_layout_make(const qmi_hparams *hparams, uint32_t type, bool mtp, qmi_kv_layout *out)
+/* That of the option, or, where it says "same", of kv-type. The table offers no names but these. */
+static qmi_kv_type type_of(const qmi_settings *settings, qmi_option_id id)
+{
+    int32_t type = qmi_kv_type_find(qmi_settings_text(settings, id));
+    return type < QMI_KV_TYPES ? (qmi_kv_type)type : type_of(settings, QMI_OPT_KV_TYPE);
+}
+
+qmi_kv_choice qmi_kv_choice_of(const qmi_settings *settings)
+{
+    const char *rotation = qmi_settings_text(settings, QMI_OPT_KV_ROTATION);
+    qmi_kv_choice choice = { .key_type = type_of(settings, QMI_OPT_KEY_TYPE),
+                             .value_type = type_of(settings, QMI_OPT_VALUE_TYPE) };
+    choice.rotate_keys = qmi_kv_formats[choice.key_type].quantized && strcmp(rotation, "off") != 0;
+    choice.rotate_values = qmi_kv_formats[choice.value_type].quantized && strcmp(rotation, "on") == 0;
+    return choice;
+}
+
+void qmi_kv_layout_make(const qmi_hparams *hparams, const qmi_kv_choice *choice, bool mtp, qmi_kv_layout *out)
 {
     int64_t layers = hparams->attention_layers + (mtp ? hparams->mtp_layers : 0);
-    int64_t head_bytes = qmi_quant_row_bytes(type, (int64_t)QMI_PAGE_TOKENS * hparams->head_size);
-    int64_t half = head_bytes * hparams->kv_heads;
-    *out = (qmi_kv_layout){ .type = type, .page_tokens = QMI_PAGE_TOKENS, .layer_bytes = 2 * half, .value_offset = half,
-                            .page_bytes = 2 * half * layers, .mtp_offset = 2 * half * hparams->attention_layers,
-                            .heads = hparams->kv_heads };
+    int64_t heads = (int64_t)QMI_PAGE_TOKENS * hparams->kv_heads;
+    int64_t keys = heads * qmi_kv_head_bytes(choice->key_type, hparams->head_size);
+    int64_t values = heads * qmi_kv_head_bytes(choice->value_type, hparams->head_size);
+    *out = (qmi_kv_layout){ .key_type = choice->key_type, .value_type = choice->value_type, .rotate_keys = choice->rotate_keys,
+                            .rotate_values = choice->rotate_values, .page_tokens = QMI_PAGE_TOKENS, .layer_bytes = keys + values,
+                            .value_offset = keys, .page_bytes = (keys + values) * layers,
+                            .mtp_offset = (keys + values) * hparams->attention_layers, .heads = hparams->kv_heads };
 }
 
 int64_t qmi_kv_pages_for(const qmi_kv_layout *layout, int64_t tokens)

@@ -1,18 +1,26 @@
 /* How keys and values lie in a page. A page holds page_tokens tokens of every layer that has keys and values:
  *
  *   page:  | layer 0: keys, values | layer 1: keys, values | ... | multi-token-prediction block |
- *   keys:  [kv_heads][page_tokens][head_size] of the type; values likewise
+ *   keys:  [kv_heads][page_tokens] records of head_size numbers (quant/kv_type.h); values likewise
  *
  * so that a session's page table is one list of addresses, and one head's keys of a page are one run of memory. */
 #ifndef QMI_MEMORY_KV_FORMAT_H
 #define QMI_MEMORY_KV_FORMAT_H
 
+#include "base/options.h"
 #include "model/forward.h"
 
 #define QMI_PAGE_TOKENS 64 /* small enough to waste little on short sessions, large enough for long vector runs */
 
-/* mtp: the block's keys and values too. type: QMI_TYPE_F32 or QMI_TYPE_F16. */
-void qmi_kv_layout_make(const qmi_hparams *hparams, uint32_t type, bool mtp, qmi_kv_layout *out);
+/* What the options say about keys and values: types of their own or that of both, and whether quantized ones are turned. */
+typedef struct qmi_kv_choice {
+    qmi_kv_type key_type, value_type;
+    bool rotate_keys, rotate_values;
+} qmi_kv_choice;
+
+qmi_kv_choice qmi_kv_choice_of(const qmi_settings *settings);
+/* mtp: the block's keys and values too. */
+void qmi_kv_layout_make(const qmi_hparams *hparams, const qmi_kv_choice *choice, bool mtp, qmi_kv_layout *out);
 int64_t qmi_kv_pages_for(const qmi_kv_layout *layout, int64_t tokens); /* pages that hold so many tokens */
 int64_t qmi_kv_token_bytes(const qmi_kv_layout *layout);               /* bytes a token */
 /* Bytes [offset, offset + size) of a page are here; zeroes among them what lies behind the page's first `tokens` tokens (more than

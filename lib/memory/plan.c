@@ -3,7 +3,6 @@
 
 #include <inttypes.h>
 #include <stdio.h>
-#include <string.h>
 #include "base/error.h"
 #include "quant/quant.h"
 
@@ -174,8 +173,8 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
     plan->mtp = qmi_settings_bool(settings, QMI_OPT_MTP);
     if (plan->mtp && !plan->hparams.mtp_layers)
         return qmi_fail(QM_ERROR_OPTION, "option mtp is on, but the file has no multi-token-prediction block; set mtp to 0");
-    uint32_t type = strcmp(qmi_settings_text(settings, QMI_OPT_KV_TYPE), "f32") ? QMI_TYPE_F16 : QMI_TYPE_F32;
-    qmi_kv_layout_make(&plan->hparams, type, plan->mtp, &plan->kv);
+    const qmi_kv_choice kv = qmi_kv_choice_of(settings);
+    qmi_kv_layout_make(&plan->hparams, &kv, plan->mtp, &plan->kv);
     plan->sequences = (int32_t)qmi_settings_int(settings, QMI_OPT_SEQUENCES);
     plan->outputs = most(plan->sequences, OUTPUTS_LEAST);
     plan->vectors = qmi_weights_vector_bytes(&plan->hparams, plan->mtp);

@@ -33,9 +33,19 @@ static void put_row(writer *w, const char *name, int64_t bytes, const char *note
     put(w, "  %-22s %15" PRId64 "  %9.1f MiB%s%s\n", name, bytes, (double)bytes / (1 << 20), *note ? "  " : "", note);
 }
 
-static const char *kv_name(const qmi_plan *plan)
+static const char *key_name(const qmi_plan *plan)
 {
-    return plan->kv.type == QMI_TYPE_F32 ? "f32" : "f16";
+    return qmi_kv_formats[plan->kv.key_type].name;
+}
+
+static const char *value_name(const qmi_plan *plan)
+{
+    return qmi_kv_formats[plan->kv.value_type].name;
+}
+
+static const char *rotation_of(const qmi_plan *plan)
+{
+    return plan->kv.rotate_values ? ", rotated" : plan->kv.rotate_keys ? ", keys rotated" : "";
 }
 
 static void put_head(writer *w, const qmi_plan *plan)
@@ -47,8 +57,8 @@ static void put_head(writer *w, const qmi_plan *plan)
     if (h->experts)
         put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used,
             h->shared_width ? ", and a shared one" : "");
-    put(w, "context %" PRId64 ", chunk %d, sequences %d, kv-type %s\n\n", plan->context, plan->chunk, plan->sequences,
-        kv_name(plan));
+    put(w, "context %" PRId64 ", chunk %d, sequences %d, keys %s, values %s%s\n\n", plan->context, plan->chunk,
+        plan->sequences, key_name(plan), value_name(plan), rotation_of(plan));
 }
 
 /* The first type of the file at or after `type` of which matrices are converted; QMI_TYPE_COUNT: none. */
@@ -84,9 +94,11 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     put_row(&w, "scratch", plan->scratch, "");
     if (plan->fixed)
         put_row(&w, "backend", plan->fixed, "in any case");
-    snprintf(note, sizeof note, "%" PRId64 " tokens x %" PRId64 " layers x %d heads x (%d + %d) x %d bytes",
-             qmi_kv_pages_for(&plan->kv, plan->context) * plan->kv.page_tokens, kv_layers, h->kv_heads, h->head_size,
-             h->head_size, plan->kv.type == QMI_TYPE_F32 ? 4 : 2);
+    snprintf(note, sizeof note,
+             "%" PRId64 " tokens x %" PRId64 " layers x %d heads x (%" PRId64 " + %" PRId64 ") bytes of %d numbers",
+             qmi_kv_pages_for(&plan->kv, plan->context) * plan->kv.page_tokens, kv_layers, h->kv_heads,
+             qmi_kv_head_bytes(plan->kv.key_type, h->head_size), qmi_kv_head_bytes(plan->kv.value_type, h->head_size),
+             h->head_size);
     put_row(&w, "keys and values", plan->kv_session, note);
     if (plan->kv_pool > plan->kv_session)
         put_row(&w, "... of more sessions", plan->kv_pool - plan->kv_session, "up to kv-memory");
@@ -117,10 +129,11 @@ static json_t *converted_json(const qmi_plan *plan)
 int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
 {
     const qmi_hparams *h = &plan->hparams;
-    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:I}",
+    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:s, s:b, s:b, s:I}",
         "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers",
         h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
-        "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "kv_type", kv_name(plan),
+        "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "key_type", key_name(plan),
+        "value_type", value_name(plan), "keys_rotated", plan->kv.rotate_keys, "values_rotated", plan->kv.rotate_values,
         "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
     json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,

@@ -15,7 +15,7 @@ static const char magic[8] = { 'Q', 'M', ' ', 's', 'e', 's', 's', '\n' };
 
 typedef struct head {
     char magic[8];
-    uint32_t version, kv_type;
+    uint32_t version, kv; /* kv_of */
     uint64_t model;
     int64_t page_tokens, page_bytes, value_offset, recurrent_bytes, hidden_bytes, logits_bytes;
     int64_t tokens, extra, table_bytes, states, pages, checkpoints;
@@ -23,11 +23,17 @@ typedef struct head {
 
 _Static_assert(sizeof(head) == 120, "the head has no gaps, so that it is written as it lies");
 
+static uint32_t kv_of(const qmi_kv_layout *kv)
+{
+    return (uint32_t)kv->key_type | (uint32_t)kv->value_type << 8 | (uint32_t)kv->rotate_keys << 16 |
+           (uint32_t)kv->rotate_values << 17;
+}
+
 static head make_head(const qmi_snapshot_place *place)
 {
     const qmi_kv_layout *kv = place->pages->layout;
     const qmi_state_layout *state = &place->states->layout;
-    head h = { .version = QMI_SNAPSHOT_VERSION, .kv_type = kv->type, .model = place->model, .page_tokens = kv->page_tokens,
+    head h = { .version = QMI_SNAPSHOT_VERSION, .kv = kv_of(kv), .model = place->model, .page_tokens = kv->page_tokens,
                .page_bytes = kv->page_bytes, .value_offset = kv->value_offset, .recurrent_bytes = state->recurrent_bytes,
                .hidden_bytes = state->hidden_bytes, .logits_bytes = state->logits_bytes };
     memcpy(h.magic, magic, sizeof magic);
@@ -306,6 +312,16 @@ static int32_t get_device(stream *s, qmi_address address, int64_t bytes)
     return code;
 }
 
+static int32_t fail_kv(uint32_t kv)
+{
+    uint32_t key = kv & 255, value = kv >> 8 & 255;
+    if (key >= QMI_KV_TYPES || value >= QMI_KV_TYPES)
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are of types that this version does not have");
+    return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are of another type; load the model with the options key-type %s, "
+                    "value-type %s and kv-rotation %s", qmi_kv_formats[key].name, qmi_kv_formats[value].name,
+                    kv >> 17 & 1 ? "on" : kv >> 16 & 1 ? "keys" : "off");
+}
+
 static int32_t check_head(const stream *s, const head *h, int64_t context)
 {
     const head ours = make_head(s->place);
@@ -314,10 +330,12 @@ static int32_t check_head(const stream *s, const head *h, int64_t context)
     if (h->hidden_bytes != ours.hidden_bytes)
         return qmi_fail(QM_ERROR_UNSUPPORTED, "it was saved %s multi-token prediction; load the model with option mtp %s",
                         h->hidden_bytes ? "with" : "without", h->hidden_bytes ? "1" : "0");
-    if (h->kv_type != ours.kv_type || h->page_tokens != ours.page_tokens || h->page_bytes != ours.page_bytes ||
+    if (h->kv != ours.kv)
+        return fail_kv(h->kv);
+    if (h->page_tokens != ours.page_tokens || h->page_bytes != ours.page_bytes ||
         h->value_offset != ours.value_offset)
-        return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are of another type or layout: pages of %" PRId64
-                        " tokens in %" PRId64 " bytes, and here %" PRId64 " in %" PRId64 "; load the model with the option kv-type it had",
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are laid out otherwise: pages of %" PRId64
+                        " tokens in %" PRId64 " bytes, and here %" PRId64 " in %" PRId64,
                         h->page_tokens, h->page_bytes, ours.page_tokens, ours.page_bytes);
     if (h->recurrent_bytes != ours.recurrent_bytes || h->logits_bytes != ours.logits_bytes)
         return qmi_fail(QM_ERROR_FORMAT, "its states are not those of the model");

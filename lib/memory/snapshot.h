@@ -14,7 +14,7 @@
 
 #include "memory/checkpoint.h"
 
-#define QMI_SNAPSHOT_VERSION 1
+#define QMI_SNAPSHOT_VERSION 2
 #define QMI_SNAPSHOT_CHECKPOINTS 8 /* the last ones: a conversation goes on at its end */
 
 typedef struct qmi_snapshot {

@@ -8,7 +8,8 @@
 
 /* Where a page keeps each attention layer's keys and values (memory/kv_format.h decides the numbers). */
 typedef struct qmi_kv_layout {
-    uint32_t type;
+    qmi_kv_type key_type, value_type;
+    bool rotate_keys, rotate_values;
     int32_t page_tokens;
     int64_t layer_bytes;   /* a layer's keys and values in a page: keys first, then values */
     int64_t value_offset;  /* values within a layer */

@@ -20,7 +20,8 @@ void qmi_layer_attention(qmi_builder *b, const qmi_layer *layer)
         .heads = h->heads, .kv_heads = h->kv_heads, .head_size = h->head_size, .rotary = h->rotary, .gated = gated,
         .query_norm = qmi_build_norm(b, layer->query_norm), .key_norm = qmi_build_norm(b, layer->key_norm),
         .inverse_frequency = b->weights->inverse_frequency,
-        .kv_type = b->kv->type, .page_tokens = b->kv->page_tokens,
+        .key_type = b->kv->key_type, .value_type = b->kv->value_type, .rotate_keys = b->kv->rotate_keys,
+        .rotate_values = b->kv->rotate_values, .page_tokens = b->kv->page_tokens,
         .key_offset = layer_start, .value_offset = layer_start + b->kv->value_offset } });
     qmi_build_append(b, (qmi_op){ .kind = QMI_OP_PROJECT_ADD, .project_add = {
         .matrix = layer->attention_out, .in = mixed, .out = b->residual, .add = true } });

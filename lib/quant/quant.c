@@ -70,3 +70,11 @@ uint16_t qmi_float_to_half(float value)
     u.bits += 0x0FFF + (u.bits >> 13 & 1);
     return (uint16_t)(sign | (u.bits - 0x38000000) >> 13);
 }
+
+uint16_t qmi_float_to_bfloat(float value)
+{
+    union { float value; uint32_t bits; } u = { value };
+    if ((u.bits & 0x7FFFFFFF) > 0x7F800000)
+        return (uint16_t)(u.bits >> 16 | 0x40);
+    return (uint16_t)((u.bits + 0x7FFF + (u.bits >> 16 & 1)) >> 16);
+}

@@ -35,6 +35,7 @@ int64_t qmi_quant_row_bytes(uint32_t type, int64_t columns);
 
 /* Half precision and bfloat16, exactly (round to nearest even on the way down). */
 uint16_t qmi_float_to_half(float value);
+uint16_t qmi_float_to_bfloat(float value);
 /* IEEE 754 binary16: 1 sign, 5 exponent, 10 fraction bits. No subnormal float is touched on the way, so the result does not
  * depend on whether the host lets its processor flush those to zero. */
 static inline float qmi_half_to_float(uint16_t half)

@@ -211,7 +211,10 @@ static void test_files_of_others(void **state)
     refuses(model, "", QM_ERROR_UNSUPPORTED, "mtp 0");
     qm_model_free(&model);
     model = load_model("tiny/hybrid.gguf", "kv-type=f32");
-    refuses(model, "", QM_ERROR_UNSUPPORTED, "kv-type");
+    refuses(model, "", QM_ERROR_UNSUPPORTED, "key-type f16, value-type f16 and kv-rotation off");
+    qm_model_free(&model);
+    model = load_model("tiny/hybrid.gguf", "value-type=q8_0");
+    refuses(model, "", QM_ERROR_UNSUPPORTED, "key-type f16, value-type f16");
     qm_model_free(&model);
     model = load_model("tiny/hybrid.gguf", "");
     refuses(model, "context=90 answer-tokens=1", QM_ERROR_CONTEXT, "100 tokens");

@@ -17,7 +17,7 @@ typedef struct test_case {
     const char *name;
     int heads, kv_heads, head_size, rotary;
     bool gated, norms;
-    uint32_t type;
+    qmi_kv_type type;
     int page_tokens, processors, shared_most;
     test_sequence sequences[SEQUENCES_MOST]; /* up to one of count 0 */
 } test_case;
@@ -58,14 +58,14 @@ static std::vector<float> random_floats(size_t count)
 }
 
 /* What a value is after it was stored. */
-static double stored(uint32_t type, double x)
+static double stored(qmi_kv_type type, double x)
 {
-    return type == QMI_TYPE_F16 ? __half2float(__double2half(x)) : (double)(float)x;
+    return type == QMI_KV_F16 ? __half2float(__double2half(x)) : (double)(float)x;
 }
 
-static double read_stored(uint32_t type, const uint8_t *page, int64_t index)
+static double read_stored(qmi_kv_type type, const uint8_t *page, int64_t index)
 {
-    return type == QMI_TYPE_F16 ? __half2float(((const __half *)page)[index]) : ((const float *)page)[index];
+    return type == QMI_KV_F16 ? __half2float(((const __half *)page)[index]) : ((const float *)page)[index];
 }
 
 static std::vector<double> turned(const float *x, const test_case &c, const std::vector<float> &norm,
@@ -103,7 +103,7 @@ static int check(bool good, const test_case &c, const char *what, int row, int i
 static int run_case(const test_case &c, int capability)
 {
     const int size = c.head_size, group = c.heads / c.kv_heads, query_step = c.gated ? 2 * size : size;
-    const int64_t value_bytes = c.type == QMI_TYPE_F16 ? 2 : 4, layer = (int64_t)c.kv_heads * c.page_tokens * size * value_bytes;
+    const int64_t value_bytes = c.type == QMI_KV_F16 ? 2 : 4, layer = (int64_t)c.kv_heads * c.page_tokens * size * value_bytes;
     const int64_t key_offset = 128, value_offset = key_offset + layer + 64, page_bytes = value_offset + layer + 64;
     std::vector<int32_t> sequence_of, position_of;
     std::vector<cuda_sequence> sequences;
@@ -168,7 +168,7 @@ static int run_case(const test_case &c, int capability)
         op.key_norm.weight = { size, (qmi_address)to_card(key_norm) };
     }
     op.inverse_frequency = { c.rotary / 2, (qmi_address)to_card(frequency) };
-    op.kv_type = c.type;
+    op.key_type = op.value_type = c.type;
     op.page_tokens = c.page_tokens;
     op.key_offset = key_offset;
     op.value_offset = value_offset;
@@ -214,7 +214,7 @@ static int run_case(const test_case &c, int capability)
             for (int i = 0; i < size; i++) {
                 const double got = read_stored(c.type, page.data() + key_offset, at + i);
                 const double got_value = read_stored(c.type, page.data() + value_offset, at + i);
-                const double bound = fabs(k[i]) * (c.type == QMI_TYPE_F16 ? 6e-4 : 1e-5) + 1e-5;
+                const double bound = fabs(k[i]) * (c.type == QMI_KV_F16 ? 6e-4 : 1e-5) + 1e-5;
                 failures += check(fabs(got - k[i]) <= bound, c, "key", row, i, got, k[i]);
                 failures += check(got_value == stored(c.type, v[i]), c, "value", row, i, got_value, v[i]);
             }
@@ -287,8 +287,8 @@ static int run_case(const test_case &c, int capability)
 
 #define LARGE (227 << 10)
 #define SMALL (99 << 10)
-#define F16 QMI_TYPE_F16
-#define F32 QMI_TYPE_F32
+#define F16 QMI_KV_F16
+#define F32 QMI_KV_F32
 
 static const test_case cases[] = {
     /* heads, key-value heads, size, rotary, gated, norms, type, page, processors, shared memory, sequences */

@@ -527,10 +527,10 @@ static void check_logits(uint32_t type, int64_t vocabulary)
 static const rows talk[] = { { { 1 }, 0 }, { { 1 }, 0 }, { { 62, 5 }, 0 }, { { 1, 1 }, 0 }, { { 1, 1, 1 }, 0 }, { { 70, 1, 2 }, 1 }, { { 1, 130, 1, 1 }, 0 },
                              { { 1, 1, 1, 1 }, 0 }, { { 0, 0, 3 }, 1 }, { { 1, 1, 1, 1, 1, 1, 1, 1, 1, 1 }, 0 }, { { 200, 1, 9 }, 0 }, { { 1, 1, 1 }, 1 }, { { 1 }, 0 } };
 
-static void check_attend(int32_t heads, int32_t kv_heads, int32_t size, int32_t rotary, bool gated, uint32_t kv)
+static void check_attend(int32_t heads, int32_t kv_heads, int32_t size, int32_t rotary, bool gated, qmi_kv_type kv)
 {
-    play p = start("attend %d/%d x %d rotary %d%s %s", heads, kv_heads, size, rotary, gated ? " gated" : "", name_of(kv));
-    int64_t width = (int64_t)heads * size, kv_width = (int64_t)kv_heads * size, part = kv_width * PAGE_TOKENS * (kv == QMI_TYPE_F32 ? 4 : 2);
+    play p = start("attend %d/%d x %d rotary %d%s %s", heads, kv_heads, size, rotary, gated ? " gated" : "", qmi_kv_formats[kv].name);
+    int64_t width = (int64_t)heads * size, kv_width = (int64_t)kv_heads * size, part = kv_heads * PAGE_TOKENS * qmi_kv_head_bytes(kv, size);
     p.bound = 3e-3;
     p.page_bytes = 2 * part + 512;
     qmi_vector frequency = vector(&p, rotary / 2, 0, 0);
@@ -539,7 +539,7 @@ static void check_attend(int32_t heads, int32_t kv_heads, int32_t size, int32_t 
     qmi_op op = { .kind = QMI_OP_ATTEND, .attend = { .heads = heads, .kv_heads = kv_heads, .head_size = size, .rotary = rotary, .gated = gated,
         .query = slot(&p, "query", gated ? 2 * width : width, true, false, false), .key = slot(&p, "key", kv_width, true, false, false),
         .value = slot(&p, "value", kv_width, true, false, false), .out = slot(&p, "out", width, false, true, false),
-        .query_norm = norm(&p, size), .key_norm = norm(&p, size), .inverse_frequency = frequency, .kv_type = kv, .page_tokens = PAGE_TOKENS,
+        .query_norm = norm(&p, size), .key_norm = norm(&p, size), .inverse_frequency = frequency, .key_type = kv, .value_type = kv, .page_tokens = PAGE_TOKENS,
         .key_offset = 256, .value_offset = 256 + part } };
     append(&p, op);
     check(&p, talk, (int32_t)(sizeof talk / sizeof *talk));

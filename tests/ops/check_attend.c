@@ -41,30 +41,29 @@ static void inputs_end(float *x, int64_t count)
 /* ---- attention ---- */
 
 typedef struct cache {
-    void *stored;          /* [count][head_size] of the type, fenced */
+    void *stored;          /* [count] records of the type, fenced */
     size_t bytes;
     int32_t head_size, count, heads;
 } cache;
 
-static cache make_cache(check_context *c, uint32_t type, int round)
+static cache make_cache(check_context *c, qmi_kv_type type, int round)
 {
-    const int32_t sizes[] = { 64, 128, 256, 2, 34, 80 };
-    cache k = { .head_size = sizes[round % 6], .count = (int32_t)check_between(c, 1, 70),
+    const int32_t sizes[] = { 64, 128, 256, 2, 34, 80, 32, 96 };
+    cache k = { .head_size = sizes[round % 8], .count = (int32_t)check_between(c, 1, 70),
                 .heads = (int32_t)check_between(c, 1, 9) };
-    int64_t values = (int64_t)k.head_size * k.count;
-    k.bytes = (size_t)(values * (type == QMI_TYPE_F16 ? 2 : 4));
+    int64_t record = qmi_kv_head_bytes(type, k.head_size);
+    float head[256];
+    k.bytes = (size_t)(record * k.count);
     k.stored = check_fenced(k.bytes);
-    for (int64_t i = 0; i < values; i++) {
-        float x = check_float(c);
-        if (type == QMI_TYPE_F16)
-            ((uint16_t *)k.stored)[i] = qmi_float_to_half(x);
-        else
-            ((float *)k.stored)[i] = x;
+    for (int32_t j = 0; j < k.count; j++) {
+        for (int32_t d = 0; d < k.head_size; d++)
+            head[d] = check_float(c);
+        qmi_kv_pack(type, head, (char *)k.stored + j * record, k.head_size);
     }
     return k;
 }
 
-static void check_scores(check_context *c, uint32_t type)
+static void check_scores(check_context *c, qmi_kv_type type)
 {
     for (int round = 0; round < 60; round++) {
         cache k = make_cache(c, type, round);
@@ -91,7 +90,7 @@ static void check_scores(check_context *c, uint32_t type)
     }
 }
 
-static void check_mix(check_context *c, uint32_t type)
+static void check_mix(check_context *c, qmi_kv_type type)
 {
     for (int round = 0; round < 60; round++) {
         cache k = make_cache(c, type, round);
@@ -124,34 +123,81 @@ static void check_mix(check_context *c, uint32_t type)
     }
 }
 
-static void run_scores_f32(check_context *c) { check_scores(c, QMI_TYPE_F32); }
-static void run_scores_f16(check_context *c) { check_scores(c, QMI_TYPE_F16); }
-static void run_mix_f32(check_context *c) { check_mix(c, QMI_TYPE_F32); }
-static void run_mix_f16(check_context *c) { check_mix(c, QMI_TYPE_F16); }
-
-static void run_store_f16(check_context *c)
+/* Records byte for byte; a NaN may be another one. */
+static void check_store(check_context *c, qmi_kv_type type)
 {
     const float special[] = { 0, -0.0f, 65504, 65519, 65520, INFINITY, -INFINITY, NAN, 6e-8f, 2.9e-8f, 1e-7f, 1.00048828125f,
-                              1.00146484375f };
+                              1.00146484375f, 3.4e38f };
     for (int64_t count = 1; count < 70; count++) {
-        float *x = inputs(c, count);
-        uint16_t *got = check_watched((size_t)count * 2), *want = check_watched((size_t)count * 2);
+        size_t bytes = (size_t)qmi_kv_head_bytes(type, count);
+        float *x = inputs(c, count), from_got[70], from_want[70];
+        uint8_t *got = check_watched(bytes), *want = check_watched(bytes);
         for (int64_t i = 0; i < count; i++)
-            if (check_between(c, 0, 2) == 0)
-                x[i] = special[check_between(c, 0, 12)];
-        c->tested->kv[QMI_TYPE_F16].store(x, got, count);
-        c->scalar->kv[QMI_TYPE_F16].store(x, want, count);
+            if (check_between(c, 0, 2) == 0 && count % 3)
+                x[i] = special[check_between(c, 0, 13)];
+        c->tested->kv[type].store(x, got, count);
+        c->scalar->kv[type].store(x, want, count);
+        qmi_kv_unpack(type, got, from_got, count);
+        qmi_kv_unpack(type, want, from_want, count);
         for (int64_t i = 0; i < count; i++)
-            if (got[i] != want[i] && !isnan(x[i]))
-                check_fail(c, "%.9g is stored as %04x, scalar %04x", x[i], got[i], want[i]);
-            else if (isnan(x[i]) && !isnan(qmi_half_to_float(got[i])))
-                check_fail(c, "a NaN is stored as %04x", got[i]);
-        check_unharmed(c, got, (size_t)count * 2);
+            if (isnan(from_want[i]) ? !isnan(from_got[i]) : memcmp(from_got + i, from_want + i, sizeof *x) != 0)
+                check_fail(c, "%.9g, number %d of %d, is stored as %.9g, scalar %.9g", x[i], (int)i, (int)count, from_got[i],
+                           from_want[i]);
+        check_unharmed(c, got, bytes);
         inputs_end(x, count);
         check_watched_free(got);
         check_watched_free(want);
     }
 }
+
+/* There and back. */
+static void run_spread(check_context *c)
+{
+    for (int32_t size = 1; size <= 1024; size = size < 70 ? size + 1 : size * 2 - 12) {
+        float *x = inputs(c, size), *got = outputs(size, 0), *want = outputs(size, 0), *back = outputs(size, 0);
+        memcpy(got, x, (size_t)size * sizeof *x);
+        memcpy(want, x, (size_t)size * sizeof *x);
+        c->tested->spread(got, size);
+        c->scalar->spread(want, size);
+        check_same_bits(c, got, want, size, "spread");
+        memcpy(back, got, (size_t)size * sizeof *x);
+        c->tested->gather(back, size);
+        c->scalar->gather(want, size);
+        check_same_bits(c, back, want, size, "gathered");
+        for (int32_t i = 0; i < size; i++)
+            check_near(c, back[i], x[i], 64 * EPS, i);
+        check_unharmed(c, got, (size_t)size * sizeof *x);
+        check_watched_free(got);
+        check_watched_free(want);
+        check_watched_free(back);
+        inputs_end(x, size);
+    }
+}
+
+#define KV(stem, type) \
+    static void run_scores_##stem(check_context *c) { check_scores(c, type); } \
+    static void run_mix_##stem(check_context *c) { check_mix(c, type); } \
+    static void run_store_##stem(check_context *c) { check_store(c, type); } \
+    static bool differs_scores_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) \
+    { \
+        return a->kv[type].scores != b->kv[type].scores; \
+    } \
+    static bool differs_mix_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) \
+    { \
+        return a->kv[type].mix != b->kv[type].mix; \
+    } \
+    static bool differs_store_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) \
+    { \
+        return a->kv[type].store != b->kv[type].store; \
+    }
+
+KV(f32, QMI_KV_F32)
+KV(f16, QMI_KV_F16)
+KV(bf16, QMI_KV_BF16)
+KV(q8_0, QMI_KV_Q8_0)
+KV(q6, QMI_KV_Q6)
+KV(q5, QMI_KV_Q5)
+KV(q4_0, QMI_KV_Q4_0)
 
 /* ---- the recurrent layers ---- */
 
@@ -285,17 +331,17 @@ static void bench_delta(check_context *c)
 #define DIFFERS(stem, entry) \
     static bool differs_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) { return a->entry != b->entry; }
 
-DIFFERS(scores_f32, kv[QMI_TYPE_F32].scores)
-DIFFERS(scores_f16, kv[QMI_TYPE_F16].scores)
-DIFFERS(mix_f32, kv[QMI_TYPE_F32].mix)
-DIFFERS(mix_f16, kv[QMI_TYPE_F16].mix)
-DIFFERS(store_f16, kv[QMI_TYPE_F16].store)
+DIFFERS(spread, spread)
 DIFFERS(convolve, convolve)
 DIFFERS(delta, delta)
 
+#define KV_PARTS(stem) \
+    { "scores " #stem, run_scores_##stem, NULL, differs_scores_##stem }, \
+    { "mix " #stem, run_mix_##stem, NULL, differs_mix_##stem }, \
+    { "store " #stem, run_store_##stem, NULL, differs_store_##stem }
+
 const check_part check_attend_parts[] = {
-    { "scores f32", run_scores_f32, NULL, differs_scores_f32 }, { "scores f16", run_scores_f16, NULL, differs_scores_f16 },
-    { "mix f32", run_mix_f32, NULL, differs_mix_f32 }, { "mix f16", run_mix_f16, NULL, differs_mix_f16 },
-    { "store f16", run_store_f16, NULL, differs_store_f16 }, { "convolve", run_convolve, NULL, differs_convolve },
+    KV_PARTS(f32), KV_PARTS(f16), KV_PARTS(bf16), KV_PARTS(q8_0), KV_PARTS(q6), KV_PARTS(q5), KV_PARTS(q4_0),
+    { "spread", run_spread, NULL, differs_spread }, { "convolve", run_convolve, NULL, differs_convolve },
     { "delta", run_delta, bench_delta, differs_delta }, { 0 }
 };

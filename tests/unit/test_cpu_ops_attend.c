@@ -3,30 +3,31 @@
 
 typedef struct shape {
     int32_t tokens, heads, kv_heads, head_size, rotary, page_tokens;
-    uint32_t kv_type;
-    bool gated, normed;
+    qmi_kv_type key_type, value_type;
+    bool gated, normed, rotated;
 } shape;
 
 static scene make_scene(const shape *p, qmi_op_attend *op)
 {
     scene s = { .tokens = p->tokens, .page_tokens = p->page_tokens };
-    int64_t element = p->kv_type == QMI_TYPE_F16 ? 2 : 4;
-    int64_t layer = element * p->kv_heads * p->page_tokens * p->head_size;
+    int64_t keys = p->kv_heads * p->page_tokens * qmi_kv_head_bytes(p->key_type, p->head_size);
+    int64_t values = p->kv_heads * p->page_tokens * qmi_kv_head_bytes(p->value_type, p->head_size);
     *op = (qmi_op_attend){
         .query = make_input(&s, "query", (int64_t)p->heads * p->head_size * (p->gated ? 2 : 1)),
         .key = make_input(&s, "key", (int64_t)p->kv_heads * p->head_size),
         .value = make_input(&s, "value", (int64_t)p->kv_heads * p->head_size),
         .out = make_slot(&s, "out", (int64_t)p->heads * p->head_size),
         .heads = p->heads, .kv_heads = p->kv_heads, .head_size = p->head_size, .rotary = p->rotary, .gated = p->gated,
-        .query_norm.epsilon = 1e-6f, .key_norm.epsilon = 1e-5f, .kv_type = p->kv_type, .page_tokens = p->page_tokens,
-        .key_offset = layer + 64, .value_offset = 0 };
+        .query_norm.epsilon = 1e-6f, .key_norm.epsilon = 1e-5f, .key_type = p->key_type, .value_type = p->value_type,
+        .rotate_keys = p->rotated, .rotate_values = p->rotated, .page_tokens = p->page_tokens,
+        .key_offset = (values + 67) / 4 * 4, .value_offset = 0 };
     if (p->normed) {
         op->query_norm.weight = make_vector(&s, p->head_size);
         op->key_norm.weight = make_vector(&s, p->head_size);
     }
     if (p->rotary)
         op->inverse_frequency = make_vector(&s, p->rotary / 2);
-    s.page_bytes = 2 * layer + 64;
+    s.page_bytes = op->key_offset + keys;
     s.pages = (p->tokens + p->page_tokens - 1) / p->page_tokens;
     assert_true(s.pages <= 256);
     s.out = op->out;
@@ -44,7 +45,37 @@ static void ref_turn(double *x, const qmi_op_attend *op, int64_t position)
     }
 }
 
-/* What is stored is rounded to the storage's format. */
+/* x H S / sqrt(m), or back, by the matrix. */
+static void ref_spread(double *x, int64_t size, bool back)
+{
+    double y[256];
+    int64_t run = 1;
+    while (size % (2 * run) == 0)
+        run *= 2;
+    for (int64_t i = 0; i < size; i++) {
+        y[i] = 0;
+        for (int64_t j = i / run * run; j < i / run * run + run; j++) {
+            int64_t a = i % run, b = j % run, sign = __builtin_popcountll((unsigned long long)(a & b));
+            y[i] += (sign + qmi_kv_sign((uint32_t)(back ? a : b))) % 2 ? -x[j] : x[j];
+        }
+    }
+    for (int64_t i = 0; i < size; i++)
+        x[i] = y[i] / sqrt((double)run);
+}
+
+static void ref_stored(double *x, qmi_kv_type type, int64_t size)
+{
+    float head[256] = { 0 };
+    char record[1024];
+    for (int64_t i = 0; i < size; i++)
+        head[i] = (float)x[i];
+    qmi_kv_pack(type, head, record, size);
+    qmi_kv_unpack(type, record, head, size);
+    for (int64_t i = 0; i < size && type != QMI_KV_F32; i++)
+        x[i] = head[i];
+}
+
+/* What is stored is turned, and rounded to the storage's format. */
 static void ref_keys(const scene *s, const qmi_op_attend *op, double *keys, double *values)
 {
     int64_t width = (int64_t)op->kv_heads * op->head_size;
@@ -53,11 +84,13 @@ static void ref_keys(const scene *s, const qmi_op_attend *op, double *keys, doub
             double *key = keys + t * width + h * op->head_size;
             ref_rms(key, &op->key_norm, key, op->head_size);
             ref_turn(key, op, t);
+            if (op->rotate_keys)
+                ref_spread(key, op->head_size, false);
+            if (op->rotate_values)
+                ref_spread(values + t * width + h * op->head_size, op->head_size, false);
+            ref_stored(key, op->key_type, op->head_size);
+            ref_stored(values + t * width + h * op->head_size, op->value_type, op->head_size);
         }
-    for (int64_t i = 0; i < s->tokens * width && op->kv_type == QMI_TYPE_F16; i++) {
-        keys[i] = qmi_half_to_float(qmi_float_to_half((float)keys[i]));
-        values[i] = qmi_half_to_float(qmi_float_to_half((float)values[i]));
-    }
 }
 
 static double *ref_attend(const scene *s, const qmi_op_attend *op)
@@ -75,6 +108,8 @@ static double *ref_attend(const scene *s, const qmi_op_attend *op)
             int64_t at = h / (op->heads / op->kv_heads) * size;
             ref_rms(query, &op->query_norm, query, size);
             ref_turn(query, op, t);
+            if (op->rotate_keys)
+                ref_spread(query, size, false);
             for (int32_t j = 0; j <= t; j++) {
                 scores[j] = 0;
                 for (int64_t d = 0; d < size; d++)
@@ -86,6 +121,8 @@ static double *ref_attend(const scene *s, const qmi_op_attend *op)
             for (int32_t j = 0; j <= t; j++)
                 for (int64_t d = 0; d < size; d++)
                     to[d] += scores[j] / sum * v[j * width + at + d];
+            if (op->rotate_values)
+                ref_spread(to, size, true);
             for (int64_t d = 0; d < size && op->gated; d++)
                 to[d] *= sigmoid(query[size + d]);
         }
@@ -110,19 +147,31 @@ static void test_formula(void **state)
 {
     (void)state;
     /* Rounding of keys to halves may go the other way for a float result than for a double one, hence the wider bound. */
-    check_shape_of(&(shape){ 20, 4, 2, 16, 8, 8, QMI_TYPE_F32, true, true }, 3e-6);
-    check_shape_of(&(shape){ 20, 6, 1, 64, 64, 16, QMI_TYPE_F16, false, true }, 1e-4);
-    check_shape_of(&(shape){ 9, 2, 2, 128, 32, 1, QMI_TYPE_F32, true, false }, 3e-6);
-    check_shape_of(&(shape){ 9, 3, 3, 22, 0, 5, QMI_TYPE_F16, true, true }, 1e-4);
-    check_shape_of(&(shape){ 5, 2, 1, 256, 64, 64, QMI_TYPE_F32, true, true }, 3e-6);
+    check_shape_of(&(shape){ 20, 4, 2, 16, 8, 8, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
+    check_shape_of(&(shape){ 20, 6, 1, 64, 64, 16, QMI_KV_F16, QMI_KV_F16, false, true, false }, 1e-4);
+    check_shape_of(&(shape){ 9, 2, 2, 128, 32, 1, QMI_KV_F32, QMI_KV_F32, true, false, false }, 3e-6);
+    check_shape_of(&(shape){ 9, 3, 3, 22, 0, 5, QMI_KV_F16, QMI_KV_F16, true, true, false }, 1e-4);
+    check_shape_of(&(shape){ 5, 2, 1, 256, 64, 64, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
+}
+
+/* Every type, of keys, of values, turned or not, in heads of whole blocks and others. Numbers on the border between two codes may
+ * fall on either side. */
+static void test_types(void **state)
+{
+    (void)state;
+    static const int32_t sizes[] = { 64, 32, 16, 96, 256, 34, 128 };
+    for (int type = 0; type < QMI_KV_TYPES; type++)
+        for (int turned = 0; turned < 2; turned++)
+            check_shape_of(&(shape){ 10, 4, 2, sizes[type], 8, 7, (qmi_kv_type)type,
+                                     (qmi_kv_type)((type + turned) % QMI_KV_TYPES), turned, true, turned }, 1e-3);
 }
 
 /* Several spans of the softmax, pages that do not divide them, workers that share them. */
 static void test_long(void **state)
 {
     (void)state;
-    check_shape_of(&(shape){ 600, 4, 2, 16, 8, 100, QMI_TYPE_F32, true, true }, 3e-6);
-    check_shape_of(&(shape){ 530, 2, 1, 8, 4, 7, QMI_TYPE_F16, false, true }, 1e-4);
+    check_shape_of(&(shape){ 600, 4, 2, 16, 8, 100, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
+    check_shape_of(&(shape){ 530, 2, 1, 8, 4, 7, QMI_KV_F16, QMI_KV_F16, false, true, false }, 1e-4);
 }
 
 /* More spans than are computed between two barriers: 1 key-value head, 129 * 256 tokens. */
@@ -131,7 +180,7 @@ static void test_many_spans(void **state)
     (void)state;
     enum { TOKENS = 129 * 256 + 3, SIZE = 2, PAGE = 512 };
     qmi_op_attend op;
-    shape p = { 1, 1, 1, SIZE, 0, PAGE, QMI_TYPE_F32, false, false };
+    shape p = { 1, 1, 1, SIZE, 0, PAGE, QMI_KV_F32, QMI_KV_F32, false, false, false };
     scene s = make_scene(&p, &op);
     s.pages = (TOKENS + PAGE - 1) / PAGE;
     float first[SIZE];
@@ -180,7 +229,7 @@ static void test_together(void **state)
     (void)state;
     enum { ROWS = 7 };
     qmi_op_attend op;
-    shape p = { 40, 4, 2, 16, 8, 8, QMI_TYPE_F16, true, true };
+    shape p = { 40, 4, 2, 16, 8, 8, QMI_KV_F16, QMI_KV_F16, true, true, false };
     scene s = make_scene(&p, &op);
     int64_t width = s.program.slots[s.out].width;
     float alone[40 * 64];
@@ -215,6 +264,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula),
+        cmocka_unit_test(test_types),
         cmocka_unit_test(test_long),
         cmocka_unit_test(test_many_spans),
         cmocka_unit_test(test_together),

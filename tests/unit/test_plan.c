@@ -329,7 +329,7 @@ static void prints(void **state)
     qmi_plan plan = make(&f, -1);
     int64_t length = qmi_plan_table(&plan, text, sizeof text);
     assert_int_equal(length, strlen(text));
-    assert_non_null(strstr(text, "8192 tokens x 10 layers x 2 heads x (256 + 256) x 2 bytes"));
+    assert_non_null(strstr(text, "8192 tokens x 10 layers x 2 heads x (512 + 512) bytes of 256 numbers"));
     assert_int_equal(qmi_plan_table(&plan, NULL, 0), length);
     assert_int_equal(qmi_plan_table(&plan, small, sizeof small), length);
     assert_memory_equal(small, text, sizeof small - 1);

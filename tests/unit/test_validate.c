@@ -46,7 +46,8 @@ static qmi_op_attend attend(model *m)
     return (qmi_op_attend){ .query = slot(m, "query", 2 * 4 * 16), .key = slot(m, "key", 2 * 16),
         .value = slot(m, "value", 2 * 16), .out = slot(m, "attended", 4 * 16),
         .heads = 4, .kv_heads = 2, .head_size = 16, .rotary = 8, .gated = true,
-        .query_norm = norm(16), .key_norm = norm(16), .inverse_frequency = vector(4), .kv_type = QMI_TYPE_F16,
+        .query_norm = norm(16), .key_norm = norm(16), .inverse_frequency = vector(4),
+        .key_type = QMI_KV_F16, .value_type = QMI_KV_F16,
         .page_tokens = 32, .key_offset = 0, .value_offset = 2 * 32 * 16 * 2 };
 }
 
@@ -191,7 +192,10 @@ static void test_attention(void **state)
     FAULT("attend", "query norm", a->query_norm.weight.size = 8);
     FAULT("attend", "key norm", a->key_norm.epsilon = INFINITY);
     FAULT("attend", "inverse frequency", a->inverse_frequency.data = 0);
-    FAULT("attend", "type", a->kv_type = QMI_TYPE_Q8_0);
+    FAULT("attend", "type of keys", a->key_type = QMI_KV_TYPES);
+    FAULT("attend", "type of values", a->value_type = QMI_KV_TYPES);
+    FAULT("attend", "overlap", a->key_type = QMI_KV_F32);
+    FAULT("attend", "overlap", (a->key_offset = a->value_offset - 64, a->value_offset = 0));
     FAULT("attend", "page", a->page_tokens = 0);
     FAULT("attend", "offset of keys", a->key_offset = -4);
     FAULT("attend", "overlap", a->value_offset -= 4);

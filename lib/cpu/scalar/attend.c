@@ -1,89 +1,87 @@
 /* Attention: rotation, scores, the pieces of a softmax, and the weighted sum of values. */
 #include <math.h>
-#include <string.h>
 
+#include "backend/op.h"
 #include "cpu/scalar/scalar.h"
 
-#define PIECE 128 /* values converted at a time */
-
-/* `count` stored numbers as floats: F32 where they are, F16 through `buffer`. */
-static const float *as_floats(const void *from, int32_t count, bool half, float buffer[PIECE])
+static void scores(const qmi_cpu_scores *work, qmi_kv_type type)
 {
-    const uint16_t *halves = from;
-    if (!half)
-        return from;
-    for (int32_t i = 0; i < count; i++)
-        buffer[i] = qmi_half_to_float(halves[i]);
-    return buffer;
-}
-
-static void scores(const qmi_cpu_scores *work, bool half)
-{
-    for (int32_t j = 0; j < work->count; j++) {
+    const char *record = work->keys;
+    float key[QMI_HEAD_SIZE_MAX];
+    for (int32_t j = 0; j < work->count; j++, record += qmi_kv_head_bytes(type, work->head_size)) {
+        qmi_kv_unpack(type, record, key, work->head_size);
         for (int32_t h = 0; h < work->heads; h++) {
             const float *query = work->query + h * work->query_stride;
             double sum = 0;
-            for (int32_t first = 0; first < work->head_size; first += PIECE) {
-                float buffer[PIECE];
-                int32_t size = work->head_size - first < PIECE ? work->head_size - first : PIECE;
-                const char *head = (const char *)work->keys + ((int64_t)j * work->head_size + first) * (half ? 2 : 4);
-                const float *key = as_floats(head, size, half, buffer);
-                for (int32_t d = 0; d < size; d++)
-                    sum += (double)query[first + d] * key[d];
-            }
+            for (int32_t d = 0; d < work->head_size; d++)
+                sum += (double)query[d] * key[d];
             work->score[h * work->score_stride + j] = work->scale * (float)sum;
         }
     }
 }
 
-static void mix(const qmi_cpu_mix *work, bool half)
+static void mix(const qmi_cpu_mix *work, qmi_kv_type type)
 {
-    for (int32_t j = 0; j < work->count; j++) {
-        for (int32_t first = 0; first < work->head_size; first += PIECE) {
-            float buffer[PIECE];
-            int32_t size = work->head_size - first < PIECE ? work->head_size - first : PIECE;
-            const char *head = (const char *)work->values + ((int64_t)j * work->head_size + first) * (half ? 2 : 4);
-            const float *value = as_floats(head, size, half, buffer);
-            for (int32_t h = 0; h < work->heads; h++) {
-                float *out = work->out + h * work->out_stride + first;
-                float weight = work->weight[h * work->weight_stride + j];
-                for (int32_t d = 0; d < size; d++)
-                    out[d] += weight * value[d];
-            }
+    const char *record = work->values;
+    float value[QMI_HEAD_SIZE_MAX];
+    for (int32_t j = 0; j < work->count; j++, record += qmi_kv_head_bytes(type, work->head_size)) {
+        qmi_kv_unpack(type, record, value, work->head_size);
+        for (int32_t h = 0; h < work->heads; h++) {
+            float *out = work->out + h * work->out_stride;
+            float weight = work->weight[h * work->weight_stride + j];
+            for (int32_t d = 0; d < work->head_size; d++)
+                out[d] += weight * value[d];
         }
     }
 }
 
-void qmi_scalar_scores_f32(const qmi_cpu_scores *work)
+#define DEFINE_KV(stem, type) \
+    void qmi_scalar_scores_##stem(const qmi_cpu_scores *work) { scores(work, type); } \
+    void qmi_scalar_mix_##stem(const qmi_cpu_mix *work) { mix(work, type); } \
+    void qmi_scalar_store_##stem(const float *from, void *to, int64_t count) { qmi_kv_pack(type, from, to, count); }
+
+DEFINE_KV(f32, QMI_KV_F32)
+DEFINE_KV(f16, QMI_KV_F16)
+DEFINE_KV(bf16, QMI_KV_BF16)
+DEFINE_KV(q8_0, QMI_KV_Q8_0)
+DEFINE_KV(q6, QMI_KV_Q6)
+DEFINE_KV(q5, QMI_KV_Q5)
+DEFINE_KV(q4_0, QMI_KV_Q4_0)
+
+/* x H, without its factor. */
+static void butterflies(float *x, int32_t count)
 {
-    scores(work, false);
+    for (int32_t apart = 1; apart < count; apart *= 2)
+        for (int32_t i = 0; i < count; i++)
+            if (!(i & apart)) {
+                float a = x[i], b = x[i + apart];
+                x[i] = a + b;
+                x[i + apart] = a - b;
+            }
 }
 
-void qmi_scalar_scores_f16(const qmi_cpu_scores *work)
+void qmi_scalar_spread(float *x, int32_t count)
 {
-    scores(work, true);
+    int32_t run = qmi_kv_rotation(count);
+    float factor = 1 / sqrtf((float)run);
+    for (int32_t first = 0; first < count; first += run) {
+        for (int32_t i = 0; i < run; i++)
+            x[first + i] = qmi_kv_sign((uint32_t)i) ? -x[first + i] : x[first + i];
+        butterflies(x + first, run);
+        for (int32_t i = 0; i < run; i++)
+            x[first + i] *= factor;
+    }
 }
 
-void qmi_scalar_mix_f32(const qmi_cpu_mix *work)
+void qmi_scalar_gather(float *x, int32_t count)
 {
-    mix(work, false);
-}
-
-void qmi_scalar_mix_f16(const qmi_cpu_mix *work)
-{
-    mix(work, true);
-}
-
-void qmi_scalar_store_f32(const float *from, void *to, int64_t count)
-{
-    memcpy(to, from, (size_t)count * sizeof *from);
-}
-
-void qmi_scalar_store_f16(const float *from, void *to, int64_t count)
-{
-    uint16_t *halves = to;
-    for (int64_t i = 0; i < count; i++)
-        halves[i] = qmi_float_to_half(from[i]);
+    int32_t run = qmi_kv_rotation(count);
+    float factor = 1 / sqrtf((float)run);
+    for (int32_t first = 0; first < count; first += run) {
+        butterflies(x + first, run);
+        for (int32_t i = 0; i < run; i++)
+            x[first + i] *= qmi_kv_sign((uint32_t)i) ? -factor : factor;
+    }
 }
 
 void qmi_scalar_rotate(float *x, const float *cosine, const float *sine, int32_t half)

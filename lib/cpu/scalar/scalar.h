@@ -17,12 +17,19 @@ void qmi_scalar_dot_q5_k(const qmi_cpu_tile *tile);
 void qmi_scalar_dot_q6_k(const qmi_cpu_tile *tile);
 
 /* attend.c */
-void qmi_scalar_scores_f32(const qmi_cpu_scores *work);
-void qmi_scalar_scores_f16(const qmi_cpu_scores *work);
-void qmi_scalar_mix_f32(const qmi_cpu_mix *work);
-void qmi_scalar_mix_f16(const qmi_cpu_mix *work);
-void qmi_scalar_store_f32(const float *from, void *to, int64_t count);
-void qmi_scalar_store_f16(const float *from, void *to, int64_t count);
+#define QMI_DECLARE_KV(stem) \
+    void qmi_scalar_scores_##stem(const qmi_cpu_scores *work); \
+    void qmi_scalar_mix_##stem(const qmi_cpu_mix *work); \
+    void qmi_scalar_store_##stem(const float *from, void *to, int64_t count);
+QMI_DECLARE_KV(f32)
+QMI_DECLARE_KV(f16)
+QMI_DECLARE_KV(bf16)
+QMI_DECLARE_KV(q8_0)
+QMI_DECLARE_KV(q6)
+QMI_DECLARE_KV(q5)
+QMI_DECLARE_KV(q4_0)
+void qmi_scalar_spread(float *x, int32_t count);
+void qmi_scalar_gather(float *x, int32_t count);
 void qmi_scalar_rotate(float *x, const float *cosine, const float *sine, int32_t half);
 float qmi_scalar_maximum(const float *x, int64_t count);
 float qmi_scalar_exp_sum(float *x, int64_t count, float shift);

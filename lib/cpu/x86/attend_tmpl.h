@@ -1,80 +1,276 @@
-/* Bodies of attention's kernels over stored keys and values, F32 and F16. Included after vector_*.h; see float_tmpl.h. */
+/* Bodies of attention's kernels over stored keys and values. Included after vector_*.h and kv_*.h; see float_tmpl.h.
+ *
+ * Query heads go together, so that each load and unpacking serves several. How many changes nothing in a head's sums: each is a
+ * chain of its own, and v_sum4 adds the lanes of a vector in the order of v_sum. */
+#include <string.h>
+#include "backend/op.h"
 #include "cpu/kernels.h"
+#include "cpu/scalar/scalar.h"
 
-#define HEADS_TOGETHER 4 /* query heads that share each load of a key or value */
+#define TOGETHER (LANES == 16 ? 8 : 4) /* as the registers allow */
+#define TOGETHER_MOST 8
+#define ALWAYS static inline __attribute__((always_inline))
 
-/* Defines scores and mix for a type of stored numbers. */
-#define DEFINE_KV(type, number, load, load_part) \
-    /* `count` heads (a constant) with one key */ \
-    static inline __attribute__((always_inline)) void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count, \
-                                                                    int32_t j) \
-    { \
-        const number *key = (const number *)work->keys + (int64_t)j * work->head_size; \
-        const float *query = work->query + head * work->query_stride; \
-        vector sum[HEADS_TOGETHER]; \
-        int32_t d = 0; \
-        for (int h = 0; h < count; h++) \
-            sum[h] = v_zero(); \
-        for (; d + LANES <= work->head_size; d += LANES) { \
-            vector k = load(key + d); \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_fma(v_load(query + h * work->query_stride + d), k, sum[h]); \
-        } \
-        if (d < work->head_size) { \
-            vector k = load_part(key + d, work->head_size - d); \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_fma(v_load_part(query + h * work->query_stride + d, work->head_size - d), k, sum[h]); \
-        } \
-        for (int h = 0; h < count; h++) \
-            work->score[(head + h) * work->score_stride + j] = work->scale * v_sum(sum[h]); \
-    } \
-    void NAME(scores_##type)(const qmi_cpu_scores *work) \
-    { \
+/* body(work, head, count) with constant counts, until all heads have had their turn. */
+#define EACH_HEADS(work, body) \
+    do { \
         int32_t head = 0; \
-        for (; head + HEADS_TOGETHER <= work->heads; head += HEADS_TOGETHER) \
-            for (int32_t j = 0; j < work->count; j++) \
-                scores_##type(work, head, HEADS_TOGETHER, j); \
-        for (; head < work->heads; head++) \
-            for (int32_t j = 0; j < work->count; j++) \
-                scores_##type(work, head, 1, j); \
-    } \
-    /* LANES dimensions (n of them) of `count` heads */ \
-    static inline __attribute__((always_inline)) void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count, \
-                                                                 int32_t d, int64_t n) \
-    { \
-        const number *value = (const number *)work->values + d; \
-        const float *weight = work->weight + head * work->weight_stride; \
-        float *out = work->out + head * work->out_stride + d; \
-        vector sum[HEADS_TOGETHER]; \
-        for (int h = 0; h < count; h++) \
-            sum[h] = v_load_part(out + h * work->out_stride, n); \
-        for (int32_t j = 0; j < work->count; j++, value += work->head_size) { \
-            vector v = n == LANES ? load(value) : load_part(value, n); \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_fma(v_all(weight[h * work->weight_stride + j]), v, sum[h]); \
-        } \
-        for (int h = 0; h < count; h++) \
-            v_store_part(out + h * work->out_stride, sum[h], n); \
-    } \
-    void NAME(mix_##type)(const qmi_cpu_mix *work) \
-    { \
-        for (int32_t d = 0; d < work->head_size; d += LANES) { \
-            int64_t n = work->head_size - d < LANES ? work->head_size - d : LANES; \
-            int32_t head = 0; \
-            for (; head + HEADS_TOGETHER <= work->heads; head += HEADS_TOGETHER) \
-                mix_##type(work, head, HEADS_TOGETHER, d, n); \
-            for (; head < work->heads; head++) \
-                mix_##type(work, head, 1, d, n); \
-        } \
-    }
+        for (; TOGETHER == 8 && head + 8 <= (work)->heads; head += 8) \
+            body(work, head, 8); \
+        for (; head + 4 <= (work)->heads; head += 4) \
+            body(work, head, 4); \
+        for (; head + 2 <= (work)->heads; head += 2) \
+            body(work, head, 2); \
+        for (; head < (work)->heads; head++) \
+            body(work, head, 1); \
+    } while (0)
 
-DEFINE_KV(f32, float, v_load, v_load_part)
-DEFINE_KV(f16, uint16_t, v_load_half, v_load_half_part)
+/* The sums of four vectors. */
+ALWAYS __m128 v_sum4(vector a, vector b, vector c, vector d)
+{
+    __m128 p = v_fold(a), q = v_fold(b), r = v_fold(c), s = v_fold(d);
+    __m128 pq = _mm_add_ps(_mm_unpacklo_ps(p, q), _mm_unpackhi_ps(p, q));
+    __m128 rs = _mm_add_ps(_mm_unpacklo_ps(r, s), _mm_unpackhi_ps(r, s));
+    return _mm_add_ps(_mm_movelh_ps(pq, rs), _mm_movehl_ps(rs, pq));
+}
+
+ALWAYS void put_scores(const qmi_cpu_scores *work, int32_t head, const int count, int32_t j, const vector *sum)
+{
+    float *score = work->score + head * work->score_stride + j, four[4];
+    for (int h = 0; h + 4 <= count; h += 4) {
+        _mm_storeu_ps(four, v_sum4(sum[h], sum[h + 1], sum[h + 2], sum[h + 3]));
+        for (int i = 0; i < 4; i++)
+            score[(h + i) * work->score_stride] = work->scale * four[i];
+    }
+    for (int h = count & ~3; h < count; h++)
+        score[h * work->score_stride] = work->scale * v_sum(sum[h]);
+}
+
+/* ---- numbers as they are ---- */
+
+#define DEFINE_PLAIN(type, number, load, load_part) \
+    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
+    { \
+        const number *key = work->keys; \
+        const float *query = work->query + head * work->query_stride; \
+        for (int32_t j = 0; j < work->count; j++, key += work->head_size) { \
+            vector sum[TOGETHER_MOST]; \
+            int32_t d = 0; \
+            for (int h = 0; h < count; h++) \
+                sum[h] = v_zero(); \
+            for (; d + LANES <= work->head_size; d += LANES) { \
+                vector k = load(key + d); \
+                for (int h = 0; h < count; h++) \
+                    sum[h] = v_fma(v_load(query + h * work->query_stride + d), k, sum[h]); \
+            } \
+            if (d < work->head_size) { \
+                vector k = load_part(key + d, work->head_size - d); \
+                for (int h = 0; h < count; h++) \
+                    sum[h] = v_fma(v_load_part(query + h * work->query_stride + d, work->head_size - d), k, sum[h]); \
+            } \
+            put_scores(work, head, count, j, sum); \
+        } \
+    } \
+    void NAME(scores_##type)(const qmi_cpu_scores *work) { EACH_HEADS(work, scores_##type); } \
+    ALWAYS void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count) \
+    { \
+        const float *weight = work->weight + head * work->weight_stride; \
+        for (int32_t d = 0; d < work->head_size; d += LANES) { \
+            const number *value = (const number *)work->values + d; \
+            int64_t n = work->head_size - d < LANES ? work->head_size - d : LANES; \
+            float *out = work->out + head * work->out_stride + d; \
+            vector sum[TOGETHER_MOST]; \
+            for (int h = 0; h < count; h++) \
+                sum[h] = v_load_part(out + h * work->out_stride, n); \
+            for (int32_t j = 0; j < work->count; j++, value += work->head_size) { \
+                vector v = n == LANES ? load(value) : load_part(value, n); \
+                for (int h = 0; h < count; h++) \
+                    sum[h] = v_fma(v_all(weight[h * work->weight_stride + j]), v, sum[h]); \
+            } \
+            for (int h = 0; h < count; h++) \
+                v_store_part(out + h * work->out_stride, sum[h], n); \
+        } \
+    } \
+    void NAME(mix_##type)(const qmi_cpu_mix *work) { EACH_HEADS(work, mix_##type); }
+
+DEFINE_PLAIN(f32, float, v_load, v_load_part)
+DEFINE_PLAIN(f16, uint16_t, v_load_half, v_load_half_part)
+DEFINE_PLAIN(bf16, uint16_t, v_load_bfloat, v_load_bfloat_part)
 
 void NAME(store_f16)(const float *from, void *to, int64_t count)
 {
     for (int64_t i = 0; i < count; i += LANES) {
         int64_t n = count - i < LANES ? count - i : LANES;
         v_store_half_part((uint16_t *)to + i, v_load_part(from + i, n), n);
+    }
+}
+
+/* ---- codes: heads of whole blocks; others are the scalar kernels' ---- */
+
+#define HALF 16        /* numbers of half a block, which have the same shift in the plane of low bits */
+#define VECTORS (HALF / LANES)
+#define TOKENS 64      /* whose scales are unpacked together */
+#define BLOCKS_MOST (QMI_HEAD_SIZE_MAX / QMI_KV_BLOCK)
+
+/* The scales of a record of `blocks`. */
+ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *scales)
+{
+    const uint16_t *halves = (const uint16_t *)(const void *)(record + at);
+    for (int64_t b = 0; b < blocks; b += LANES) {
+        int64_t n = blocks - b < LANES ? blocks - b : LANES;
+        v_store_part(scales + b, v_load_half_part(halves + b, n), n);
+    }
+}
+
+#define DEFINE_CODES(type, low_bytes, high_bytes) \
+    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
+    { \
+        const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
+        const char *record = work->keys; \
+        const float *query = work->query + head * work->query_stride; \
+        for (int32_t j = 0; j < work->count; j++, record += bytes) { \
+            const uint8_t *low = (const uint8_t *)record, *high = low + blocks * (low_bytes); \
+            vector sum[TOGETHER_MOST], k[VECTORS]; \
+            float scales[BLOCKS_MOST]; \
+            load_scales(record, bytes - 2 * blocks, blocks, scales); \
+            for (int h = 0; h < count; h++) \
+                sum[h] = v_zero(); \
+            for (int32_t b = 0; b < blocks; b++) \
+                for (int half = 0; half < 2; half++) { \
+                    kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, k); \
+                    for (int v = 0; v < VECTORS; v++) { \
+                        k[v] = v_mul(v_all(scales[b]), k[v]); \
+                        for (int h = 0; h < count; h++) \
+                            sum[h] = v_fma(v_load(query + h * work->query_stride + b * QMI_KV_BLOCK + half * HALF + v * LANES), \
+                                           k[v], sum[h]); \
+                    } \
+                } \
+            put_scores(work, head, count, j, sum); \
+        } \
+    } \
+    void NAME(scores_##type)(const qmi_cpu_scores *work) \
+    { \
+        if (work->head_size % QMI_KV_BLOCK) \
+            qmi_scalar_scores_##type(work); \
+        else \
+            EACH_HEADS(work, scores_##type); \
+    } \
+    /* half a block of some tokens, from `record` and their scales on */ \
+    ALWAYS void mix_half_##type(const qmi_cpu_mix *work, const int count, const float *weight, const char *record, \
+                                const float *scales, int32_t tokens, int32_t b, const int half, float *out) \
+    { \
+        const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
+        vector sum[TOGETHER_MOST][VECTORS]; \
+        for (int h = 0; h < count; h++) \
+            for (int v = 0; v < VECTORS; v++) \
+                sum[h][v] = v_load(out + h * work->out_stride + v * LANES); \
+        for (int32_t j = 0; j < tokens; j++, record += bytes) { \
+            const uint8_t *low = (const uint8_t *)record, *high = low + blocks * (low_bytes); \
+            vector x[VECTORS]; \
+            kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, x); \
+            for (int v = 0; v < VECTORS; v++) { \
+                x[v] = v_mul(v_all(scales[j * blocks + b]), x[v]); \
+                for (int h = 0; h < count; h++) \
+                    sum[h][v] = v_fma(v_all(weight[h * work->weight_stride + j]), x[v], sum[h][v]); \
+            } \
+        } \
+        for (int h = 0; h < count; h++) \
+            for (int v = 0; v < VECTORS; v++) \
+                v_store(out + h * work->out_stride + v * LANES, sum[h][v]); \
+    } \
+    ALWAYS void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count) \
+    { \
+        const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
+        const float *weight = work->weight + head * work->weight_stride; \
+        const char *record = work->values; \
+        float scales[TOKENS * BLOCKS_MOST]; \
+        for (int32_t first = 0; first < work->count; first += TOKENS, record += TOKENS * bytes, weight += TOKENS) { \
+            int32_t tokens = work->count - first < TOKENS ? work->count - first : TOKENS; \
+            for (int32_t j = 0; j < tokens; j++) \
+                load_scales(record + j * bytes, bytes - 2 * blocks, blocks, scales + j * blocks); \
+            for (int32_t b = 0; b < blocks; b++) { \
+                float *out = work->out + head * work->out_stride + b * QMI_KV_BLOCK; \
+                mix_half_##type(work, count, weight, record, scales, tokens, b, 0, out); \
+                mix_half_##type(work, count, weight, record, scales, tokens, b, 1, out + HALF); \
+            } \
+        } \
+    } \
+    void NAME(mix_##type)(const qmi_cpu_mix *work) \
+    { \
+        if (work->head_size % QMI_KV_BLOCK) \
+            qmi_scalar_mix_##type(work); \
+        else \
+            EACH_HEADS(work, mix_##type); \
+    }
+
+DEFINE_CODES(q8_0, 32, 0)
+DEFINE_CODES(q6, 16, 8)
+DEFINE_CODES(q5, 16, 4)
+DEFINE_CODES(q4_0, 16, 0)
+
+/* ---- turning ---- */
+
+/* x H without its factor, in runs of at least a vector. */
+ALWAYS void butterflies(float *x, int32_t run)
+{
+    for (int32_t i = 0; i < run; i += LANES) {
+        vector v = v_load(x + i);
+        v = v_add(v_swap(v, 1), v_negate_odd(v, 1));
+        v = v_add(v_swap(v, 2), v_negate_odd(v, 2));
+        v = v_add(v_swap(v, 4), v_negate_odd(v, 4));
+        if (LANES == 16)
+            v = v_add(v_swap(v, 8), v_negate_odd(v, 8));
+        v_store(x + i, v);
+    }
+    for (int32_t apart = LANES; apart < run; apart *= 2)
+        for (int32_t first = 0; first < run; first += 2 * apart)
+            for (int32_t i = first; i < first + apart; i += LANES) {
+                vector a = v_load(x + i), b = v_load(x + i + apart);
+                v_store(x + i, v_add(a, b));
+                v_store(x + i + apart, v_sub(a, b));
+            }
+}
+
+static void change_signs(float *x, int32_t run)
+{
+    for (int32_t i = 0; i < run; i++) {
+        uint32_t bits;
+        memcpy(&bits, x + i, sizeof bits);
+        bits ^= (uint32_t)qmi_kv_sign((uint32_t)i) << 31;
+        memcpy(x + i, &bits, sizeof bits);
+    }
+}
+
+static void multiply(float *x, int32_t run, float factor)
+{
+    for (int32_t i = 0; i < run; i += LANES)
+        v_store(x + i, v_mul(v_load(x + i), v_all(factor)));
+}
+
+void NAME(spread)(float *x, int32_t count)
+{
+    int32_t run = qmi_kv_rotation(count);
+    if (run < LANES) {
+        qmi_scalar_spread(x, count);
+        return;
+    }
+    for (int32_t first = 0; first < count; first += run) {
+        change_signs(x + first, run);
+        butterflies(x + first, run);
+        multiply(x + first, run, 1 / sqrtf((float)run));
+    }
+}
+
+void NAME(gather)(float *x, int32_t count)
+{
+    int32_t run = qmi_kv_rotation(count);
+    if (run < LANES) {
+        qmi_scalar_gather(x, count);
+        return;
+    }
+    for (int32_t first = 0; first < count; first += run) {
+        butterflies(x + first, run);
+        multiply(x + first, run, 1 / sqrtf((float)run));
+        change_signs(x + first, run);
     }
 }

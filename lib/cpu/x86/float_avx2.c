@@ -2,6 +2,7 @@
 #include "cpu/x86/x86.h"
 
 #include "cpu/x86/vector_avx2.h"
+#include "cpu/x86/kv_avx2.h"
 
 #include "cpu/x86/float_tmpl.h"
 #include "cpu/x86/attend_tmpl.h"

@@ -2,13 +2,24 @@
 #include "cpu/cpu_features.h"
 #include "cpu/x86/x86.h"
 
+#define SET_ATTEND(isa, id, type) \
+    kernels->kv[QMI_KV_##id].scores = qmi_##isa##_scores_##type; \
+    kernels->kv[QMI_KV_##id].mix = qmi_##isa##_mix_##type
+
 #define SET_FLOAT_KERNELS(isa) \
     kernels->dot[QMI_TYPE_F32] = qmi_##isa##_dot_f32; \
     kernels->dot[QMI_TYPE_F16] = qmi_##isa##_dot_f16; \
     kernels->dot[QMI_TYPE_BF16] = qmi_##isa##_dot_bf16; \
-    kernels->kv[QMI_TYPE_F32].scores = qmi_##isa##_scores_f32; \
-    kernels->kv[QMI_TYPE_F32].mix = qmi_##isa##_mix_f32; \
-    kernels->kv[QMI_TYPE_F16] = (qmi_cpu_kv_kernels){ qmi_##isa##_scores_f16, qmi_##isa##_mix_f16, qmi_##isa##_store_f16 }; \
+    SET_ATTEND(isa, F32, f32); \
+    SET_ATTEND(isa, F16, f16); \
+    SET_ATTEND(isa, BF16, bf16); \
+    SET_ATTEND(isa, Q8_0, q8_0); \
+    SET_ATTEND(isa, Q6, q6); \
+    SET_ATTEND(isa, Q5, q5); \
+    SET_ATTEND(isa, Q4_0, q4_0); \
+    kernels->kv[QMI_KV_F16].store = qmi_##isa##_store_f16; \
+    kernels->spread = qmi_##isa##_spread; \
+    kernels->gather = qmi_##isa##_gather; \
     kernels->maximum = qmi_##isa##_maximum; \
     kernels->exp_sum = qmi_##isa##_exp_sum; \
     kernels->blend = qmi_##isa##_blend; \

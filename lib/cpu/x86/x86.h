@@ -4,15 +4,24 @@
 
 #include "cpu/kernels.h"
 
+#define QMI_DECLARE_ATTEND(isa, type) \
+    void qmi_##isa##_scores_##type(const qmi_cpu_scores *work); \
+    void qmi_##isa##_mix_##type(const qmi_cpu_mix *work);
+
 /* All that exists for vectors of floats, AVX2 and AVX-512 alike. */
 #define QMI_DECLARE_FLOAT_KERNELS(isa) \
     void qmi_##isa##_dot_f32(const qmi_cpu_tile *tile); \
     void qmi_##isa##_dot_f16(const qmi_cpu_tile *tile); \
     void qmi_##isa##_dot_bf16(const qmi_cpu_tile *tile); \
-    void qmi_##isa##_scores_f32(const qmi_cpu_scores *work); \
-    void qmi_##isa##_scores_f16(const qmi_cpu_scores *work); \
-    void qmi_##isa##_mix_f32(const qmi_cpu_mix *work); \
-    void qmi_##isa##_mix_f16(const qmi_cpu_mix *work); \
+    QMI_DECLARE_ATTEND(isa, f32) \
+    QMI_DECLARE_ATTEND(isa, f16) \
+    QMI_DECLARE_ATTEND(isa, bf16) \
+    QMI_DECLARE_ATTEND(isa, q8_0) \
+    QMI_DECLARE_ATTEND(isa, q6) \
+    QMI_DECLARE_ATTEND(isa, q5) \
+    QMI_DECLARE_ATTEND(isa, q4_0) \
+    void qmi_##isa##_spread(float *x, int32_t count); \
+    void qmi_##isa##_gather(float *x, int32_t count); \
     void qmi_##isa##_store_f16(const float *from, void *to, int64_t count); \
     float qmi_##isa##_maximum(const float *x, int64_t count); \
     float qmi_##isa##_exp_sum(float *x, int64_t count, float shift); \
