@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a GGUF file with the geometry of a published Qwen model and random weights, for measuring speed.
 
-    random_model.py GEOMETRY OUT.gguf [--quant TYPE] [--layers N]
+    random_model.py GEOMETRY OUT.gguf [--quant TYPE] [--layers N] [--header-only]
 
 Speed and memory depend on shapes and number formats, not on what the weights say; the text such a model writes is noise.
 Geometries: 35b-a3b (Qwen3.5-35B-A3B), 27b (Qwen3.5-27B), mini (the same kind of model for two CPU cores).
@@ -177,6 +177,7 @@ def main():
     parser.add_argument("out")
     parser.add_argument("--quant", choices=QUANTS, default="q4_k_s")
     parser.add_argument("--layers", type=int, help="cut the model to so many layers")
+    parser.add_argument("--header-only", action="store_true", help="a file with a hole instead of weights: for `qwenmoe info`")
     options = parser.parse_args()
     geometry = dict(GEOMETRIES[options.geometry])
     if options.layers:
@@ -192,6 +193,9 @@ def main():
         table = b"".join(text(name) + struct.pack(f"<I{len(d)}QIQ", len(d), *d, kind, at) for name, d, kind, _, at, _ in entries)
         head = b"GGUF" + struct.pack("<IQQ", 3, len(entries), header.count) + bytes(header.data) + table
         out.write(head + bytes(-len(head) % 32))
+        if options.header_only:
+            out.truncate(len(head) + -len(head) % 32 + offset)
+            entries = []
         pools = {}
         for number, (_, _, kind, value, _, size) in enumerate(entries):
             write_tensor(out, size, kind, value, pools, random)

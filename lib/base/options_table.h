@@ -6,6 +6,8 @@ QMI_OPTION(PRESET, "preset", SESSION, CHOICE, "none", 0, 0, "none|coding|chat|qu
 /* ---- model: read by qm_model_load ---- */
 QMI_OPTION(DEVICE, "device", MODEL, TEXT, "auto", 0, 0, "",
            "where to compute: cpu, cuda (a graphics card; the second one is cuda:1), or auto, which takes a card that the model fits on, else the CPU")
+QMI_OPTION(PLAN_DEVICES, "plan-devices", MODEL, TEXT, "", 0, 0, "",
+           "cards that the plan's split is made for instead of this machine's, as 12G,12G (GiB, or bytes without the letter); for qwenmoe info")
 QMI_OPTION(CUDA_LIBRARY, "cuda-library", MODEL, TEXT, "", 0, 0, "",
            "file of the CUDA backend; empty: libqwenmoe-cuda.so beside this library, or where the system looks for libraries")
 QMI_OPTION(THREADS, "threads", MODEL, INT, "0", 0, 1024, "",

@@ -94,13 +94,18 @@ static void set_checkpoints(const qmi_settings *settings, qmi_plan *plan)
     }
 }
 
+int64_t qmi_plan_checkpoints(const qmi_plan *plan)
+{
+    int64_t count = CHECKPOINTS_SMALL / checkpoint_bytes(plan);
+    return count < CHECKPOINTS_LEAST ? CHECKPOINTS_LEAST : count > CHECKPOINTS_MANY ? CHECKPOINTS_MANY : count;
+}
+
 /* Once all else has its memory. */
 static void choose_checkpoints(const qmi_settings *settings, qmi_plan *plan)
 {
-    int64_t bytes = checkpoint_bytes(plan), count = CHECKPOINTS_SMALL / bytes;
+    int64_t bytes = checkpoint_bytes(plan), count = qmi_plan_checkpoints(plan);
     if (plan->state.recurrent_bytes == 0 || qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY) >= 0)
         return;
-    count = count < CHECKPOINTS_LEAST ? CHECKPOINTS_LEAST : count > CHECKPOINTS_MANY ? CHECKPOINTS_MANY : count;
     if (plan->available >= 0) {
         int64_t left = plan->available - (plan->total - (plan->mapped ? plan->weights : 0));
         int64_t room = left > 0 ? left / 4 / bytes : 0;

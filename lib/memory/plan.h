@@ -43,6 +43,7 @@ typedef struct qmi_plan {
 
 /* What the plan needs to know of a device. */
 typedef struct qmi_plan_device {
+    const char *name;         /* for people */
     int64_t memory;           /* bytes that it has for us; -1: unknown */
     int64_t fixed;            /* bytes of them that the backend takes whatever the program */
     bool mapped;              /* weights are used where the file is mapped */
@@ -63,6 +64,9 @@ int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const 
 /* The session's context by its options: QM_ERROR_OPTION unless answer-tokens < context <= the model's length (numbers in the
  * message). */
 int32_t qmi_plan_context(const qmi_hparams *hparams, const qmi_settings *settings, int64_t *context);
+
+/* States to go back to that are worth their memory, where there is enough. */
+int64_t qmi_plan_checkpoints(const qmi_plan *plan);
 
 /* As a table for people, or as JSON. snprintf rules. */
 int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size);

@@ -1,5 +1,5 @@
 /* The plan as a table for people and as JSON: see plan.h. */
-#include "memory/plan.h"
+#include "memory/split.h"
 
 #include <inttypes.h>
 #include <jansson.h>
@@ -150,5 +150,43 @@ int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
     writer w = { text, size, 0 };
     put(&w, "%s\n", dump);
     free(dump);
+    return w.length;
+}
+
+static double mebibytes(int64_t bytes)
+{
+    return (double)bytes / (1 << 20);
+}
+
+static void put_share(writer *w, const qmi_split_share *share, const char *name)
+{
+    char layers[48] = "none";
+    if (share->part.count)
+        snprintf(layers, sizeof layers, "%d-%d", share->part.first, share->part.first + share->part.count - 1);
+    if (share->expert_layers)
+        snprintf(layers + strlen(layers), sizeof layers - strlen(layers), ", experts of %d", share->expert_layers);
+    put(w, "  %-10s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f", name, layers, mebibytes(share->weights), mebibytes(share->kv),
+        mebibytes(share->state + share->logits), mebibytes(share->checkpoints),
+        mebibytes(share->vectors + share->workspace + share->scratch + share->fixed), mebibytes(share->total));
+    if (share->available >= 0)
+        put(w, " %9.1f", mebibytes(share->available));
+    put(w, "\n");
+}
+
+int64_t qmi_split_table(const qmi_split *split, const qmi_plan *plan, const qmi_plan_device *devices, char *text,
+                        int64_t size)
+{
+    writer w = { text, size, 0 };
+    put(&w, "\nover %d devices: %s", split->count, split->fits ? "fits" : "does not fit: ");
+    if (!split->fits) {
+        put(&w, "%s\n", split->reason);
+        return w.length;
+    }
+    put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB; this version computes on one device)\n", plan->context,
+        split->chunk, split->checkpoints);
+    put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.", "batch", "sum",
+        "has");
+    for (int32_t i = 0; i < split->count; i++)
+        put_share(&w, &split->shares[i], devices[i].name);
     return w.length;
 }

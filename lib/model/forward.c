@@ -63,15 +63,24 @@ static int32_t finish(qmi_builder *b)
     return b->code;
 }
 
+int32_t qmi_forward_build_part(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,
+                               const qmi_forward_part *part, const qmi_alloc *alloc, qmi_program *out)
+{
+    qmi_builder b = start(hparams, weights, kv, alloc, out);
+    if (part->input)
+        qmi_build_append(&b, (qmi_op){ .kind = QMI_OP_EMBED, .embed = { .table = weights->embedding, .out = b.residual } });
+    for (b.layer = part->first; b.layer < part->first + part->count; b.layer++)
+        append_layer(&b);
+    if (part->output)
+        append_logits(&b, weights->output_norm, weights->output);
+    return finish(&b);
+}
+
 int32_t qmi_forward_build(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv, const qmi_alloc *alloc,
                           qmi_program *out)
 {
-    qmi_builder b = start(hparams, weights, kv, alloc, out);
-    qmi_build_append(&b, (qmi_op){ .kind = QMI_OP_EMBED, .embed = { .table = weights->embedding, .out = b.residual } });
-    for (b.layer = 0; b.layer < hparams->layers; b.layer++)
-        append_layer(&b);
-    append_logits(&b, weights->output_norm, weights->output);
-    return finish(&b);
+    const qmi_forward_part all = { .count = hparams->layers, .input = true, .output = true };
+    return qmi_forward_build_part(hparams, weights, kv, &all, alloc, out);
 }
 
 int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,

@@ -24,6 +24,17 @@ typedef struct qmi_kv_layout {
 int32_t qmi_forward_build(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv, const qmi_alloc *alloc,
                           qmi_program *out);
 
+/* The same for a part of the layers, where several devices share a model: pages and states hold those of these layers alone.
+ * Without `input` slot "residual" is written before the run; without `output` it is the result, and there are no "hidden" and
+ * "logits". */
+typedef struct qmi_forward_part {
+    int32_t first, count; /* layers */
+    bool input, output;   /* the embedding before them; final norm and logits behind them */
+} qmi_forward_part;
+
+int32_t qmi_forward_build_part(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,
+                               const qmi_forward_part *part, const qmi_alloc *alloc, qmi_program *out);
+
 /* The multi-token-prediction block: row i of slot "draft_in" holds the hidden state after output_norm of position p, the row's
  * token is that of p + 1, its sequence's position is p. "logits" predict the token at p + 2; "hidden" the next draft_in. */
 int32_t qmi_forward_build_mtp(const qmi_hparams *hparams, const qmi_weights *weights, const qmi_kv_layout *kv,

@@ -16,6 +16,7 @@ typedef struct loader {
     qmi_device *device;       /* NULL: a survey, which takes tensors as they should be */
     qmi_matrix_bytes_function matrix_bytes; /* of a survey */
     qmi_weight_sums *sums;
+    qmi_weights *weights;     /* of a survey */
     float *vectors;           /* the block of vectors as it is built on the host */
     int64_t used, room;       /* floats */
     qmi_address vector_base;  /* where the block will lie on the device */
@@ -30,16 +31,24 @@ static int64_t grain(int64_t floats)
     return (floats + VECTOR_GRAIN - 1) / VECTOR_GRAIN * VECTOR_GRAIN;
 }
 
+int64_t qmi_weights_layer_vectors(const qmi_hparams *h, bool delta)
+{
+    int64_t count = 5 * grain(h->hidden) + 2 * grain(h->head_size); /* 5: two norms, and three more of the mtp block */
+    if (delta)
+        count += grain(qmi_hparams_channels(h) * h->taps) + 2 * grain(h->value_heads) + grain(h->value_size);
+    return (int64_t)sizeof(float) * count;
+}
+
+int64_t qmi_weights_other_vectors(const qmi_hparams *h)
+{
+    return (int64_t)sizeof(float) * (grain(h->hidden) + grain(h->rotary));
+}
+
 int64_t qmi_weights_vector_bytes(const qmi_hparams *h, bool mtp)
 {
-    int64_t common = 5 * grain(h->hidden); /* 5: two norms, and three more of the mtp block */
-    int64_t attention = 2 * grain(h->head_size);
-    int64_t layers = h->layers + (mtp ? h->mtp_layers : 0);
-    int64_t count = layers * (common + attention) + grain(h->hidden) + grain(h->rotary);
-    if (h->delta_layers)
-        count += h->delta_layers *
-                 (grain(qmi_hparams_channels(h) * h->taps) + 2 * grain(h->value_heads) + grain(h->value_size));
-    return (int64_t)sizeof(float) * count;
+    int64_t others = h->attention_layers + (mtp ? h->mtp_layers : 0);
+    return h->delta_layers * qmi_weights_layer_vectors(h, true) + others * qmi_weights_layer_vectors(h, false) +
+           qmi_weights_other_vectors(h);
 }
 
 static void fail_shape(loader *l, const qmi_gguf_tensor *tensor, int64_t columns, int64_t rows, int64_t count)
@@ -83,7 +92,16 @@ static void count_matrix(loader *l, qmi_matrix *matrix)
     int64_t bytes = qmi_quant_row_bytes(type, matrix->columns) * matrix->rows * matrix->count;
     if (l->matrix_bytes)
         bytes = l->matrix_bytes(&matrix->type, matrix->columns, matrix->rows * matrix->count);
-    l->sums->bytes += bytes > 0 ? bytes : 0; /* less: not what the dimensions ask for, which loading will say */
+    bytes = bytes > 0 ? bytes : 0; /* less: not what the dimensions ask for, which loading will say */
+    l->sums->bytes += bytes;
+    if (l->layer >= 0) {
+        l->weights->layers[l->layer].bytes += bytes;
+        l->weights->layers[l->layer].expert_bytes += matrix->count > 1 ? bytes : 0;
+    } else if (l->weights->embedding.rows) {
+        l->weights->output_bytes = bytes;
+    } else {
+        l->weights->embedding_bytes = bytes;
+    }
     if (matrix->type != type) {
         l->sums->kept_as[type] = matrix->type;
         l->sums->converted[type]++;
@@ -269,7 +287,7 @@ static int32_t new_layers(const qmi_hparams *h, bool mtp, const qmi_alloc *alloc
 int32_t qmi_weights_survey(const qmi_gguf *gguf, const qmi_hparams *h, bool mtp, qmi_matrix_bytes_function matrix_bytes,
                            const qmi_alloc *alloc, qmi_weights *out, qmi_weight_sums *sums)
 {
-    loader l = { .gguf = gguf, .h = h, .matrix_bytes = matrix_bytes, .sums = sums, .layer = -1 };
+    loader l = { .gguf = gguf, .h = h, .matrix_bytes = matrix_bytes, .sums = sums, .weights = out, .layer = -1 };
     *sums = (qmi_weight_sums){ 0 };
     int32_t code = new_layers(h, mtp, alloc, out);
     if (code == 0)

@@ -30,6 +30,8 @@ typedef struct qmi_layer {       /* absent parts are all zero; shapes in comment
     /* multi-token prediction */
     qmi_matrix join;             /* nextn.eh_proj [D][2 D] */
     qmi_vector embed_norm, hidden_norm, head_norm; /* [D] */
+    /* of a survey: bytes of its matrices on the device, and those of experts among them */
+    int64_t bytes, expert_bytes;
 } qmi_layer;
 
 typedef struct qmi_weights {
@@ -39,6 +41,7 @@ typedef struct qmi_weights {
     qmi_vector inverse_frequency; /* [rotary / 2] */
     int32_t layer_count;          /* layers, and the multi-token-prediction block if it is loaded */
     qmi_layer *layers;
+    int64_t embedding_bytes, output_bytes; /* of a survey; output_bytes 0: tied */
     qmi_address vectors;          /* the one block in which all vectors lie, float32 */
     int64_t vector_bytes;
 } qmi_weights;
@@ -46,6 +49,9 @@ typedef struct qmi_weights {
 /* Bytes of the block of vectors, without touching a device (for the plan). mtp: the multi-token-prediction block is loaded
  * too. */
 int64_t qmi_weights_vector_bytes(const qmi_hparams *hparams, bool mtp);
+/* Of them those of one layer, a delta layer or another; and those outside the layers. */
+int64_t qmi_weights_layer_vectors(const qmi_hparams *hparams, bool delta);
+int64_t qmi_weights_other_vectors(const qmi_hparams *hparams);
 
 /* What the matrices take on a device. */
 typedef struct qmi_weight_sums {

@@ -66,6 +66,7 @@ struct qm_model {
     qmi_plan plan;
     const qmi_backend *backend;
     qmi_device *device;
+    int32_t device_index;        /* of the backend's */
     qmi_device_info info;
     qmi_weights weights;
     qmi_program program, mtp_program;

@@ -5,6 +5,7 @@
 #include "backend/registry.h"
 #include "run/constraint.h"
 #include "run/job.h"
+#include "run/plan_devices.h"
 
 /* ---- file, vocabulary, chat format ---- */
 
@@ -146,6 +147,7 @@ static int32_t open_device(qm_model *model, const qmi_choice *choice)
         .log = settings->log,
     };
     model->backend = choice->backend;
+    model->device_index = choice->index;
     int32_t code = model->backend->open(&device, &model->device);
     if (code >= 0)
         model->backend->info(model->device, &model->info);
@@ -154,17 +156,7 @@ static int32_t open_device(qm_model *model, const qmi_choice *choice)
 
 static int32_t make_plan(qm_model *model)
 {
-    const qmi_device_info *info = &model->info;
-    const qmi_plan_device device = {
-        .memory = info->memory_free > 0 ? info->memory_free : -1,
-        .fixed = info->memory_fixed,
-        .mapped = info->shares_host,
-        .threads = info->threads,
-        .chunk_low = info->chunk_low,
-        .chunk_high = info->chunk_high,
-        .matrix_bytes = model->backend->matrix_bytes,
-        .scratch_bytes = model->backend->scratch_bytes,
-    };
+    const qmi_plan_device device = qmi_plan_devices_of(model->backend, &model->info);
     int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, &device, &model->settings.alloc, &model->plan);
     return code < 0 ? qmi_fail_within(code, model->path) : code;
 }
@@ -344,6 +336,22 @@ int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi
     return QM_OK;
 }
 
+/* What several devices would hold, behind the plan's table of `length` bytes. Returns the length of all. */
+static int64_t add_split(const qm_model *model, int64_t length, char *text, int64_t size)
+{
+    qmi_plan_devices devices;
+    qmi_split split;
+    int64_t room = size > length ? size - length : 0;
+    int32_t code = qmi_plan_devices_find(model, &devices);
+    if (code < 0 || devices.count < 2)
+        return code < 0 ? code : length;
+    code = qmi_split_make(&model->parts.gguf, &model->settings, &model->plan, devices.list, devices.count, &model->settings.alloc,
+                          &split);
+    if (code < 0)
+        return code;
+    return length + qmi_split_table(&split, &model->plan, devices.list, room ? text + length : NULL, room);
+}
+
 int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json, char *text, int64_t size)
 {
     qm_model *model;
@@ -353,6 +361,8 @@ int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json,
     code = use_device(model, NULL);
     if (code >= 0)
         code = json ? qmi_plan_json(&model->plan, text, size) : qmi_plan_table(&model->plan, text, size);
+    if (code >= 0 && !json)
+        code = add_split(model, code, text, size);
     qmi_load_release(model);
     return code;
 }

@@ -179,6 +179,14 @@ check_info() {
     expect 0 info --json
     json 'd["model"]["parameters"] > 0 and d["model"]["file_bytes"] > 0 and d["plan"]["layers"] > 0'
     expect 1 info -m "$work/none.gguf"
+    expect 0 info --device cpu --plan-devices 12G,8000000
+    holds "$out" '^over 3 devices: fits'
+    holds "$out" '^ +card:0 +0-[0-9]'
+    expect 0 info --device cpu --plan-devices 1000
+    holds "$out" '^ +card:0 +none'
+    holds "$out" '^ +cpu +0-[0-9]'
+    expect 1 info --plan-devices 12Q
+    holds "$err" '12G,24G'
 }
 
 check_tokenize() {

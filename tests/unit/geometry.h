@@ -68,4 +68,63 @@ static inline void geometry_real(geometry *g, int experts, const char *skip, con
     geometry_tensor(g, "token_embd.weight", QMI_TYPE_Q4_K, experts ? 2048 : 5120, 248320);
 }
 
+static inline void geometry_part(geometry *g, int layer, const char *name, uint32_t type, int64_t columns, int64_t rows,
+                                 int64_t count)
+{
+    char full[96];
+    snprintf(full, sizeof full, "blk.%d.%s", layer, name);
+    put_tensor(&g->w, full, type, count > 1 ? 3 : rows > 1 ? 2 : 1,
+               (uint64_t[]){ (uint64_t)columns, (uint64_t)rows, (uint64_t)count }, (uint64_t)g->data);
+    g->data += (qmi_quant_row_bytes(type, columns) * rows * count + 31) / 32 * 32;
+    g->tensors++;
+}
+
+/* The tensors of all layers after geometry_real, as a file of mixture Q4_K_S has them (examples/bench/random_model.py). */
+static inline void geometry_layers(geometry *g, int experts)
+{
+    const int layers = experts ? 40 : 64;
+    const int64_t width = experts ? 2048 : 5120, heads = experts ? 16 : 24, kv_heads = experts ? 2 : 4;
+    const int64_t value_heads = experts ? 32 : 48, keys = 16 * 128, values = value_heads * 128, inner = experts ? 512 : 17408;
+    const uint32_t main_type = QMI_TYPE_Q4_K;
+    geometry_tensor(g, "output.weight", QMI_TYPE_Q6_K, width, 248320);
+    geometry_tensor(g, "output_norm.weight", QMI_TYPE_F32, width, 1);
+    for (int i = 0; i < layers; i++) {
+        const uint32_t down = i < layers / 8 ? QMI_TYPE_Q5_K : main_type;
+        geometry_part(g, i, "attn_norm.weight", QMI_TYPE_F32, width, 1, 1);
+        geometry_part(g, i, "post_attention_norm.weight", QMI_TYPE_F32, width, 1, 1);
+        if ((i + 1) % 4) {
+            geometry_part(g, i, "attn_qkv.weight", main_type, width, 2 * keys + values, 1);
+            geometry_part(g, i, "attn_gate.weight", main_type, width, values, 1);
+            geometry_part(g, i, "ssm_conv1d.weight", QMI_TYPE_F32, 4, 2 * keys + values, 1);
+            geometry_part(g, i, "ssm_dt.bias", QMI_TYPE_F32, value_heads, 1, 1);
+            geometry_part(g, i, "ssm_a", QMI_TYPE_F32, value_heads, 1, 1);
+            geometry_part(g, i, "ssm_beta.weight", main_type, width, value_heads, 1);
+            geometry_part(g, i, "ssm_alpha.weight", main_type, width, value_heads, 1);
+            geometry_part(g, i, "ssm_norm.weight", QMI_TYPE_F32, 128, 1, 1);
+            geometry_part(g, i, "ssm_out.weight", main_type, values, width, 1);
+        } else {
+            geometry_part(g, i, "attn_q.weight", main_type, width, 2 * 256 * heads, 1);
+            geometry_part(g, i, "attn_k.weight", main_type, width, 256 * kv_heads, 1);
+            geometry_part(g, i, "attn_v.weight", i < 8 ? QMI_TYPE_Q5_K : main_type, width, 256 * kv_heads, 1);
+            geometry_part(g, i, "attn_output.weight", main_type, 256 * heads, width, 1);
+            geometry_part(g, i, "attn_q_norm.weight", QMI_TYPE_F32, 256, 1, 1);
+            geometry_part(g, i, "attn_k_norm.weight", QMI_TYPE_F32, 256, 1, 1);
+        }
+        if (experts) {
+            geometry_part(g, i, "ffn_gate_inp.weight", QMI_TYPE_F32, width, 256, 1);
+            geometry_part(g, i, "ffn_gate_inp_shexp.weight", QMI_TYPE_F32, width, 1, 1);
+            geometry_part(g, i, "ffn_gate_exps.weight", main_type, width, inner, 256);
+            geometry_part(g, i, "ffn_up_exps.weight", main_type, width, inner, 256);
+            geometry_part(g, i, "ffn_down_exps.weight", down, inner, width, 256);
+            geometry_part(g, i, "ffn_gate_shexp.weight", main_type, width, inner, 1);
+            geometry_part(g, i, "ffn_up_shexp.weight", main_type, width, inner, 1);
+            geometry_part(g, i, "ffn_down_shexp.weight", down, inner, width, 1);
+        } else {
+            geometry_part(g, i, "ffn_gate.weight", main_type, width, inner, 1);
+            geometry_part(g, i, "ffn_up.weight", main_type, width, inner, 1);
+            geometry_part(g, i, "ffn_down.weight", down, inner, width, 1);
+        }
+    }
+}
+
 #endif
