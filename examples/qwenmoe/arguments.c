@@ -201,7 +201,7 @@ static int parse_flag(arguments *arguments, int count, char **values, int *at)
 /* Sets an option. The value of those that are long texts may be the name of a file that has it. */
 static int set_option(arguments *arguments, const char *name, const char *value)
 {
-    int is_text = strcmp(name, "grammar") == 0 || strcmp(name, "json-schema") == 0;
+    int is_text = strcmp(name, "grammar") == 0 || strcmp(name, "json-schema") == 0 || strcmp(name, "tools") == 0;
     FILE *file = is_text && *value ? fopen(value, "rb") : NULL;
     char *text = NULL;
     int64_t length;

@@ -92,6 +92,12 @@ QMI_OPTION(GRAMMAR, "grammar", SAMPLING, TEXT, "", 0, 0, "",
            "grammar (GBNF) that an answer's text has to fit, its thoughts apart")
 QMI_OPTION(JSON_SCHEMA, "json-schema", SAMPLING, TEXT, "", 0, 0, "",
            "JSON schema that an answer has to fit, its thoughts apart; {} asks for any JSON object")
+QMI_OPTION(TOOLS, "tools", SAMPLING, TEXT, "", 0, 0, "",
+           "JSON array of tools, as the chat format takes it: tool calls in an answer name one of them, and fit its parameters if it is strict")
+QMI_OPTION(TOOL_CHOICE, "tool-choice", SAMPLING, TEXT, "auto", 0, 0, "",
+           "with tools: auto, none (no call), required (calls and no other text), or the name of the function that is called once")
+QMI_OPTION(PARALLEL_TOOL_CALLS, "parallel-tool-calls", SAMPLING, BOOL, "1", 0, 1, "",
+           "with tools: an answer may have several calls")
 QMI_OPTION(IGNORE_END, "ignore-end", SAMPLING, BOOL, "0", 0, 1, "",
            "go on after the model's end of turn, for measuring")
 /* clang-format on */

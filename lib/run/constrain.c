@@ -4,6 +4,8 @@
 #include <string.h>
 #include "base/error.h"
 
+#define ENDING_ROOM 32 /* tokens that the end of thoughts may take, where its mark has to be spelled, and a character before it */
+
 typedef struct chars {
     char *data;
     size_t length, capacity;
@@ -120,6 +122,23 @@ static int32_t allows(void *user, int32_t token)
     return qmi_token_fits(automaton, constrained->match.set, bytes, length);
 }
 
+/* In thoughts: all but the end of the turn. */
+static int32_t allows_thought(void *user, int32_t token)
+{
+    return !is_end(user, token);
+}
+
+static int32_t mask_thought(void *user, const uint64_t **bits)
+{
+    qmi_constrained *constrained = user;
+    memset(constrained->bits, 0xFF, ((size_t)constrained->vocabulary + 63) / 64 * sizeof *constrained->bits);
+    for (int i = 0; i < QMI_BUDGET_ENDS; i++)
+        if (constrained->ends[i] >= 0)
+            constrained->bits[constrained->ends[i] / 64] &= ~((uint64_t)1 << constrained->ends[i] % 64);
+    *bits = constrained->bits;
+    return QM_OK;
+}
+
 static void set_bit(uint64_t *bits, int32_t token)
 {
     if (token >= 0)
@@ -227,14 +246,29 @@ static int32_t end_token(const qmi_constrained *constrained)
     return -1;
 }
 
-int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session, int64_t room, int32_t *token)
+/* Thoughts do not end the turn, and end while there is room for the shortest answer. */
+static int32_t choose_thought(qmi_constrained *constrained, qm_session *session, qmi_budget *budget, int64_t room, int32_t *token)
 {
-    int32_t code;
-    if (constrained->free) {
-        code = qmi_session_choose(session, token);
-        return code < 0 ? code : 1;
+    const qmi_filter filter = { .allows = allows_thought, .mask = mask_thought, .room = constrained->room, .user = constrained };
+    qmi_automaton *automaton = constrained->constraint->automaton;
+    qmi_set start;
+    int32_t code = qmi_automaton_start(automaton, constrained->constraint->root_behind, &start);
+    if (code >= 0 && qmi_automaton_bytes(automaton, start) + ENDING_ROOM >= (uint64_t)room) {
+        code = plan_ending(constrained, start, room - ENDING_ROOM); /* fewer tokens than bytes may do */
+        constrained->forced.count = 0;
+        if (code == 0)
+            qmi_budget_end_thinking(budget);
     }
-    code = join(constrained);
+    if (code >= 0)
+        code = qmi_session_choose_among(session, &filter, token);
+    return code < 0 ? code : 1;
+}
+
+int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session, qmi_budget *budget, int64_t room, int32_t *token)
+{
+    if (constrained->free)
+        return choose_thought(constrained, session, budget, room, token);
+    int32_t code = join(constrained);
     if (code >= 0 && constrained->forced_at < constrained->forced.count) {
         *token = constrained->forced.data[constrained->forced_at++];
         return 1;

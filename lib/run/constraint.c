@@ -4,28 +4,41 @@
 #include <string.h>
 #include "text/grammar_gbnf.h"
 #include "text/grammar_schema.h"
+#include "text/grammar_tools.h"
 
 #define KEPT 16                  /* constraints that nobody uses now */
 #define MEMORY_MOST (64ll << 20) /* of the states of one; beyond, it forgets those that no match is in */
 
 /* ---- from settings to a grammar ---- */
 
-/* The options' texts one after another, each with a letter before it; "" when none is set. */
+static const qmi_option_id option_ids[] = { QMI_OPT_GRAMMAR, QMI_OPT_JSON_SCHEMA, QMI_OPT_TOOLS, QMI_OPT_TOOL_CHOICE };
+#define OPTIONS (sizeof option_ids / sizeof option_ids[0])
+
+static bool asks(const qmi_settings *settings)
+{
+    return *qmi_settings_text(settings, QMI_OPT_GRAMMAR) || *qmi_settings_text(settings, QMI_OPT_JSON_SCHEMA) ||
+           *qmi_settings_text(settings, QMI_OPT_TOOLS);
+}
+
+/* The options' values one after another, with a byte between them that no text has. */
 static char *make_key(const qmi_settings *settings, const qmi_alloc *alloc)
 {
-    const char *grammar = qmi_settings_text(settings, QMI_OPT_GRAMMAR), *schema = qmi_settings_text(settings, QMI_OPT_JSON_SCHEMA);
-    size_t g = strlen(grammar), s = strlen(schema);
-    char *key = qmi_new(alloc, g + s + 3, 1, "grammar of answers");
-    if (!key || (!g && !s))
-        return key;
-    key[0] = 'g';
-    memcpy(key + 1, grammar, g);
-    key[g + 1] = 's';
-    memcpy(key + g + 2, schema, s);
+    size_t length = 0, at = 0;
+    for (size_t i = 0; i < OPTIONS; i++)
+        length += strlen(qmi_settings_text(settings, option_ids[i])) + 1;
+    char *key = qmi_new(alloc, length + 2, 1, "grammar of answers");
+    for (size_t i = 0; i < OPTIONS && key; i++) {
+        const char *text = qmi_settings_text(settings, option_ids[i]);
+        memcpy(key + at, text, strlen(text));
+        at += strlen(text);
+        key[at++] = '\xFF';
+    }
+    if (key)
+        key[at] = qmi_settings_bool(settings, QMI_OPT_PARALLEL_TOOL_CALLS) ? '1' : '0';
     return key;
 }
 
-static int32_t write_grammar(const qmi_settings *settings, qmi_grammar *grammar, uint32_t *root)
+static int32_t write_text(const qmi_settings *settings, qmi_grammar *grammar, uint32_t *root)
 {
     const char *text = qmi_settings_text(settings, QMI_OPT_GRAMMAR), *schema = qmi_settings_text(settings, QMI_OPT_JSON_SCHEMA);
     if (*text && *schema)
@@ -33,8 +46,22 @@ static int32_t write_grammar(const qmi_settings *settings, qmi_grammar *grammar,
     if (*text)
         return qmi_gbnf_read(grammar, text, strlen(text), root);
     *root = qmi_grammar_rule_new(grammar, "root", 4);
-    qmi_expression body = qmi_schema_read_text(grammar, schema, strlen(schema));
-    qmi_grammar_define(grammar, *root, body);
+    qmi_grammar_define(grammar, *root, qmi_schema_read_text(grammar, schema, strlen(schema)));
+    return grammar->code;
+}
+
+static int32_t write_grammar(const qm_model *model, const qmi_settings *settings, qmi_grammar *grammar, uint32_t *root)
+{
+    qmi_tools_request request = { .tools = qmi_settings_text(settings, QMI_OPT_TOOLS),
+                                  .choice = qmi_settings_text(settings, QMI_OPT_TOOL_CHOICE),
+                                  .parallel = qmi_settings_bool(settings, QMI_OPT_PARALLEL_TOOL_CALLS), .format = model->chat };
+    request.has_answer = *qmi_settings_text(settings, QMI_OPT_GRAMMAR) || *qmi_settings_text(settings, QMI_OPT_JSON_SCHEMA);
+    int32_t code = request.has_answer ? write_text(settings, grammar, &request.answer) : QM_OK;
+    *root = request.answer;
+    if (code < 0 || !*request.tools)
+        return code;
+    *root = qmi_grammar_rule_new(grammar, "root", 4);
+    qmi_grammar_define(grammar, *root, qmi_tools_read(grammar, &request));
     return grammar->code;
 }
 
@@ -52,14 +79,14 @@ static int32_t make_ready(qm_model *model, const qmi_settings *settings, qmi_con
     const qmi_alloc *alloc = &model->settings.alloc;
     qmi_grammar grammar;
     qmi_grammar_start(&grammar, alloc);
-    int32_t code = grammar.code < 0 ? grammar.code : write_grammar(settings, &grammar, &constraint->root);
+    int32_t code = grammar.code < 0 ? grammar.code : write_grammar(model, settings, &grammar, &constraint->root);
     if (code >= 0)
         constraint->root_behind = add_root_behind(&grammar, constraint->root);
     if (code >= 0)
         code = qmi_network_new(&grammar, (uint32_t[]){ constraint->root, constraint->root_behind }, 2, alloc, &constraint->network);
     qmi_grammar_end(&grammar);
     if (code >= 0)
-        code = qmi_automaton_new(constraint->network, constraint->trie->longest + 1, alloc, &constraint->automaton);
+        code = qmi_automaton_new(constraint->network, QMI_TOKEN_BRIEF, alloc, &constraint->automaton);
     if (code >= 0)
         code = qmi_token_masks_new(constraint->trie, constraint->automaton, alloc, &constraint->masks);
     return code;
@@ -127,13 +154,9 @@ int32_t qmi_constraint_get(qm_model *model, const qmi_settings *settings, qmi_co
     qmi_constraints *all = &model->constraints;
     int32_t code = QM_OK;
     *out = NULL;
-    char *key = make_key(settings, &model->settings.alloc);
+    char *key = asks(settings) ? make_key(settings, &model->settings.alloc) : NULL;
     if (!key)
-        return QM_ERROR_MEMORY;
-    if (!*key) {
-        qmi_delete(&model->settings.alloc, key);
-        return QM_OK;
-    }
+        return asks(settings) ? QM_ERROR_MEMORY : QM_OK;
     qmi_os_mutex_lock(all->mutex);
     qmi_constraint *found = all->first;
     while (found && strcmp(found->key, key) != 0)

@@ -104,7 +104,7 @@ static int32_t choose_token(qm_job *job, int32_t *token)
         int32_t code = qmi_session_choose(session, token);
         return code < 0 ? code : 1;
     }
-    return qmi_constrained_choose(job->constrained, session, room < left ? room : left, token);
+    return qmi_constrained_choose(job->constrained, session, job->budget, room < left ? room : left, token);
 }
 
 int32_t qmi_generate_next(qm_job *job, int32_t *token)

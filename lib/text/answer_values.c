@@ -3,7 +3,8 @@
 
 #include <string.h>
 
-enum { STRING = 1, NUMBER = 2, BOOLEAN = 4, OBJECT = 8, ARRAY = 16, NOTHING = 32 };
+enum { STRING = QMI_CALL_STRING, NUMBER = QMI_CALL_NUMBER, BOOLEAN = QMI_CALL_BOOLEAN, OBJECT = QMI_CALL_OBJECT,
+       ARRAY = QMI_CALL_ARRAY, NOTHING = QMI_CALL_NULL };
 
 #define SCHEMA_DEPTH 8 /* of anyOf and $ref in each other; deeper ones count as unknown */
 
@@ -31,8 +32,7 @@ static unsigned type_of(const json_t *value)
     return json_is_boolean(value) ? BOOLEAN : json_is_object(value) ? OBJECT : json_is_array(value) ? ARRAY : NOTHING;
 }
 
-/* What "#/$defs/Name" points to. */
-static const json_t *resolve(const json_t *root, const json_t *reference)
+const json_t *qmi_call_resolve(const json_t *root, const json_t *reference)
 {
     if (!qmi_json_is_string(reference) || !qmi_view_starts(qmi_json_text(reference), "#/"))
         return NULL;
@@ -83,7 +83,7 @@ static unsigned allowed_types(const json_t *root, const json_t *schema, int dept
         if (qmi_json_get(schema, unions[i]))
             return union_of(root, qmi_json_get(schema, unions[i]), depth);
     if (reference)
-        return allowed_types(root, resolve(root, reference), depth + 1);
+        return allowed_types(root, qmi_call_resolve(root, reference), depth + 1);
     for (size_t i = 0; i < json_array_size(values); i++)
         types |= type_of(json_array_get(values, i));
     if (only)
@@ -91,6 +91,11 @@ static unsigned allowed_types(const json_t *root, const json_t *schema, int dept
     if (!types)
         types = qmi_json_get(schema, "properties") ? OBJECT : qmi_json_get(schema, "items") ? ARRAY : 0;
     return types;
+}
+
+unsigned qmi_call_types(const json_t *root, const json_t *schema)
+{
+    return allowed_types(root, schema, 0);
 }
 
 /* The schema of a function's parameters, or NULL. */

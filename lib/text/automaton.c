@@ -136,14 +136,18 @@ static int32_t intern(qmi_automaton *automaton, qmi_set *out)
         uint32_t loop = network->places[item->place].loop;
         if (loop != QMI_NO_LOOP)
             item->count = clamp_count(automaton, &network->loops[loop], item->count);
+        if (loop != QMI_NO_LOOP || automaton->sets.list[item->behind].counts)
+            automaton->sets.list[*out].counts = true;
         item->behind = automaton->sets.list[item->behind].clamped;
         same = same && compare_items(&before, item) == 0;
     }
     if (code < 0 || same)
         return code;
     code = number_set(automaton, make_set(automaton->items, count), &is_new, &clamped);
-    if (code >= 0)
+    if (code >= 0) {
         automaton->sets.list[*out].clamped = clamped;
+        automaton->sets.list[clamped].counts = true;
+    }
     return code;
 }
 
@@ -402,25 +406,46 @@ const int32_t *qmi_automaton_tables(const qmi_automaton *automaton)
     return automaton->ways;
 }
 
-int32_t qmi_automaton_step(qmi_automaton *automaton, qmi_set from, uint8_t byte, qmi_set *out)
+/* A step from a clamped set, by its table. */
+static int32_t look_up(qmi_automaton *automaton, qmi_set from, uint8_t byte, int32_t *way)
 {
-    size_t way;
-    if (from == QMI_SET_DEAD || automaton->sets.list[from].clamped != from) {
-        *out = QMI_SET_DEAD;
-        return from == QMI_SET_DEAD ? QM_OK : step(automaton, from, byte, out);
-    }
-    int32_t code = qmi_automaton_table(automaton, from, &way);
+    size_t at;
+    qmi_set to;
+    int32_t code = qmi_automaton_table(automaton, from, &at);
     if (code < 0)
         return code;
-    way += automaton->network->classes[byte];
-    if (automaton->ways[way] >= 0) {
-        *out = (qmi_set)automaton->ways[way];
+    at += automaton->network->classes[byte];
+    *way = automaton->ways[at];
+    if (*way >= 0)
         return QM_OK;
-    }
-    code = step(automaton, from, byte, out);
-    if (code >= 0)
-        automaton->ways[way] = (int32_t)*out;
+    code = step(automaton, from, byte, &to);
+    if (code < 0)
+        return code;
+    qmi_set clamped = automaton->sets.list[to].clamped;
+    *way = (int32_t)(2 * clamped + (to != clamped));
+    automaton->ways[at] = *way;
+    return QM_OK;
+}
+
+int32_t qmi_automaton_step(qmi_automaton *automaton, qmi_set from, uint8_t byte, qmi_set *out)
+{
+    int32_t way = 1, code = QM_OK;
+    if (from != QMI_SET_DEAD && automaton->sets.list[from].clamped == from)
+        code = look_up(automaton, from, byte, &way);
+    *out = from == QMI_SET_DEAD ? QMI_SET_DEAD : (qmi_set)way / 2;
+    return code >= 0 && from != QMI_SET_DEAD && way % 2 ? step(automaton, from, byte, out) : code;
+}
+
+int32_t qmi_automaton_look(qmi_automaton *automaton, qmi_set from, uint8_t byte, qmi_set *out)
+{
+    int32_t way = 0, code = from == QMI_SET_DEAD ? QM_OK : look_up(automaton, from, byte, &way);
+    *out = (qmi_set)way / 2;
     return code;
+}
+
+bool qmi_automaton_counts(const qmi_automaton *automaton, qmi_set set)
+{
+    return automaton->sets.list[set].counts;
 }
 
 int32_t qmi_automaton_walk(qmi_automaton *automaton, qmi_set from, const char *bytes, size_t length, qmi_set *out)

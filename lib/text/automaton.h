@@ -8,7 +8,8 @@
  * that no text can complete are left out: states stay small, and from every state there is a way to a complete text.
  *
  * Counts are clamped where ways are remembered: a loop that within `reach` more bytes can neither be left nor be full is like
- * any other such. What is asked about the next `reach` bytes has the same answer for a set and for its clamped one.
+ * any other such. What is asked about the next `reach` bytes has the same answer for a set and for its clamped one, and so has
+ * what is asked about the bytes that are left when one of them is taken.
  *
  * One thread at a time. Numbers of sets are valid until qmi_automaton_collect. Codes: QM_ERROR_MEMORY; QM_ERROR_UNSUPPORTED when
  * the grammar is so ambiguous that a state has too many items. */
@@ -57,8 +58,12 @@ int32_t qmi_automaton_shortest(qmi_automaton *automaton, qmi_set set, uint8_t *b
 /* Its items before any free way; borrowed until the next call that may make a set. */
 const qmi_item *qmi_automaton_items(const qmi_automaton *automaton, qmi_set set, uint32_t *count);
 
-/* For masks, which look up millions of ways: those of a clamped set begin at *first of the tables, by class of byte. -1: not known
- * yet, take a step. The tables are borrowed until the next step or call of this. */
+/* For questions about at most `reach` bytes: from a clamped set to a clamped set. */
+int32_t qmi_automaton_look(qmi_automaton *automaton, qmi_set from, uint8_t byte, qmi_set *out);
+bool qmi_automaton_counts(const qmi_automaton *automaton, qmi_set set); /* there are counts in it or behind it */
+/* For masks, which look millions of times: the ways of a clamped set begin at *first of the tables, by class of byte. -1: not
+ * known yet, look; else twice the number of the clamped set (and one more if that is not the set itself). The tables are borrowed
+ * until the next step, look or call of this. */
 int32_t qmi_automaton_table(qmi_automaton *automaton, qmi_set set, size_t *first);
 const int32_t *qmi_automaton_tables(const qmi_automaton *automaton);
 const qmi_network *qmi_automaton_network(const qmi_automaton *automaton);

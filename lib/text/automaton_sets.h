@@ -8,6 +8,7 @@ typedef struct qmi_set_info {
     uint32_t first, count;     /* its items */
     uint32_t live, live_count; /* those at the end of free ways that a byte can lead on from; live UINT32_MAX: not known yet */
     qmi_set clamped;
+    bool counts;               /* in an item of it or behind one */
     uint32_t table;            /* of its ways, UINT32_MAX: none yet */
     uint32_t flags;            /* known with the live ones */
     uint64_t bytes;            /* fewest to complete the text */

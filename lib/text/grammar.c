@@ -182,10 +182,10 @@ qmi_expression qmi_grammar_repeat(qmi_grammar *grammar, qmi_expression what, uin
     return add_node(grammar, QMI_EXPRESSION_REPEAT, what, least, most);
 }
 
-qmi_expression qmi_grammar_until(qmi_grammar *grammar, const char *word, bool with_it)
+qmi_expression qmi_grammar_without(qmi_grammar *grammar, const char *words)
 {
-    uint32_t offset = add_bytes(grammar, word, strlen(word));
-    return add_node(grammar, with_it ? QMI_EXPRESSION_UNTIL : QMI_EXPRESSION_WITHOUT, offset, (uint32_t)strlen(word), 0);
+    uint32_t offset = add_bytes(grammar, words, strlen(words));
+    return add_node(grammar, QMI_EXPRESSION_WITHOUT, offset, (uint32_t)strlen(words), 0);
 }
 
 uint32_t qmi_grammar_rule_new(qmi_grammar *grammar, const char *name, size_t length)

@@ -25,8 +25,7 @@ typedef enum qmi_expression_kind {
     QMI_EXPRESSION_ALTERNATIVES, /* likewise */
     QMI_EXPRESSION_REPEAT,       /* first: what; second, third: least and most */
     QMI_EXPRESSION_RULE,         /* first: the rule's number */
-    QMI_EXPRESSION_UNTIL,        /* bytes up to and with the first appearance of first, second: offset and length in `bytes` */
-    QMI_EXPRESSION_WITHOUT       /* bytes in which that does not appear */
+    QMI_EXPRESSION_WITHOUT       /* any text in which no word of first, second appears: offset and length in `bytes` */
 } qmi_expression_kind;
 
 typedef uint32_t qmi_expression; /* a number among the grammar's; 0 is the empty text. Each is part of at most one other */
@@ -73,7 +72,9 @@ qmi_expression qmi_grammar_list(qmi_grammar *grammar, qmi_expression_kind kind);
 void qmi_grammar_add(qmi_grammar *grammar, qmi_expression list, qmi_expression part);
 qmi_expression qmi_grammar_both(qmi_grammar *grammar, qmi_expression one, qmi_expression other); /* one after the other */
 qmi_expression qmi_grammar_repeat(qmi_grammar *grammar, qmi_expression what, uint32_t least, uint32_t most);
-qmi_expression qmi_grammar_until(qmi_grammar *grammar, const char *word, bool with_it); /* UNTIL, WITHOUT: of a word */
+/* Any text (but U+0000) without these words, which stand with a newline between them: each begins with the same byte, which is
+ * nowhere else in them. */
+qmi_expression qmi_grammar_without(qmi_grammar *grammar, const char *words);
 uint32_t qmi_grammar_rule_new(qmi_grammar *grammar, const char *name, size_t length);
 void qmi_grammar_define(qmi_grammar *grammar, uint32_t rule, qmi_expression body);
 qmi_expression qmi_grammar_call(qmi_grammar *grammar, uint32_t rule);

@@ -131,63 +131,92 @@ int32_t qmi_bytes_class(qmi_network *network, qmi_bytes_scratch *scratch, const 
     return code < 0 ? code : add_bytes_place(network, scratch->edges, scratch->edge_count, loop, next);
 }
 
-/* ---- text up to a word ---- */
+/* ---- text without words ---- */
 
-#define WORD_MOST 64
+#define STATES_MOST 128
 
-/* How much of the word's start the text ends with, by the last byte and how much it was before: the automaton of Knuth, Morris and
- * Pratt 1977, "Fast pattern matching in strings". */
-typedef struct word_automaton {
-    uint8_t next[WORD_MOST][256];
-} word_automaton;
+/* The words as a tree: a state for each start of one, and where bytes lead from it. Since their first byte is nowhere else in them,
+ * a byte that does not go on with a word can only begin another one. */
+typedef struct words_automaton {
+    uint8_t next[STATES_MOST][256];
+    size_t count;
+} words_automaton;
 
-static void make_automaton(word_automaton *automaton, const char *word, size_t length)
+#define WHOLE_WORD 255
+
+static bool make_automaton(words_automaton *automaton, const char *words, size_t length)
 {
-    size_t fallback = 0; /* state that the word without its first byte leads to */
-    memset(automaton->next[0], 0, 256);
-    automaton->next[0][(uint8_t)word[0]] = 1;
-    for (size_t state = 1; state < length; state++) {
-        memcpy(automaton->next[state], automaton->next[fallback], 256);
-        automaton->next[state][(uint8_t)word[state]] = (uint8_t)(state + 1);
-        fallback = automaton->next[fallback][(uint8_t)word[state]];
+    uint8_t first = (uint8_t)words[0], state = 0;
+    automaton->count = 1;
+    for (size_t at = 0; at < length; at++) {
+        uint8_t byte = (uint8_t)words[at], *next = &automaton->next[state][byte];
+        bool last = at + 1 == length || words[at + 1] == '\n';
+        if (byte == '\n') {
+            state = 0;
+        } else if (last) {
+            *next = WHOLE_WORD;
+        } else {
+            if (*next == 0 && automaton->count == STATES_MOST)
+                return false;
+            if (*next == 0)
+                *next = (uint8_t)automaton->count++;
+            state = *next;
+        }
     }
+    for (size_t s = 1; s < automaton->count; s++)
+        automaton->next[s][first] = automaton->next[0][first];
+    return true;
 }
 
-int32_t qmi_bytes_until(qmi_network *network, qmi_bytes_scratch *scratch, const char *word, size_t length, bool without,
-                        uint32_t loop, qmi_place *next)
+/* SPLIT places, one a state, behind each of which the text may be over. Their other targets follow. */
+static int32_t add_splits(qmi_network *network, size_t count, uint32_t loop, qmi_place next)
 {
-    word_automaton *automaton = qmi_new(&network->alloc, 1, sizeof *automaton, "grammar");
-    qmi_place start = (qmi_place)network->place_count, split = start + (qmi_place)length;
-    int32_t code = automaton && length > 0 && length < WORD_MOST ? QM_OK : QM_ERROR_MEMORY;
-    if (code >= 0)
-        make_automaton(automaton, word, length);
-    for (size_t state = 0; state < length && code >= 0; state++) {
-        scratch->edge_count = 0;
-        for (int from = 0, to; from < 256 && code >= 0; from = to) {
-            uint8_t target = automaton->next[state][from];
-            for (to = from + 1; to < 256 && automaton->next[state][to] == target; to++)
-                ;
-            qmi_network_edge edge = { (uint8_t)from, (uint8_t)(to - 1), (without ? split : start) + target };
-            if (target == length)
-                edge.to = *next;
-            if (target < length || !without)
-                code = add_first(network, scratch, edge);
-        }
-        qmi_place place;
-        if (code >= 0)
-            code = add_bytes_place(network, scratch->edges, scratch->edge_count, loop, &place);
+    int32_t code = qmi_reserve(&network->alloc, (void **)&network->targets, &network->target_capacity,
+                               network->target_count + 2 * count, sizeof *network->targets, "grammar");
+    for (size_t s = 0; s < count && code >= 0; s++) {
+        code = qmi_network_add_place(network, QMI_PLACE_SPLIT, (uint32_t)network->target_count, 2, loop);
+        network->targets[network->target_count++] = next;
+        network->targets[network->target_count++] = next;
     }
-    for (size_t state = 0; state < length && without && code >= 0; state++) {
-        code = qmi_reserve(&network->alloc, (void **)&network->targets, &network->target_capacity, network->target_count + 2,
-                           sizeof *network->targets, "grammar");
-        if (code >= 0)
-            code = qmi_network_add_place(network, QMI_PLACE_SPLIT, (uint32_t)network->target_count, 2, loop);
-        if (code < 0)
-            break;
-        network->targets[network->target_count++] = start + (qmi_place)state;
-        network->targets[network->target_count++] = *next;
+    return code;
+}
+
+/* The place of a state: its edges go to `splits` + the next one; a code point beyond ASCII, which no word has, to the first one. */
+static int32_t add_state(qmi_network *network, qmi_bytes_scratch *scratch, const uint8_t *next, qmi_place splits, uint32_t loop,
+                         qmi_place *place)
+{
+    int32_t code = QM_OK;
+    scratch->edge_count = 0;
+    for (int from = 1, to; from < 0x80 && code >= 0; from = to) {
+        for (to = from + 1; to < 0x80 && next[to] == next[from]; to++)
+            ;
+        if (next[from] != WHOLE_WORD)
+            code = add_first(network, scratch, (qmi_network_edge){ (uint8_t)from, (uint8_t)(to - 1), splits + next[from] });
+    }
+    if (code >= 0)
+        code = add_range(network, scratch, 0x80, 0xD7FF, loop, splits);
+    if (code >= 0)
+        code = add_range(network, scratch, 0xE000, 0x10FFFF, loop, splits);
+    return code < 0 ? code : add_bytes_place(network, scratch->edges, scratch->edge_count, loop, place);
+}
+
+int32_t qmi_bytes_without(qmi_network *network, qmi_bytes_scratch *scratch, const char *words, size_t length, uint32_t loop,
+                          qmi_place *next)
+{
+    words_automaton *automaton = qmi_new(&network->alloc, 1, sizeof *automaton, "grammar");
+    if (!automaton)
+        return QM_ERROR_MEMORY;
+    qmi_place splits = (qmi_place)network->place_count;
+    int32_t code = make_automaton(automaton, words, length) ? QM_OK : fail_large();
+    if (code >= 0)
+        code = add_splits(network, automaton->count, loop, *next);
+    scratch->shared_count = 0;
+    for (size_t s = 0; s < automaton->count && code >= 0; s++) {
+        qmi_place place = 0;
+        code = add_state(network, scratch, automaton->next[s], splits, loop, &place);
+        network->targets[network->places[splits + s].first] = place;
     }
     qmi_delete(&network->alloc, automaton);
-    *next = without ? split : start;
+    *next = splits;
     return code;
 }

@@ -25,8 +25,7 @@ int32_t qmi_network_add_place(qmi_network *network, qmi_place_kind kind, uint32_
 int32_t qmi_bytes_literal(qmi_network *network, const char *bytes, size_t length, uint32_t loop, qmi_place *next);
 int32_t qmi_bytes_class(qmi_network *network, qmi_bytes_scratch *scratch, const qmi_code_points *ranges, size_t count,
                         uint32_t loop, qmi_place *next);
-/* without: text in which the word does not appear; else text that ends with its first appearance. */
-int32_t qmi_bytes_until(qmi_network *network, qmi_bytes_scratch *scratch, const char *word, size_t length, bool without,
-                        uint32_t loop, qmi_place *next);
+int32_t qmi_bytes_without(qmi_network *network, qmi_bytes_scratch *scratch, const char *words, size_t length, uint32_t loop,
+                          qmi_place *next);
 
 #endif

@@ -88,7 +88,6 @@ static uint32_t size_of(const qmi_grammar *grammar, qmi_expression expression)
     uint64_t size = 1;
     switch (node->kind) {
     case QMI_EXPRESSION_BYTES:
-    case QMI_EXPRESSION_UNTIL:
     case QMI_EXPRESSION_WITHOUT:
         size = node->second;
         break;
@@ -193,10 +192,9 @@ static qmi_place lay_out(layout *layout, qmi_expression expression, qmi_place ne
         layout->code = qmi_bytes_class(layout->network, &layout->scratch, grammar->ranges + node->first, node->second,
                                        layout->loop, &next);
         return next;
-    case QMI_EXPRESSION_UNTIL:
     case QMI_EXPRESSION_WITHOUT:
-        layout->code = qmi_bytes_until(layout->network, &layout->scratch, grammar->bytes + node->first, node->second,
-                                       node->kind == QMI_EXPRESSION_WITHOUT, layout->loop, &next);
+        layout->code = qmi_bytes_without(layout->network, &layout->scratch, grammar->bytes + node->first, node->second,
+                                         layout->loop, &next);
         return next;
     case QMI_EXPRESSION_SEQUENCE:
         return lay_sequence(layout, node, next);

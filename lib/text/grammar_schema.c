@@ -47,7 +47,7 @@ qmi_expression qmi_schema_refuse(qmi_schema *schema, const char *format, ...)
     va_start(arguments, format);
     vsnprintf(text, sizeof text, format, arguments);
     va_end(arguments);
-    qmi_grammar_refuse(schema->grammar, "JSON schema, #%s: %s", schema->path, text);
+    qmi_grammar_refuse(schema->grammar, "%s, #%s: %s", schema->name, schema->path, text);
     return 0;
 }
 
@@ -301,7 +301,7 @@ static qmi_expression read_reference(qmi_schema *schema, const json_t *reference
 }
 
 /* Refuses what restricts and is not understood, and restrictions whose spelling differs in the case of letters only. */
-static void check_keywords(qmi_schema *schema, const json_t *part)
+void qmi_schema_check(qmi_schema *schema, const json_t *part)
 {
     const char *key;
     json_t *value;
@@ -329,7 +329,7 @@ static qmi_expression read_keywords(qmi_schema *schema, const json_t *part)
     qmi_grammar *grammar = schema->grammar;
     size_t count = count_keywords(part);
     json_t *any = json_object_get(part, "anyOf"), *one = json_object_get(part, "oneOf"), *reference = json_object_get(part, "$ref");
-    check_keywords(schema, part);
+    qmi_schema_check(schema, part);
     if (grammar->code < 0)
         return 0;
     if ((any || one || reference) && count > 1)
@@ -350,13 +350,24 @@ static qmi_expression read_keywords(qmi_schema *schema, const json_t *part)
     return each;
 }
 
-qmi_expression qmi_schema_read(qmi_schema *schema, const json_t *part, const char *name)
+size_t qmi_schema_enter(qmi_schema *schema, const char *name)
 {
     size_t length = strlen(schema->path);
+    snprintf(schema->path + length, sizeof schema->path - length, "%s", name);
+    return length;
+}
+
+void qmi_schema_leave(qmi_schema *schema, size_t entered)
+{
+    schema->path[entered] = 0;
+}
+
+qmi_expression qmi_schema_read(qmi_schema *schema, const json_t *part, const char *name)
+{
     qmi_expression read = 0;
     if (schema->grammar->code < 0)
         return 0;
-    snprintf(schema->path + length, sizeof schema->path - length, "%s", name);
+    size_t entered = qmi_schema_enter(schema, name);
     if (schema->depth == QMI_GRAMMAR_DEPTH) {
         qmi_schema_refuse(schema, "schemas are nested too deeply");
     } else if (json_is_true(part)) {
@@ -370,13 +381,13 @@ qmi_expression qmi_schema_read(qmi_schema *schema, const json_t *part, const cha
     } else {
         qmi_schema_refuse(schema, "a schema has to be an object, true or false");
     }
-    schema->path[length] = 0;
+    qmi_schema_leave(schema, entered);
     return read;
 }
 
 void qmi_schema_start(qmi_schema *schema, qmi_grammar *grammar, json_t *root)
 {
-    *schema = (qmi_schema){ .grammar = grammar, .root = root };
+    *schema = (qmi_schema){ .grammar = grammar, .root = root, .name = "JSON schema" };
 }
 
 void qmi_schema_end(qmi_schema *schema)

@@ -22,7 +22,7 @@ typedef struct qmi_schema {
     } *known;                  /* schemas that have a rule of their own */
     size_t known_count, known_capacity;
     int depth;
-    char path[160];            /* of the schema being read, for messages */
+    char name[80], path[160];  /* what the schema is, and where in it we are, for messages */
 } qmi_schema;
 
 /* The expression of a schema in `root`, which is borrowed. A failure is in the grammar's code; its message names the place. */

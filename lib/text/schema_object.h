@@ -9,6 +9,12 @@ qmi_expression qmi_schema_refuse(qmi_schema *schema, const char *format, ...) __
 /* A keyword's whole number; false, and the fallback, when it is not there. */
 bool qmi_schema_count(qmi_schema *schema, const json_t *part, const char *keyword, uint32_t fallback, uint32_t *out);
 
+/* Refuses keywords that restrict and are not understood. */
+void qmi_schema_check(qmi_schema *schema, const json_t *part);
+/* Messages name the place `name` below the present one from now on; returns what to leave it by. */
+size_t qmi_schema_enter(qmi_schema *schema, const char *name);
+void qmi_schema_leave(qmi_schema *schema, size_t entered);
+
 qmi_expression qmi_schema_object(qmi_schema *schema, const json_t *part);
 
 #endif

@@ -26,14 +26,19 @@ struct qmi_token_masks {
     size_t of_set_capacity, plain_capacity;
     int64_t memory;
     qmi_set *way;          /* [longest + 1] sets by depth ... */
-    size_t *tables;        /* ... and where their tables begin */
+    size_t *tables;        /* ... where their tables begin ... */
+    bool *leaves;          /* ... and whether they may be left, if they stand alone */
 };
 
 int32_t qmi_token_fits(qmi_automaton *automaton, qmi_set set, const char *bytes, int64_t length)
 {
-    qmi_set end;
-    int32_t code = qmi_automaton_walk(automaton, qmi_automaton_clamped(automaton, set), bytes, (size_t)length, &end);
-    return code < 0 ? code : end != QMI_SET_DEAD && length > 0;
+    int32_t code = QM_OK;
+    if (length > QMI_TOKEN_BRIEF && qmi_automaton_counts(automaton, set))
+        return 0;
+    set = qmi_automaton_clamped(automaton, set);
+    for (int64_t i = 0; i < length && set != QMI_SET_DEAD && code >= 0; i++)
+        code = qmi_automaton_look(automaton, set, (uint8_t)bytes[i], &set);
+    return code < 0 ? code : set != QMI_SET_DEAD && length > 0;
 }
 
 /* ---- walks through the tree ---- */
@@ -54,7 +59,7 @@ static int32_t is_plain(qmi_token_masks *masks, qmi_set set)
         qmi_set to = set;
         for (int32_t byte = 0; byte < 256 && to == set; byte++) {
             if (qmi_trie_plain((uint8_t)byte))
-                code = qmi_automaton_step(masks->automaton, set, (uint8_t)byte, &to);
+                code = qmi_automaton_look(masks->automaton, set, (uint8_t)byte, &to);
             if (code < 0)
                 return code;
         }
@@ -72,24 +77,27 @@ static int32_t add_exit(qmi_token_masks *masks, mask *out, uint32_t node)
     return code;
 }
 
-/* The set behind a node, found for the first time. */
-static int32_t take_step(qmi_token_masks *masks, qmi_set from, uint8_t byte, int32_t *to)
-{
-    qmi_set set;
-    int32_t code = qmi_automaton_step(masks->automaton, from, byte, &set);
-    *to = (int32_t)set;
-    return code;
-}
-
-/* Goes down to a set: what is needed at its depth. alone: notes where it may be left. */
+/* Goes down to a set at `depth`, behind a node: finds its table, and with `alone` notes whether it may be left there. */
 static int32_t go_down(qmi_token_masks *masks, qmi_set set, uint32_t node, size_t depth, bool alone, mask *out)
 {
-    int32_t code = qmi_automaton_table(masks->automaton, set, &masks->tables[depth]);
-    masks->way[depth] = set;
-    if (code >= 0 && alone) {
+    int32_t code = QM_OK;
+    if (masks->way[depth] != set) {
+        code = qmi_automaton_table(masks->automaton, set, &masks->tables[depth]);
+        if (code >= 0)
+            code = qmi_automaton_exits(masks->automaton, set);
+        masks->leaves[depth] = code > 0;
+        masks->way[depth] = code < 0 ? QMI_SET_DEAD : set;
+    }
+    return code >= 0 && alone && masks->leaves[depth] ? add_exit(masks, out, node) : code;
+}
+
+/* Whether all tokens of a node's subtree are allowed at once: plain bytes lead from the set back to it, and it is not left. */
+static int32_t is_open(qmi_token_masks *masks, qmi_set set, bool alone)
+{
+    int32_t code = is_plain(masks, set);
+    if (code > 0 && alone) {
         code = qmi_automaton_exits(masks->automaton, set);
-        if (code > 0)
-            code = add_exit(masks, out, node);
+        return code < 0 ? code : code == 0;
     }
     return code;
 }
@@ -99,41 +107,36 @@ static int32_t walk(qmi_token_masks *masks, qmi_set set, uint32_t first, uint32_
 {
     const qmi_token_trie *trie = masks->trie;
     const uint8_t *classes = qmi_automaton_network(masks->automaton)->classes;
-    int32_t code = qmi_automaton_table(masks->automaton, set, &masks->tables[depth]);
+    int32_t code = go_down(masks, set, 0, depth, false, out);
     const int32_t *tables = qmi_automaton_tables(masks->automaton);
-    masks->way[depth] = set;
     for (uint32_t at = first; at < end && code >= 0;) {
         const qmi_trie_node *node = &trie->nodes[at];
-        int32_t to = tables[masks->tables[node->depth] + classes[node->byte]];
-        if (to < 0) {
-            code = take_step(masks, masks->way[node->depth], node->byte, &to);
+        qmi_set from = masks->way[node->depth], to = QMI_SET_DEAD;
+        int32_t way = tables[masks->tables[node->depth] + classes[node->byte]];
+        if (way >= 0) {
+            to = (qmi_set)way / 2;
+        } else {
+            code = qmi_automaton_look(masks->automaton, from, node->byte, &to);
             tables = qmi_automaton_tables(masks->automaton);
         }
-        if (to == QMI_SET_DEAD || code < 0) {
+        if (to == QMI_SET_DEAD) {
             at = node->end;
             continue;
         }
-        bool bulk = false;
-        if (node->plain && (qmi_set)to == masks->way[node->depth]) {
-            code = is_plain(masks, (qmi_set)to);
-            bulk = code > 0;
-            if (bulk && alone) { /* each place where it may be left has to be noted */
-                code = qmi_automaton_exits(masks->automaton, (qmi_set)to);
-                bulk = code == 0;
-            }
+        if (node->plain && to == from) {
+            code = is_open(masks, to, alone);
             tables = qmi_automaton_tables(masks->automaton);
-        }
-        if (bulk) {
-            for (; at < node->end; at++)
+            for (; code > 0 && at < node->end; at++)
                 if (trie->nodes[at].token >= 0)
                     allow(trie, out->bits, trie->nodes[at].token);
-            continue;
+            if (code != 0)
+                continue;
         }
         if (node->token >= 0)
             allow(trie, out->bits, node->token);
         at++;
         if (at < node->end && code >= 0) {
-            code = go_down(masks, (qmi_set)to, at - 1, node->depth + (size_t)1, alone, out);
+            code = go_down(masks, to, at - 1, node->depth + (size_t)1, alone, out);
             tables = qmi_automaton_tables(masks->automaton);
         }
     }
@@ -228,6 +231,13 @@ static int32_t compose(qmi_token_masks *masks, qmi_set set, size_t *out)
     return code < 0 ? code : 1;
 }
 
+/* Where counts matter, the answer holds for so many bytes only. */
+static void leave_out_long(qmi_token_masks *masks, qmi_set set, const mask *made)
+{
+    for (size_t w = 0; w < masks->words && qmi_automaton_counts(masks->automaton, set); w++)
+        made->bits[w] &= masks->trie->brief[w];
+}
+
 int32_t qmi_token_masks_find(qmi_token_masks *masks, qmi_set set, const uint64_t **bits)
 {
     size_t mask;
@@ -240,12 +250,23 @@ int32_t qmi_token_masks_find(qmi_token_masks *masks, qmi_set set, const uint64_t
             code = walk_whole(masks, set, false, &mask);
         if (code < 0)
             return code;
+        leave_out_long(masks, set, &masks->list[mask]);
     }
     *bits = masks->list[mask].bits;
     return QM_OK;
 }
 
 /* ---- life ---- */
+
+static void free_masks(qmi_token_masks *masks)
+{
+    for (size_t i = 0; i < masks->count; i++) {
+        qmi_delete(&masks->alloc, masks->list[i].bits);
+        qmi_delete(&masks->alloc, masks->list[i].exits);
+    }
+    qmi_delete(&masks->alloc, masks->of_set);
+    qmi_delete(&masks->alloc, masks->plain);
+}
 
 int32_t qmi_token_masks_new(const qmi_token_trie *trie, qmi_automaton *automaton, const qmi_alloc *alloc, qmi_token_masks **out)
 {
@@ -257,7 +278,8 @@ int32_t qmi_token_masks_new(const qmi_token_trie *trie, qmi_automaton *automaton
     masks->words = ((size_t)trie->vocabulary + 63) / 64;
     masks->way = qmi_new(alloc, trie->longest + (size_t)2, sizeof *masks->way, "masks of tokens");
     masks->tables = qmi_new(alloc, trie->longest + (size_t)2, sizeof *masks->tables, "masks of tokens");
-    if (!masks->way || !masks->tables) {
+    masks->leaves = qmi_new(alloc, trie->longest + (size_t)2, sizeof *masks->leaves, "masks of tokens");
+    if (!masks->way || !masks->tables || !masks->leaves) {
         qmi_token_masks_free(&masks);
         return QM_ERROR_MEMORY;
     }
@@ -267,16 +289,12 @@ int32_t qmi_token_masks_new(const qmi_token_trie *trie, qmi_automaton *automaton
 
 void qmi_token_masks_clear(qmi_token_masks *masks)
 {
-    for (size_t i = 0; i < masks->count; i++) {
-        qmi_delete(&masks->alloc, masks->list[i].bits);
-        qmi_delete(&masks->alloc, masks->list[i].exits);
-    }
-    qmi_delete(&masks->alloc, masks->of_set);
-    qmi_delete(&masks->alloc, masks->plain);
+    free_masks(masks);
     masks->of_set = NULL;
     masks->plain = NULL;
     masks->count = masks->of_set_capacity = masks->plain_capacity = 0;
     masks->memory = 0;
+    memset(masks->way, 0, (masks->trie->longest + (size_t)2) * sizeof *masks->way);
 }
 
 void qmi_token_masks_free(qmi_token_masks **masks)
@@ -285,10 +303,11 @@ void qmi_token_masks_free(qmi_token_masks **masks)
     if (!old)
         return;
     const qmi_alloc alloc = old->alloc;
-    qmi_token_masks_clear(old);
+    free_masks(old);
     qmi_delete(&alloc, old->list);
     qmi_delete(&alloc, old->way);
     qmi_delete(&alloc, old->tables);
+    qmi_delete(&alloc, old->leaves);
     qmi_delete(&alloc, old);
     *masks = NULL;
 }

@@ -63,6 +63,8 @@ static void fill(qmi_token_trie *trie, const text *texts, size_t count, uint32_t
         qmi_trie_node *last = &trie->nodes[open[depth - 1]];
         trie->same[texts[i].token] = last->token;
         last->token = texts[i].token;
+        if (texts[i].length <= QMI_TOKEN_BRIEF)
+            trie->brief[last->token / 64] |= (uint64_t)1 << last->token % 64;
     }
     while (depth > 0)
         trie->nodes[open[--depth]].end = trie->count;
@@ -110,7 +112,8 @@ int32_t qmi_token_trie_new(const qmi_vocab *vocab, const qmi_alloc *alloc, qmi_t
         trie->alloc = *alloc;
         trie->vocabulary = (int32_t)size;
         trie->same = qmi_new(alloc, size, sizeof *trie->same, "tree of token texts");
-        if (!trie->same)
+        trie->brief = qmi_new(alloc, (size + 63) / 64, sizeof *trie->brief, "tree of token texts");
+        if (!trie->same || !trie->brief)
             code = QM_ERROR_MEMORY;
     }
     if (code >= 0)
@@ -130,6 +133,7 @@ void qmi_token_trie_free(qmi_token_trie **trie)
     const qmi_alloc alloc = old->alloc;
     qmi_delete(&alloc, old->nodes);
     qmi_delete(&alloc, old->same);
+    qmi_delete(&alloc, old->brief);
     qmi_delete(&alloc, old);
     *trie = NULL;
 }

@@ -7,6 +7,8 @@
 
 #include "text/vocab.h"
 
+#define QMI_TOKEN_BRIEF 32 /* nearly all tokens have as few bytes */
+
 typedef struct qmi_trie_node {
     uint32_t end;    /* the node behind its subtree */
     int32_t token;   /* whose text ends here, -1: none */
@@ -22,6 +24,7 @@ typedef struct qmi_token_trie {
     int32_t *same;       /* [vocabulary] the next token with the same text, -1: none */
     int32_t vocabulary;
     uint32_t longest;    /* bytes of the longest text */
+    uint64_t *brief;     /* [(vocabulary + 63) / 64] bits of the tokens of at most QMI_TOKEN_BRIEF bytes */
 } qmi_token_trie;
 
 /* Bytes that texts in quotation marks mostly consist of. */
