@@ -28,8 +28,8 @@ QMI_OPTION(PRESERVE_THINKING, "preserve-thinking", MODEL, BOOL, "0", 0, 1, "",
            "keep the thoughts of earlier turns in the prompt, where the chat format has the switch (qwen3.6)")
 QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
            "run the multi-token-prediction block along, so that its logits can be asked for")
-QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16|bf16|q8_0|q6|q5|q4_0",
-           "format of stored keys and values, of all sessions of the model")
+QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16|bf16|q8_0|q6|q5|q4_0|auto",
+           "format of stored keys and values, of all sessions of the model; auto takes f16, or less where that does not fit")
 QMI_OPTION(KEY_TYPE, "key-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0",
            "format of stored keys, where it is not that of option kv-type")
 QMI_OPTION(VALUE_TYPE, "value-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0",

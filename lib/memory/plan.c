@@ -3,6 +3,7 @@
 
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 #include "base/error.h"
 #include "quant/quant.h"
 
@@ -12,6 +13,7 @@
 #define CHECKPOINTS_MANY 128  /* small ones: as many as fit into ... */
 #define CHECKPOINTS_SMALL ((int64_t)128 << 20)
 #define CHECKPOINTS_MOST 4096 /* by option: choosing the one to go looks at pairs */
+#define CHECKPOINTS_NEEDED 4  /* fewer, and each turn may compute its whole prompt again */
 #define CHECKPOINTS_OF_PAGES 64
 #define OUTPUTS_LEAST 32  /* rows of logits in one batch: a prompt's logits come in this many at a time */
 
@@ -139,9 +141,10 @@ static int32_t choose_chunk(qmi_plan *plan, const qmi_program *main_program, con
     }
 }
 
-/* Which settings would make it fit. */
-static void explain(qmi_plan *plan)
+/* Which settings would make it fit; kv_type: one that would, NULL: none. */
+static void explain(qmi_plan *plan, const char *kv_type)
 {
+    char type[48] = "";
     int64_t needed = plan->total - (plan->mapped ? plan->weights : 0), token = qmi_kv_token_bytes(&plan->kv);
     int64_t left = plan->available - (needed - plan->kv_pool);
     int64_t tokens = token && left > 0 ? left / plan->kv.page_bytes * plan->kv.page_tokens : 0;
@@ -150,8 +153,10 @@ static void explain(qmi_plan *plan)
         snprintf(advice, sizeof advice, "kv-memory %" PRId64 " would fit", left);
     else if (tokens > 0 && tokens < plan->context)
         snprintf(advice, sizeof advice, "context %" PRId64 " would fit", tokens);
-    snprintf(plan->reason, sizeof plan->reason, "needs %" PRId64 " bytes%s, and %" PRId64 " are available; %s", needed,
-             plan->mapped ? " beside the mapped file" : "", plan->available, advice);
+    if (kv_type)
+        snprintf(type, sizeof type, "kv-type %s would fit; ", kv_type);
+    snprintf(plan->reason, sizeof plan->reason, "needs %" PRId64 " bytes%s, and %" PRId64 " are available; %s%s", needed,
+             plan->mapped ? " beside the mapped file" : "", plan->available, type, advice);
 }
 
 static int32_t choose_kv_pool(const qmi_settings *settings, qmi_plan *plan)
@@ -190,8 +195,9 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
     return choose_kv_pool(settings, plan);
 }
 
-int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device, const qmi_alloc *alloc,
-                      qmi_plan *out)
+/* With the type of keys and values that the settings name, and no advice. */
+static int32_t make(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device, const qmi_alloc *alloc,
+                    qmi_plan *out)
 {
     qmi_plan plan = { .available = device->memory, .mapped = device->mapped, .fixed = device->fixed };
     qmi_program main_program, mtp;
@@ -205,11 +211,85 @@ int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const 
         code = plan.chunk ? sum(&plan, &main_program, &mtp, device) : choose_chunk(&plan, &main_program, &mtp, device);
     if (code == 0)
         choose_checkpoints(settings, &plan);
-    if (code == 0 && !plan.fits)
-        explain(&plan);
     if (code == 0)
         *out = plan;
     qmi_program_free(&main_program, alloc);
     qmi_program_free(&mtp, alloc);
     return code;
+}
+
+/* ---- the type of keys and values ---- */
+
+/* From the best on: each takes less, and loses more, than those before it. */
+static const char *const types[] = { "f16", "q8_0", "q6", "q5", "q4_0" };
+enum { TYPES = sizeof types / sizeof *types };
+
+static int32_t make_with(const qmi_gguf *gguf, const qmi_settings *settings, const char *type, const qmi_plan_device *device,
+                         const qmi_alloc *alloc, qmi_plan *out)
+{
+    qmi_settings changed;
+    int32_t code = qmi_settings_copy(settings, &changed);
+    if (code < 0)
+        return code;
+    code = qmi_settings_set(&changed, QMI_OPT_KV_TYPE, type);
+    if (code >= 0)
+        code = make(gguf, &changed, device, alloc, out);
+    qmi_settings_end(&changed);
+    return code;
+}
+
+/* Not in need of a smaller type: a chunk as large as the device asks for, and states to go back to. */
+static bool is_comfortable(const qmi_plan *plan, const qmi_settings *settings, const qmi_plan_device *device)
+{
+    bool chunk = qmi_settings_int(settings, QMI_OPT_CHUNK) || plan->chunk >= device->chunk_low || plan->chunk == plan->context;
+    bool states = plan->state.recurrent_bytes == 0 || qmi_settings_int(settings, QMI_OPT_CHECKPOINT_MEMORY) >= 0 ||
+                  plan->checkpoints >= CHECKPOINTS_NEEDED;
+    return plan->fits && chunk && states;
+}
+
+/* kv-type auto: the first with which all is well, else the first that fits, else the last that the device computes. */
+static int32_t choose_type(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device,
+                           const qmi_alloc *alloc, qmi_plan *out)
+{
+    for (int i = 0; i < TYPES; i++) {
+        qmi_plan plan;
+        int32_t code = make_with(gguf, settings, types[i], device, alloc, &plan);
+        if (i > 0 && code == QM_ERROR_UNSUPPORTED)
+            return QM_OK;
+        if (code < 0)
+            return code;
+        bool comfortable = is_comfortable(&plan, settings, device);
+        if (i == 0 || comfortable || !out->fits)
+            *out = plan;
+        if (comfortable)
+            return QM_OK;
+    }
+    return QM_OK;
+}
+
+/* The best type that takes less than the plan's and with which it would fit; NULL: none. */
+static const char *find_smaller(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device,
+                                const qmi_alloc *alloc, const qmi_plan *plan)
+{
+    for (int i = 0; i < TYPES && plan->kv_grows; i++) {
+        qmi_plan other;
+        if (make_with(gguf, settings, types[i], device, alloc, &other) >= 0 && other.fits &&
+            other.kv.page_bytes < plan->kv.page_bytes)
+            return types[i];
+    }
+    return NULL;
+}
+
+int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device, const qmi_alloc *alloc,
+                      qmi_plan *out)
+{
+    qmi_plan plan;
+    bool chosen = strcmp(qmi_settings_text(settings, QMI_OPT_KV_TYPE), "auto") == 0;
+    int32_t code = chosen ? choose_type(gguf, settings, device, alloc, &plan) : make(gguf, settings, device, alloc, &plan);
+    if (code < 0)
+        return code;
+    if (!plan.fits)
+        explain(&plan, find_smaller(gguf, settings, device, alloc, &plan));
+    *out = plan;
+    return QM_OK;
 }

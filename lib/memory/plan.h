@@ -56,6 +56,7 @@ typedef struct qmi_plan_device {
 /* Where option checkpoint-memory leaves the choice, checkpoints take at most a quarter of what is left beside all else.
  * Where option chunk leaves the choice: the largest halving of chunk_high whose activations and scratch are at most a quarter of
  * what is left beside weights and one session; no fewer than chunk_low for that; and fewer if it does not fit otherwise.
+ * Where option kv-type is auto: the best type that leaves room for chunk_low rows and states to go back to.
  * QM_ERROR_FORMAT, _UNSUPPORTED and _OPTION (a context the model or the answer budget does not allow) come with their message;
  * not fitting is no error here: `fits` says so. */
 int32_t qmi_plan_make(const qmi_gguf *gguf, const qmi_settings *settings, const qmi_plan_device *device, const qmi_alloc *alloc,

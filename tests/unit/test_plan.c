@@ -247,6 +247,44 @@ static void prints_what_is_converted(void **state)
     end(&f);
 }
 
+/* The best that fits with room for a chunk and states to go back to. 35B, 262144 tokens: 5368709120 bytes as f16. */
+static void chooses_the_type(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *name;
+        int64_t bytes; /* of a head of 256 numbers: half floats; 8 bits and a half float for each 32; 6, 5, 4 bits likewise */
+    } types[] = { { "f16", 512 }, { "q8_0", 272 }, { "q6", 208 }, { "q5", 176 }, { "q4_0", 144 } };
+    fixture f;
+    start(&f, true);
+    set(&f, "context", "262144");
+    set(&f, "chunk", "512");
+    set(&f, "kv-type", "f16");
+    qmi_plan whole = make(&f, -1);
+    int64_t beside = whole.total - whole.weights - whole.kv_session;
+    set(&f, "kv-type", "auto");
+    for (int i = 0; i < 5; i++) {
+        int64_t bytes = 262144 * INT64_C(10) * 2 * 2 * types[i].bytes;
+        qmi_plan plan = make(&f, beside + bytes);
+        assert_true(plan.fits);
+        assert_int_equal(plan.kv_session, bytes);
+        plan = make(&f, beside + bytes - 1);
+        assert_int_equal(plan.fits, i < 4);
+        assert_true(plan.kv_session < bytes || i == 4);
+        set(&f, "kv-type", types[0].name); /* with which the advice is the type that auto takes */
+        plan = make(&f, beside + bytes);
+        if (i > 0) {
+            char advice[64];
+            snprintf(advice, sizeof advice, "; kv-type %s would fit; ", types[i].name);
+            assert_non_null(strstr(plan.reason, advice));
+        }
+        set(&f, "kv-type", "auto");
+    }
+    set(&f, "checkpoint-memory", "-1"); /* f16 would leave no room for states */
+    assert_int_equal(make(&f, beside + whole.kv_session).kv_session, 262144 * INT64_C(10) * 2 * 2 * 272);
+    end(&f);
+}
+
 static void pool_of_keys_and_values(void **state)
 {
     (void)state;
@@ -345,7 +383,8 @@ int main(void)
         cmocka_unit_test(keys_and_values_of_35b), cmocka_unit_test(keys_and_values_of_27b), cmocka_unit_test(says_what_would_fit),
         cmocka_unit_test(chooses_a_smaller_chunk_first), cmocka_unit_test(sums_of_a_card),
         cmocka_unit_test(chooses_a_chunk_for_a_card), cmocka_unit_test(passes_on_a_failure),
-        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(pool_of_keys_and_values), cmocka_unit_test(checkpoints),
+        cmocka_unit_test(prints_what_is_converted), cmocka_unit_test(chooses_the_type),
+        cmocka_unit_test(pool_of_keys_and_values), cmocka_unit_test(checkpoints),
         cmocka_unit_test(refuses_contexts), cmocka_unit_test(prints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -208,6 +208,24 @@ static void two_cards_hold_27b_whole(void **state)
     end(&f);
 }
 
+/* As long as they were made for: 262144 tokens. */
+static void whole_length_on_a_large_card(void **state)
+{
+    (void)state;
+    const qmi_plan_device devices[] = { card(CARD_24) };
+    for (int experts = 0; experts < 2; experts++) {
+        fixture f;
+        start(&f, experts, "262144");
+        make(&f, devices, 1);
+        assert_false(f.split.fits); /* in half floats: 5 and 16 GiB */
+        set(&f, "kv-type", "q4_0");
+        make(&f, devices, 1);
+        assert_whole(&f, -1);
+        assert_int_equal(f.split.shares[0].kv, INT64_C(262144) * (experts ? 5760 : 18432));
+        end(&f);
+    }
+}
+
 static void unequal_cards(void **state)
 {
     (void)state;
@@ -267,7 +285,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(two_cards_hold_35b_whole), cmocka_unit_test(one_large_card_holds_either),
         cmocka_unit_test(experts_go_to_the_host),   cmocka_unit_test(layers_go_to_the_host),
-        cmocka_unit_test(two_cards_hold_27b_whole), cmocka_unit_test(unequal_cards),
+        cmocka_unit_test(two_cards_hold_27b_whole), cmocka_unit_test(whole_length_on_a_large_card), cmocka_unit_test(unequal_cards),
         cmocka_unit_test(says_what_would_fit),      cmocka_unit_test(prints),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
