@@ -9,12 +9,13 @@
 #     thread   ThreadSanitizer, the tests that use threads
 #     fuzz     libFuzzer: each target runs a fixed number of times from its seeds
 #     haswell  built for one machine instead of any
+#     python   the Python package: its tests, on the library of gcc; its README's commands, which build and install it
 #     cuda     the CUDA backend compiled for one kind of card, and opened where there is none; left out where there is no nvcc
 set -u
 cd "$(dirname "$0")/.." || exit 1
 . examples/setup.sh
 
-tiers=${*:-gcc clang address thread fuzz haswell cuda}
+tiers=${*:-gcc python clang address thread fuzz haswell cuda}
 builds=$PWD/build-tests
 results=$builds/results # one line a test: "ok NAME" or "failed NAME"
 
@@ -28,6 +29,7 @@ setup_need 'command -v cmake' cmake make
 setup_need 'command -v abidiff' abigail-tools
 setup_need 'command -v xz' xz-utils
 setup_need 'command -v python3' python3
+setup_need 'python3 -c "import ensurepip, venv"' python3-venv
 setup_need 'command -v man' man-db
 setup_need 'command -v groff' groff-base
 setup_install || { echo "0 passed, 1 failed"; exit 1; }
@@ -84,15 +86,35 @@ END
     rm -f "$builds/last"
 }
 
+# Debugging information costs no speed, and the ABI dump is made from it.
+build_gcc() {
+    build gcc gcc --buildtype=release -Dcuda=disabled -Ddebug=true -Ddefault_library=both --prefix="$builds/prefix"
+}
+
 tier_gcc() {
-    # Debugging information costs no speed, and the ABI dump is made from it.
-    build gcc gcc --buildtype=release -Dcuda=disabled -Ddebug=true -Ddefault_library=both --prefix="$builds/prefix" || return
+    build_gcc || return
     run_tests gcc
     check "gcc: ABI" tests/abi/check_dump.sh "$builds/gcc/lib/libqwenmoe.so"
     check "gcc: install" tests/project/check_install.sh "$builds/gcc" "$builds/prefix"
     check "gcc: subproject" tests/project/check_subproject.sh
     meson install -C "$builds/gcc" > "$builds/install.log" 2>&1
     check "gcc: README" tests/project/check_readme.sh "$builds/prefix"
+}
+
+tier_python() {
+    build_gcc || return
+    say "python: tests"
+    python=$builds/python/bin/python library=$builds/gcc/lib/libqwenmoe.so.0
+    if ! [ -f "$builds/python/ready" ]; then
+        check "python: environment" python3 -m venv --clear "$builds/python" || return
+        check "python: packages" "$python" -m pip install -q numpy pytest mypy meson meson-python ninja || return
+        touch "$builds/python/ready"
+    fi
+    check "python: pytest" env QWENMOE_LIBRARY="$library" PYTHONPATH="$PWD/bindings/python" PYTHONDONTWRITEBYTECODE=1 \
+        "$python" -m pytest -q -p no:cacheprovider tests/python
+    check "python: types" env MYPYPATH=bindings/python "$python" -m mypy --strict --cache-dir="$builds/python/mypy" -p qwenmoe
+    check "python: installed library" tests/python/check_installed.sh "$library" "$python"
+    check "python: README" tests/python/check_readme.sh
 }
 
 tier_clang() {
@@ -142,7 +164,7 @@ tier_cuda() {
 
 for tier in $tiers; do
     case $tier in
-    gcc | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
+    gcc | python | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
     *) check "there is no tier $tier" false ;;
     esac
 done
