@@ -1,6 +1,7 @@
 """Answers: pieces, chat, settings of one answer, cancelling, Ctrl-C, event loops, threads, growth, the end of the process."""
 import asyncio
 import gc
+import json
 import os
 import resource
 import select
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 
+import numpy
 import pytest
 
 import qwenmoe
@@ -108,6 +110,36 @@ def test_end_thinking(model):
         reply.end_thinking()
         assert first.kind == "thought" and "answer" in {piece.kind for piece in reply}
         assert reply.numbers["tokens_thought"] < 120
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "strict": True, "parameters": {
+    "type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}}}]
+
+
+def test_constrained(model):
+    # Whatever the model would like to say, it has to say it so.
+    with model.session(temperature=0, answer_tokens=80) as session:
+        reply = session.chat(MESSAGES, thinking=False, json_schema={"enum": [["no", 7]]})
+        assert json.loads(reply.answer) == ["no", 7] and reply.finish == "end"
+        reply = session.chat(MESSAGES, thinking=False, tools=TOOLS, tool_choice="required", parallel_tool_calls=False)
+        assert [call.name for call in reply.tool_calls] == ["add"] and type(reply.tool_calls[0].arguments["a"]) is int
+        assert session.get("tools") == session.get("json_schema") == ""
+        with pytest.raises(qwenmoe.OptionError):
+            session.chat(MESSAGES, json_schema={"type": "song"})
+
+
+def test_logprobs(model):
+    with model.session(temperature=0, answer_tokens=6, ignore_end=True) as session:
+        rows = session.prefill_rows(model.tokenize(PROMPT), [len(model.tokenize(PROMPT)) - 1])[0].astype("f8")
+        logprobs = rows - rows.max() - numpy.log(numpy.exp(rows - rows.max()).sum())
+        answer = session.generate(logprobs=3)
+        assert [one.token for one in answer.logprobs] == answer.tokens
+        first = answer.logprobs[0]
+        order = numpy.argsort(-logprobs, kind="stable")[:3]
+        assert [token for token, _ in first.top] == order.tolist() and first.token == order[0]
+        assert numpy.allclose([value for _, value in first.top], logprobs[order], atol=1e-4)
+        assert abs(first.logprob - logprobs.max()) < 1e-4
+        assert session.generate(logprobs=0).logprobs[5].top == [] and session.generate().logprobs == []
 
 
 # ---- cancelling ----

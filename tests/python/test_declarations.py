@@ -1,5 +1,6 @@
 """The ctypes declarations agree with the header, and with what the compiler made of it."""
 import ctypes
+import re
 import subprocess
 import sys
 import xml.etree.ElementTree
@@ -7,7 +8,7 @@ import xml.etree.ElementTree
 import pytest
 
 import qwenmoe
-from qwenmoe import _api, _errors, _options
+from qwenmoe import _api, _errors, _job, _options
 
 from conftest import TOP
 
@@ -88,6 +89,13 @@ def test_every_error_code_has_its_exception():
     assert len(set(_errors.BY_CODE.values())) == len(codes)
     for code in codes:
         assert getattr(_api, library.qm_error_name(code).decode()) == code
+
+
+def test_numbers_of_jobs_are_those_of_the_header():
+    header = (TOP / "include/qwenmoe.h").read_text()
+    comment = header[:header.index("QM_API int32_t qm_job_number(")].rsplit("/*", 1)[1]
+    named = set(re.findall(r'"(\w+)"', comment))
+    assert named == set(_job.NUMBERS) and len(named) > 5
 
 
 def test_version_is_the_headers():

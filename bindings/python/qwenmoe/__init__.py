@@ -18,7 +18,7 @@ from ._api import QM_VERSION_MAJOR, QM_VERSION_MINOR, QM_VERSION_PATCH
 from ._chat import Parts, Reply, ToolCall
 from ._errors import (ArgumentError, BusyError, CancelledError, ContextError, DeviceError, Error, FileError, FitError,
                       FormatError, LibraryError, OptionError, OutOfMemoryError, StateError, TextError, UnsupportedError)
-from ._job import Generation, Job, Piece
+from ._job import Generation, Job, Piece, TokenLogprob
 from ._library import Library, library
 from ._model import Model
 from ._options import Option, document, options, plan, plan_table
@@ -29,8 +29,8 @@ __version__ = f"{QM_VERSION_MAJOR}.{QM_VERSION_MINOR}.{QM_VERSION_PATCH}"
 __all__ = [
     "ArgumentError", "BusyError", "CancelledError", "ContextError", "DeviceError", "Error", "FileError", "FitError",
     "FormatError", "Generation", "Job", "Library", "LibraryError", "Model", "Option", "OptionError", "OutOfMemoryError",
-    "Parts", "Piece", "Reply", "Session", "StateError", "TextError", "ToolCall", "UnsupportedError", "decode", "library",
-    "options", "plan", "plan_table", "submit_decode",
+    "Parts", "Piece", "Reply", "Session", "StateError", "TextError", "TokenLogprob", "ToolCall", "UnsupportedError", "decode",
+    "library", "options", "plan", "plan_table", "submit_decode",
 ]
 
 

@@ -61,8 +61,8 @@ class Reply(Generation):
     part waits for the end."""
 
     def __init__(self, lib: Library, owned: Owned, keep: Any, callbacks: Optional[Callbacks], settle: Callable[[], None],
-                 then: Callable[[], Owned], model: Model, tools: Optional[bytes], thinking: bool) -> None:
-        super().__init__(lib, owned, keep, callbacks, settle, then)
+                 top: int, then: Callable[[], Owned], model: Model, tools: Optional[bytes], thinking: bool) -> None:
+        super().__init__(lib, owned, keep, callbacks, settle, top, then)
         self._model = model._handle
         self._tools = tools
         self._thinking = thinking

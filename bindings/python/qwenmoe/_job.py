@@ -6,7 +6,8 @@ import ctypes
 import select
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any, Callable, Deque, Dict, Generator, Generic, List, Optional, Set, TypeVar
+from typing import (TYPE_CHECKING, Any, Callable, Deque, Dict, Generator, Generic, List, NamedTuple, Optional, Set, Tuple,
+                    TypeVar)
 
 from . import _api
 from ._errors import CancelledError, Error
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-NUMBERS = ("tokens_total", "tokens_prefilled", "tokens_reused", "tokens_generated", "tokens_thought", "seconds_prefill",
-           "seconds_decode", "seconds_first")
+# Those of qm_job_number.
+NUMBERS = ("tokens_total", "tokens_prefilled", "tokens_reused", "tokens_dropped", "tokens_generated", "tokens_thought",
+           "seconds_prefill", "seconds_decode", "seconds_first")
 
 
 class Job(Handle, Generic[Result]):
@@ -60,8 +62,9 @@ class Job(Handle, Generic[Result]):
 
     @property
     def numbers(self) -> Dict[str, float]:
-        """Its numbers up to now: "tokens_total" (to prefill), "tokens_prefilled", "tokens_reused", "tokens_generated",
-        "tokens_thought", and in seconds "seconds_prefill", "seconds_decode", "seconds_first" (submission to first token)."""
+        """Its numbers up to now: "tokens_total" (to prefill), "tokens_prefilled", "tokens_reused", "tokens_dropped" (by option
+        context_full), "tokens_generated", "tokens_thought", and in seconds "seconds_prefill", "seconds_decode",
+        "seconds_first" (submission to first token). Of a chat, the prompt's and the answer's together."""
         with self._lock:
             return self._numbers if self._ended else self._count(self._handle)
 
@@ -217,6 +220,15 @@ class Piece(str):
 _KINDS = {_api.QM_PIECE_ANSWER: "answer", _api.QM_PIECE_THOUGHT: "thought", _api.QM_PIECE_TOOL: "tool"}
 
 
+class TokenLogprob(NamedTuple):
+    """A token of an answer with its log probability (natural), and the most likely tokens at its place with theirs, highest
+    first; by the model alone, before any option of sampling."""
+
+    token: int
+    logprob: float
+    top: List[Tuple[int, float]]
+
+
 class Generation(Job["Generation"]):
     """Text under way: an iterator of its pieces, for `for` and for `async for`. It is computed whether it is listened to or not,
     until it ends, is cancelled or closed, or nothing refers to it any more.
@@ -225,15 +237,17 @@ class Generation(Job["Generation"]):
     """
 
     def __init__(self, lib: Library, owned: Owned, keep: Any, callbacks: Optional[Callbacks], settle: Callable[[], None],
-                 then: Optional[Callable[[], Owned]] = None) -> None:
+                 top: int, then: Optional[Callable[[], Owned]] = None) -> None:
         super().__init__(lib, owned, None, keep, callbacks)
         self._settle = settle                   # puts the session's settings back
+        self._top = top                         # option logprobs
         self._then = then                       # what follows when the prompt has been read
         self._before: Dict[str, float] = {}     # numbers of the prompt's job
         self._pieces: Deque[Piece] = deque()
         self._buffer = ctypes.create_string_buffer(4096)
         self._text = b""
         self._tokens: List[int] = []
+        self._logprobs: List[TokenLogprob] = []
         self._reason = ""
 
     def _take(self, owned: Owned) -> None:
@@ -259,10 +273,22 @@ class Generation(Job["Generation"]):
     def _end(self, owned: Owned) -> None:
         self._text = self._lib.text(self._lib.qm_job_text, owned, size=4096)
         self._tokens = read_tokens(self._lib, owned)
+        if self._top >= 0:
+            self._logprobs = self._read_logprobs(owned)
         self._reason = self._lib.qm_job_finish(owned).decode() or "cancelled"
         if isinstance(self._error, CancelledError):
             self._error = None  # no failure for who listens: `finish` tells
         self._settle()
+
+    def _read_logprobs(self, owned: Owned) -> List[TokenLogprob]:
+        count, top = len(self._tokens), self._top
+        own = (ctypes.c_float * count)()
+        ids = (ctypes.c_int32 * (count * top))()
+        theirs = (ctypes.c_float * (count * top))()
+        self._lib.check(self._lib.qm_job_logprobs(owned, 0, own, ids, theirs, count))
+        rows = [slice(i * top, (i + 1) * top) for i in range(count)]
+        return [TokenLogprob(token, logprob, list(zip(ids[row], theirs[row])))
+                for token, logprob, row in zip(self._tokens, own, rows)]
 
     def _outcome(self) -> Any:
         super()._outcome()
@@ -321,6 +347,12 @@ class Generation(Job["Generation"]):
         """The ids of all tokens generated. Waits for the end."""
         self.wait()
         return self._tokens
+
+    @property
+    def logprobs(self) -> List[TokenLogprob]:
+        """Log probabilities of the tokens, if option logprobs is not -1. Waits for the end."""
+        self.wait()
+        return self._logprobs
 
     @property
     def finish(self) -> str:

@@ -28,8 +28,9 @@ class Model(Handle):
     path      the file
     library   the file of libqwenmoe, where it is not the usual one
     log       called with a level (as in `logging`) and a line, from any thread; or a logging.Logger
-    progress  called with ("load", bytes done, bytes in all), and for its sessions with ("prefill", tokens done, tokens in all).
-              To return True, or to raise, cancels. May come from other threads; must not use the same model.
+    progress  called with ("load", bytes done, bytes in all), and for its sessions with ("prefill", tokens done, tokens in all) or
+              ("drop", tokens dropped, tokens there were). To return True, or to raise, cancels. May come from other threads;
+              must not use the same model.
 
     Sessions of the model take its options of their kind where they are not given their own.
     """

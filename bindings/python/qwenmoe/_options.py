@@ -17,7 +17,8 @@ from ._library import Library, Owned, Path, c_text, library as open_library
 Value = Union[None, bool, int, float, str, "os.PathLike[str]", List[Any], Tuple[Any, ...], Mapping[Any, Any]]
 #: Called with a level (10 debug, 20 info, 30 warning, as in `logging`) and a line, from any thread.
 Log = Union[Callable[[int, str], Any], logging.Logger]
-#: Called with the stage ("load": bytes, "prefill": tokens), how much is done and of how much. True, or an exception, cancels.
+#: Called with the stage ("load": bytes, "prefill" and "drop": tokens), how much is done and of how much. True, or an exception,
+#: cancels.
 Progress = Callable[[str, int, int], Optional[bool]]
 
 MODEL, SESSION, SAMPLING = "model", "session", "sampling"
@@ -68,10 +69,10 @@ def to_text(option: Option, value: Value) -> Optional[str]:
         return repr(float(value))
     if option.type == "text" and isinstance(value, os.PathLike):
         return os.fspath(value)
-    if option.type == "text" and isinstance(value, Mapping) and all(isinstance(key, int) for key in value):
-        return ",".join(f"{key}:{number}" for key, number in value.items())  # logit-bias: 198:-2.5,1234:-inf
+    if option.name == "logit-bias" and isinstance(value, Mapping):
+        return ",".join(f"{token}:{bias}" for token, bias in value.items())  # 198:-2.5,1234:-inf
     if option.type == "text" and isinstance(value, (list, tuple, Mapping)):
-        return json.dumps(value, ensure_ascii=False)  # stop: a JSON array
+        return json.dumps(value, ensure_ascii=False)  # stop, json-schema, tools
     raise _describe_wrong(option, value)
 
 
@@ -160,7 +161,7 @@ def document(function: Any, scopes: Iterable[str], lib: Library) -> None:
     signature = inspect.signature(function)
     kept = [parameter for parameter in signature.parameters.values() if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     kept += [inspect.Parameter(row.keyword, inspect.Parameter.KEYWORD_ONLY, annotation=row.type,
-                               default=from_text(row, row.default)) for row in rows]
+                               default=from_text(row, row.default)) for row in rows if row.keyword not in signature.parameters]
     function.__signature__ = signature.replace(parameters=kept)
     lines = [textwrap.fill(row.describe(), 120, initial_indent="    ", subsequent_indent="        ", break_on_hyphens=False)
              for row in rows]

@@ -74,8 +74,8 @@ class Session(Handle):
 
     def get(self, name: str) -> Union[bool, int, float, str]:
         """The value of an option, by its name or keyword."""
-        self._settle_last()
         row = table(self._lib).find(name)
+        self._settle_last()
         return from_text(row, self._lib.text(self._lib.qm_session_get, self._handle, row.name.encode()).decode())
 
     def _change(self, options: Mapping[str, Value]) -> Dict[bytes, bytes]:
@@ -264,9 +264,9 @@ class Session(Handle):
         """
         ids = int_array(self.model.tokenize(prompt, special) if isinstance(prompt, str) else prompt)
 
-        def start(settle: Callable[[], None]) -> Generation:
+        def start(settle: Callable[[], None], top: int) -> Generation:
             owned = self._submit(self._lib.qm_submit_generate, ids, len(ids))
-            return Generation(self._lib, owned, self, self.model._callbacks, settle)
+            return Generation(self._lib, owned, self, self.model._callbacks, settle, top)
         return self._answer(start, options)
 
     def chat(self, messages: Sequence[Message], *, tools: Optional[Sequence[Tool]] = None, thinking: Optional[bool] = None,
@@ -279,22 +279,24 @@ class Session(Handle):
         thinking  whether it is to think before it answers; None: as the model's chat format has it
         """
         model, lib = self.model, self._lib
+        if tools is not None:
+            options = {**options, "tools": list(tools)}  # which keeps tool calls to them
         prompt = model.chat_format(messages, tools, thinking)
         opened = prompt.endswith("<think>\n")
         ids = int_array(model.tokenize(prompt, "all"))
 
-        def start(settle: Callable[[], None]) -> Reply:
+        def start(settle: Callable[[], None], top: int) -> Reply:
             owned = self._submit(lib.qm_submit_sync, ids, len(ids))
-            return Reply(lib, owned, self, model._callbacks, settle, lambda: self._submit(lib.qm_submit_generate, None, 0),
-                         model, messages_text((), tools)[1], opened)
+            return Reply(lib, owned, self, model._callbacks, settle, top,
+                         lambda: self._submit(lib.qm_submit_generate, None, 0), model, messages_text((), tools)[1], opened)
         return self._answer(start, options)
 
-    def _answer(self, start: Callable[[Callable[[], None]], Answer], options: Mapping[str, Value]) -> Answer:
+    def _answer(self, start: Callable[[Callable[[], None], int], Answer], options: Mapping[str, Value]) -> Answer:
         self._settle_last()
         with self._lock:
             before = self._change(options)
             try:
-                answer = start(lambda: self._put_back(before))
+                answer = start(lambda: self._put_back(before), int(self.get("logprobs")))
             except Exception:
                 self._put_back(before)
                 raise
