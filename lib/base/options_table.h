@@ -41,7 +41,7 @@ QMI_OPTION(KV_MEMORY, "kv-memory", MODEL, INT, "0", 0, 1000000000000000, "",
 QMI_OPTION(CHECKPOINT_MEMORY, "checkpoint-memory", MODEL, INT, "-1", -1, 1000000000000000, "",
            "bytes for states kept to go back to, so that prompts are not computed again; 0 keeps none, -1 takes a part of what is free")
 QMI_OPTION(CHECKPOINT_EVERY, "checkpoint-every", MODEL, INT, "256", 1, 16777216, "",
-           "tokens after which another state is kept: while decoding, and at the ends of a prompt's chunks (option chunk)")
+           "tokens after which another state is kept: while decoding, near the end of a prompt, and before that at the ends of its chunks (option chunk)")
 QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",

@@ -58,7 +58,7 @@ struct qm_job {
     bool overflows;              /* `tokens` do not fit behind the session's: its oldest turns have to go first */
     bool replaces;               /* `tokens` are all that the session shall hold, and it was not moved to them yet */
     int32_t *tokens;             /* to append, one by one session for a decode job */
-    int64_t turns[3];            /* indices of tokens before which a chunk ends, ascending; -1: none */
+    int64_t turns[4];            /* indices of tokens before which a chunk ends; -1: none */
     bool turns_marked;
     int64_t token_count, token_done;
     bool queue_failed;           /* out of memory for a piece */

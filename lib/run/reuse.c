@@ -5,6 +5,10 @@
 
 #define APART 32        /* tokens that a checkpoint has to save */
 #define APART_TURNS 256 /* ... that of another than the last turn, since it makes one chunk more */
+#define BEFORE_END 64   /* a text that goes on where it ended may have other tokens at the seam, but hardly so many */
+#define DENSE 4         /* times checkpoint-every: the end of a prompt, where states lie so close that at most one such piece is
+                         * computed again wherever the next prompt differs */
+#define DENSE_CHUNKS 8  /* ... where the prompt has so many chunks that smaller ones at its end cost little */
 
 /* ---- making checkpoints ---- */
 
@@ -41,24 +45,25 @@ void qmi_reuse_prefilled(qm_job *job)
 {
     qm_session *session = job->sessions[0];
     int64_t passed = session->count - session->checkpointed;
-    bool ended = job->token_done == job->token_count;
+    bool ended = job->token_done == job->token_count, near_end = job->token_done == job->turns[3];
     if (!has_recurrent(job->model)) {
         if (ended && passed >= APART)
             keep(session, QMI_CHECKPOINT_PROMPT);
     } else if (begins_turn(job, job->token_done)) {
         keep(session, QMI_CHECKPOINT_TURN);
-    } else if (passed >= (ended ? APART : job->model->checkpoint_every)) {
-        keep(session, ended ? QMI_CHECKPOINT_PROMPT : QMI_CHECKPOINT_PASSED);
+    } else if (passed >= (ended || near_end ? APART : job->model->checkpoint_every)) {
+        keep(session, ended || near_end ? QMI_CHECKPOINT_PROMPT : QMI_CHECKPOINT_PASSED);
     }
 }
 
 /* The places inside a prompt where another may branch off: the end of the system prompt, which other conversations share; where
- * the last message begins, which may be edited; and where the answer begins, for the next prompt renders the answer anew, mostly
- * without its thoughts. Fewer than APART tokens before the answer are too few to be worth a chunk. */
+ * the last message begins, which may be edited; where the answer begins, for the next prompt renders the answer anew, mostly
+ * without its thoughts; and of text without turns shortly before its end. Fewer than APART tokens before the answer are too few to
+ * be worth a chunk. */
 static void mark_turns(qm_job *job)
 {
     const qm_session *session = job->sessions[0];
-    int64_t first = -1, last = -1, before_last = -1;
+    int64_t first = -1, last = -1, before_last = -1, end = -1;
     for (int64_t i = 1; i < job->token_count; i++) {
         if (!begins_turn(job, i))
             continue;
@@ -67,6 +72,8 @@ static void mark_turns(qm_job *job)
         before_last = last;
         last = i;
     }
+    if (job->token_count - (last < 0 ? 0 : last) > APART_TURNS)
+        end = job->token_count - BEFORE_END;
     if (first >= 0 && first < APART)
         first = -1;
     if (before_last >= 0 && before_last - (first < 0 ? 0 : first) < APART_TURNS)
@@ -74,7 +81,18 @@ static void mark_turns(qm_job *job)
     job->turns[0] = first;
     job->turns[1] = before_last;
     job->turns[2] = last;
+    job->turns[3] = end;
     job->turns_marked = true;
+}
+
+/* At the end of a long prompt chunks are as small as the distance of states that are kept. */
+static int64_t limit_near_end(const qm_job *job, int64_t size)
+{
+    const qm_model *model = job->model;
+    int64_t every = model->checkpoint_every, chunk = model->plan.chunk, dense = job->token_count - DENSE * every;
+    if (every >= size || (chunk > 2 * every && job->token_count < DENSE_CHUNKS * chunk))
+        return size;
+    return job->token_done + size > dense ? every : size;
 }
 
 int64_t qmi_reuse_chunk(qm_job *job, int64_t limit)
@@ -85,10 +103,11 @@ int64_t qmi_reuse_chunk(qm_job *job, int64_t limit)
         return size;
     if (!job->turns_marked)
         mark_turns(job);
-    for (int i = 0; i < 3; i++)
+    size = limit_near_end(job, size);
+    for (int i = 0; i < 4; i++)
         if (job->turns[i] > job->token_done && job->turns[i] - job->token_done < size)
-            return job->turns[i] - job->token_done;
-    if (size == left)
+            size = job->turns[i] - job->token_done;
+    if (size == left || begins_turn(job, job->token_done + size))
         return size;
     /* A long prompt is cut somewhere in any case: where a turn begins, if one does near the end of the chunk. */
     for (int64_t end = size; end > size * 3 / 4; end--)

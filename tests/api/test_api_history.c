@@ -90,6 +90,28 @@ static void syncs(qm_model *model, const int32_t *tokens)
     qm_session_free(&session);
 }
 
+/* Text without turns, that differs anywhere near its end: no more than 256 tokens before that are computed again. */
+static void test_differs_near_the_end(void **state)
+{
+    (void)state;
+    enum { LONG = 1700 };
+    static int32_t tokens[LONG + 20], moved[LONG];
+    fill_tokens(tokens, LONG + 20, 11);
+    qm_model *model = load_model("oracle/qwen35moe.gguf", "");
+    qm_session *session = new_session(model, "context=2000 answer-tokens=1");
+    assert_int_equal(qm_session_sync(session, tokens, LONG), 0);
+    for (int64_t at = LONG - 1; at > LONG - 1000; at -= 77) {
+        memcpy(moved, tokens, sizeof moved);
+        moved[at] = (tokens[at] + 1) % 256;
+        int64_t count = at + 20 < LONG ? at + 20 : LONG, reused = qm_session_sync(session, moved, count);
+        assert_in_range(reused, at - 256, at);
+    }
+    assert_in_range(qm_session_sync(session, tokens, LONG + 20), LONG - 256, LONG); /* and what was there first is there */
+    assert_holds(model, session, tokens, LONG + 20);
+    qm_session_free(&session);
+    qm_model_free(&model);
+}
+
 static void test_syncs(void **state)
 {
     (void)state;
@@ -426,7 +448,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_forks),           cmocka_unit_test(test_rewinds),
-        cmocka_unit_test(test_syncs),           cmocka_unit_test(test_cancel_between_chunks),
+        cmocka_unit_test(test_syncs),                 cmocka_unit_test(test_differs_near_the_end),           cmocka_unit_test(test_cancel_between_chunks),
         cmocka_unit_test(test_cancel_at_any_time), cmocka_unit_test(test_cut_then_cancel),
         cmocka_unit_test(test_drops),           cmocka_unit_test(test_drafts),
     };

@@ -1,8 +1,11 @@
 /* A conversation as a chat client holds it: each turn sends the whole history, rendered anew, in which the thoughts of earlier
  * answers are left out. Of each prompt only what differs from what was held before may be computed, and at most 256 tokens more.
  *
- *     conversation MODEL [TOKENS [TURNS]]     TOKENS of history before the first question (2000 if not given); prints what is
- *                                             computed a turn, the seconds to the first token, and what a fork costs */
+ *     conversation MODEL [TOKENS [TURNS [FORM [SETTINGS]]]]
+ *
+ * TOKENS of history before the first question (2000 if not given); FORM "chat", or "plain" for text without turns that is sent
+ * whole each time; SETTINGS as "name=value name=value". Prints what is computed a turn, the seconds to the first token, and what
+ * a fork costs. */
 #include "../api/api.h"
 
 #include <jansson.h>
@@ -44,8 +47,27 @@ static int32_t *render(const qm_model *model, json_t *messages, int64_t *count)
     return tokens;
 }
 
+/* All messages as one text, answers as they were given. */
+static int32_t *render_plain(const qm_model *model, json_t *messages, int64_t *count)
+{
+    size_t length = 0, i;
+    json_t *message;
+    json_array_foreach(messages, i, message)
+        length += json_string_length(json_object_get(message, "content"));
+    char *whole = malloc(length + 1), *end = whole;
+    assert_non_null(whole);
+    json_array_foreach(messages, i, message)
+        end = stpcpy(end, json_string_value(json_object_get(message, "content")));
+    *count = qm_tokenize(model, whole, (int64_t)length, QM_SPECIAL_NONE, NULL, 0);
+    int32_t *tokens = malloc((size_t)*count * sizeof *tokens);
+    assert_non_null(tokens);
+    qm_tokenize(model, whole, (int64_t)length, QM_SPECIAL_NONE, tokens, *count);
+    free(whole);
+    return tokens;
+}
+
 /* Generates an answer and appends it to the messages. Returns the seconds to its first token. */
-static double answer(qm_model *model, qm_session *session, json_t *messages)
+static double answer(qm_model *model, qm_session *session, json_t *messages, bool plain)
 {
     char whole[8192], *parsed = malloc(65536);
     qm_job *job = NULL;
@@ -56,6 +78,12 @@ static double answer(qm_model *model, qm_session *session, json_t *messages)
     int64_t length = qm_job_text(job, whole, sizeof whole);
     expect_ok(qm_job_number(job, "seconds_first", &first));
     assert_true(length >= 0 && length < (int64_t)sizeof whole);
+    if (plain) {
+        json_array_append_new(messages, json_pack("{s:s%}", "content", whole, (size_t)length));
+        free(parsed);
+        qm_job_free(&job);
+        return first;
+    }
     assert_true(qm_chat_parse(model, whole, length, NULL, 0, 1, parsed, 65536) > 0);
     json_t *answer = json_loads(parsed, 0, NULL), *message = json_object();
     json_object_set_new(message, "role", json_string("assistant"));
@@ -114,11 +142,12 @@ int main(int argument_count, char **arguments)
 {
     int64_t history = argument_count > 2 ? strtoll(arguments[2], NULL, 10) : 2000;
     int turns = argument_count > 3 ? (int)strtol(arguments[3], NULL, 10) : 10, failed = 0;
-    char settings[160];
+    bool plain = argument_count > 4 && strcmp(arguments[4], "plain") == 0;
+    char settings[400];
     qm_options *options = NULL;
     qm_model *model = NULL;
-    snprintf(settings, sizeof settings, "context=%lld answer-tokens=120 thinking-tokens=60 ignore-end=1 seed=1 threads=0 pin=0",
-             (long long)(history + history / 4 + turns * 200 + 400));
+    snprintf(settings, sizeof settings, "context=%lld answer-tokens=120 thinking-tokens=60 ignore-end=1 seed=1 threads=0 pin=0 %s",
+             (long long)(history + history / 4 + turns * 200 + 400), argument_count > 5 ? arguments[5] : "");
     options = make_options(settings);
     expect_ok(qm_model_load(arguments[1], options, &model));
     qm_options_free(&options);
@@ -131,14 +160,14 @@ int main(int argument_count, char **arguments)
         int64_t count;
         if (turn > 0)
             json_array_append_new(messages, json_pack("{s:s, s:s}", "role", "user", "content", "And one for the circumference?"));
-        int32_t *tokens = render(model, messages, &count);
+        int32_t *tokens = (plain ? render_plain : render)(model, messages, &count);
         int64_t common = common_start(session, tokens, count);
         double start = seconds_now();
         int64_t reused = qm_session_sync(session, tokens, count);
         if (reused < 0)
             fail_msg("qm_session_sync: %s", qm_error_message());
         double first = seconds_now() - start;
-        first += answer(model, session, messages);
+        first += answer(model, session, messages, plain);
         printf("%4d %8lld %8lld %9lld %8.3f\n", turn + 1, (long long)count, (long long)(count - common),
                (long long)(count - reused), first);
         failed += count - reused > count - common + ALLOWED;
