@@ -4,6 +4,7 @@
 #     tests/run.sh gcc fuzz        only these tiers
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
 #     gcc      release build without a warning, all tests, installation, README's commands, ABI
+#     nvim     the Neovim plugin in the system's Neovim, with the library of tier gcc
 #     clang    the same build by clang, all tests
 #     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests
 #     thread   ThreadSanitizer, the tests that use threads
@@ -15,7 +16,7 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . examples/setup.sh
 
-tiers=${*:-gcc python clang address thread fuzz haswell cuda}
+tiers=${*:-gcc python nvim clang address thread fuzz haswell cuda}
 builds=$PWD/build-tests
 results=$builds/results # one line a test: "ok NAME" or "failed NAME"
 
@@ -30,6 +31,7 @@ setup_need 'command -v abidiff' abigail-tools
 setup_need 'command -v xz' xz-utils
 setup_need 'command -v python3' python3
 setup_need 'python3 -c "import ensurepip, venv"' python3-venv
+setup_need 'command -v nvim' neovim
 setup_need 'command -v man' man-db
 setup_need 'command -v groff' groff-base
 setup_install || { echo "0 passed, 1 failed"; exit 1; }
@@ -117,6 +119,18 @@ tier_python() {
     check "python: README" tests/python/check_readme.sh
 }
 
+tier_nvim() {
+    build_gcc || return
+    meson install -C "$builds/gcc" > "$builds/install.log" 2>&1
+    say "nvim: tests"
+    log=$builds/nvim.log
+    python3 -B tests/nvim/check_plugin.py "$builds/prefix" > "$log" 2>&1
+    code=$?
+    [ $code = 0 ] && grep -E '^(ok|    )' "$log" || cat "$log"
+    sed -n 's/^ok /ok nvim: /p; s/^FAILED /failed nvim: /p' "$log" >> "$results"
+    [ $code = 0 ] || grep -q '^FAILED' "$log" || check "nvim: tests" false
+}
+
 tier_clang() {
     build clang clang --buildtype=release -Dcuda=disabled || return
     run_tests clang
@@ -164,7 +178,7 @@ tier_cuda() {
 
 for tier in $tiers; do
     case $tier in
-    gcc | python | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
+    gcc | python | nvim | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
     *) check "there is no tier $tier" false ;;
     esac
 done

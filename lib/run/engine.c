@@ -203,7 +203,7 @@ static int32_t report_progress(qm_job *job)
 static int32_t chunk_size(const qmi_step *step, qm_job *job, bool shared)
 {
     int64_t limit = job->model->plan.chunk;
-    if (shared && limit > SHARED_CHUNK)
+    if ((shared || job->token_done < job->small_until) && limit > SHARED_CHUNK)
         limit = SHARED_CHUNK;
     if (limit == step->row_limit && qmi_step_goes_back(job->sessions[0], job->token_done == job->token_count))
         limit--;
@@ -213,6 +213,23 @@ static int32_t chunk_size(const qmi_step *step, qm_job *job, bool shared)
         size = end < size ? end : size;
     }
     return (int32_t)size;
+}
+
+/* Jobs of higher priority stop a chunk that takes longer than a small one: see qmi_engine_submit. What was computed of it is lost,
+ * so the same tokens come in small chunks then, which nobody stops. */
+static void let_overtake(qmi_engine *engine, qm_job *job, int32_t size)
+{
+    qmi_os_mutex_lock(engine->mutex);
+    qmi_job_clear_interrupt(job);
+    engine->stoppable = size > SHARED_CHUNK ? job : NULL;
+    qmi_os_mutex_unlock(engine->mutex);
+}
+
+static void end_overtaking(qmi_engine *engine)
+{
+    qmi_os_mutex_lock(engine->mutex);
+    engine->stoppable = NULL;
+    qmi_os_mutex_unlock(engine->mutex);
 }
 
 static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
@@ -227,7 +244,13 @@ static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
         return code;
     for (; row < job->row_count && job->rows[row] < job->token_done + size; row++)
         qmi_step_want(step, (int32_t)(job->rows[row] - job->token_done), job->logits + row * vocabulary);
-    code = qmi_step_run(model, step, &job->cancel);
+    let_overtake(&model->engine, job, size);
+    code = qmi_step_run(model, step, &job->interrupt);
+    end_overtaking(&model->engine);
+    if (code == QM_ERROR_CANCELLED && !qmi_job_cancelled(job)) {
+        job->small_until = job->token_done + size;
+        return QM_OK;
+    }
     if (code < 0)
         return code == QM_ERROR_CANCELLED ? fail_cancelled() : code;
     job->row_done = row;
@@ -440,6 +463,8 @@ void qmi_engine_submit(qm_model *model, qm_job *job)
 {
     qmi_os_mutex_lock(model->engine.mutex);
     append_job(&model->engine, job);
+    if (model->engine.stoppable && model->engine.stoppable->priority < job->priority)
+        qmi_job_interrupt(model->engine.stoppable);
     qmi_os_condition_signal_all(model->engine.wake);
     qmi_os_mutex_unlock(model->engine.mutex);
 }

@@ -3,7 +3,7 @@
  *
  * Each turn of the thread answers calls (device work of other threads), then computes one token of each of several sessions that
  * decode, then a chunk of one session's prompt. Jobs of the highest priority alone take part; of these, those that have waited
- * longest.
+ * longest. A job of higher priority that comes while a chunk is computed does not wait for its end.
  *
  * Lifetime: the model's handle, each session and each job hold a reference. References are dropped by threads of the host
  * only, so the engine's thread never waits for itself. */
@@ -50,6 +50,7 @@ typedef struct qmi_engine {
     bool visited;                /* another thread does its own call meanwhile, instead of waking it */
     qm_job *jobs;                /* under way; those that have waited longest first */
     qmi_call *calls;             /* in order of arrival */
+    qm_job *stoppable;           /* whose chunk is being computed, where a job of higher priority may stop it; else NULL */
     qmi_step step;               /* the thread's own */
 } qmi_engine;
 

@@ -215,7 +215,8 @@ int32_t qmi_job_wait(qm_job *job, int64_t timeout_ms)
 
 void qmi_job_cancel(qm_job *job)
 {
-    __atomic_store_n(&job->cancel, 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&job->cancel, 1, __ATOMIC_SEQ_CST);
+    qmi_job_interrupt(job);
     if (job->kind != QMI_JOB_LOAD && job->kind != QMI_JOB_TOKENIZE)
         qmi_engine_look(job->model);
 }

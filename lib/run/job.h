@@ -32,6 +32,7 @@ struct qm_job {
 
     /* wishes of any thread, atomic */
     int32_t cancel, end_thinking;
+    int32_t interrupt;           /* atomic: the chunk under way shall end, as the job is cancelled, or overtaken by another */
 
     /* guarded by `mutex` */
     qmi_os_mutex *mutex;
@@ -60,6 +61,7 @@ struct qm_job {
     int32_t *tokens;             /* to append, one by one session for a decode job */
     int64_t turns[4];            /* indices of tokens before which a chunk ends; -1: none */
     bool turns_marked;
+    int64_t small_until;         /* index of a token: chunks before it are small */
     int64_t token_count, token_done;
     bool queue_failed;           /* out of memory for a piece */
     /* rows wanted of a prefill: indices into tokens, ascending; logits are the caller's */
@@ -99,9 +101,22 @@ const char *qmi_job_finish_name(const qm_job *job);
 int32_t qmi_job_number(const qm_job *job, const char *name, double *value);
 int32_t qmi_job_take_model(qm_job *job, qm_model **out);
 
+static inline void qmi_job_interrupt(qm_job *job)
+{
+    __atomic_store_n(&job->interrupt, 1, __ATOMIC_SEQ_CST);
+}
+
 static inline bool qmi_job_cancelled(const qm_job *job)
 {
-    return __atomic_load_n(&job->cancel, __ATOMIC_ACQUIRE) != 0;
+    return __atomic_load_n(&job->cancel, __ATOMIC_SEQ_CST) != 0;
+}
+
+/* Not if it is cancelled, also by another thread meanwhile: that sets `cancel` first, so this sees it, or the interrupt stays. */
+static inline void qmi_job_clear_interrupt(qm_job *job)
+{
+    __atomic_store_n(&job->interrupt, 0, __ATOMIC_SEQ_CST);
+    if (qmi_job_cancelled(job))
+        qmi_job_interrupt(job);
 }
 
 #endif

@@ -538,6 +538,59 @@ static void test_priority(void **state)
     qm_model_free(&model);
 }
 
+typedef struct chunk_watch {
+    int64_t last;
+    bool small; /* a chunk of 64 tokens was seen where 192 were left */
+} chunk_watch;
+
+static int32_t watch_chunks(const char *stage, int64_t done, int64_t total, void *user)
+{
+    (void)stage;
+    chunk_watch *watch = user;
+    watch->small |= done - watch->last == 64 && total - watch->last > 192;
+    watch->last = done;
+    return 0;
+}
+
+/* A chunk of a prompt is given up for a job of higher priority, and computed again in small pieces, to the same bits. When nobody
+ * comes chunks are large, so a small one tells that it happened. It does not each time: the other may come between two chunks. */
+static void test_overtaking(void **state)
+{
+    (void)state;
+    enum { COUNT = 960 };
+    int32_t prompt[COUNT];
+    chunk_watch watch = { 0, false };
+    qm_session *low = NULL;
+    fill_tokens(prompt, COUNT, 1);
+    qm_model *model = load_model("tiny/hybrid.gguf", "chunk=192 context=1000 answer-tokens=8 checkpoint-memory=0");
+    qm_session *high = new_session(model, "priority=1 context=1000 answer-tokens=8");
+    qm_options *options = make_options("context=1000 answer-tokens=8");
+    expect_ok(qm_options_set_progress(options, watch_chunks, &watch));
+    expect_ok(qm_session_new(model, options, &low));
+    expect_ok(qm_prefill(low, prompt, COUNT));
+    assert_false(watch.small);
+    for (int32_t i = 0; i < 1000 && !watch.small; i++) {
+        qm_job *low_job = NULL, *high_job = NULL;
+        expect_ok(qm_session_rewind(low, 0));
+        watch.last = 0;
+        expect_ok(qm_submit_prefill(low, prompt, COUNT, &low_job));
+        while (job_number(low_job, "tokens_prefilled") < 192 && qm_job_poll(low_job) == QM_JOB_RUNNING)
+            sched_yield();
+        expect_ok(qm_session_rewind(high, 0));
+        expect_ok(qm_submit_prefill(high, prompt, 1, &high_job));
+        expect_code(QM_JOB_DONE, qm_job_wait(high_job, -1));
+        expect_code(QM_JOB_DONE, qm_job_wait(low_job, -1));
+        qm_job_free(&high_job);
+        qm_job_free(&low_job);
+    }
+    assert_true(watch.small);
+    assert_holds(model, low, prompt, COUNT);
+    qm_options_free(&options);
+    qm_session_free(&low);
+    qm_session_free(&high);
+    qm_model_free(&model);
+}
+
 typedef struct cancel_work {
     qm_job *job;
     int32_t waits;
@@ -590,7 +643,8 @@ int main(void)
         cmocka_unit_test(test_descriptor),              cmocka_unit_test(test_jobs_equal_calls),
         cmocka_unit_test(test_load_job),                cmocka_unit_test(test_busy),
         cmocka_unit_test(test_freed_in_any_order),      cmocka_unit_test(test_jobs_advance_together),
-        cmocka_unit_test(test_priority),                cmocka_unit_test(test_cancel_from_another_thread),
+        cmocka_unit_test(test_priority),                cmocka_unit_test(test_overtaking),
+        cmocka_unit_test(test_cancel_from_another_thread),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

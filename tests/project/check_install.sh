@@ -14,7 +14,7 @@ fail() { echo "$*"; exit 1; }
 rm -rf "$prefix"
 meson install -C "$build" > "$work/install.log" 2>&1 || { cat "$work/install.log"; exit 1; }
 for file in bin/qwenmoe include/qwenmoe.h share/man/man1/qwenmoe.1 share/qwenmoe/qwenmoe-py.gguf \
-    share/bash-completion/completions/qwenmoe; do
+    share/bash-completion/completions/qwenmoe share/nvim/site/pack/qwenmoe/start/qwenmoe/plugin/qwenmoe.lua; do
     [ -s "$prefix/$file" ] || fail "$file is not installed"
 done
 [ "$("$prefix/bin/qwenmoe" --version)" = "qwenmoe $version" ] || fail "the installed program does not say that it is $version"
