@@ -5,6 +5,8 @@
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
 #     gcc      release build without a warning, all tests, installation, README's commands, ABI
 #     nvim     the Neovim plugin in the system's Neovim, with the library of tier gcc
+#     server   qwenmoe-server of the gcc build: its README, OpenAI's and Anthropic's clients, requests made from its description,
+#              its page in Chromium
 #     clang    the same build by clang, all tests
 #     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests
 #     thread   ThreadSanitizer, the tests that use threads
@@ -16,12 +18,13 @@ set -u
 cd "$(dirname "$0")/.." || exit 1
 . examples/setup.sh
 
-tiers=${*:-gcc python nvim clang address thread fuzz haswell cuda}
+tiers=${*:-gcc python nvim server clang address thread fuzz haswell cuda}
 builds=$PWD/build-tests
 results=$builds/results # one line a test: "ok NAME" or "failed NAME"
 
 setup_need_build
 setup_need 'pkg-config --exists cmocka' libcmocka-dev
+setup_need 'pkg-config --exists libmicrohttpd' libmicrohttpd-dev
 setup_need 'command -v clang' clang
 fuzz_nothing='int LLVMFuzzerTestOneInput(const char *d, long n) { return d && n < 0; }'
 setup_need "echo '$fuzz_nothing' | clang -fsanitize=fuzzer,address -x c - -o /dev/null" libclang-rt-dev
@@ -34,6 +37,12 @@ setup_need 'python3 -c "import ensurepip, venv"' python3-venv
 setup_need 'command -v nvim' neovim
 setup_need 'command -v man' man-db
 setup_need 'command -v groff' groff-base
+case " $tiers " in
+*" server "*)
+    setup_need 'command -v curl' curl
+    setup_need 'command -v chromium-headless-shell || command -v chromium' chromium-headless-shell fonts-dejavu-core
+    ;;
+esac
 setup_install || { echo "0 passed, 1 failed"; exit 1; }
 
 mkdir -p "$builds"
@@ -131,6 +140,19 @@ tier_nvim() {
     [ $code = 0 ] || grep -q '^FAILED' "$log" || check "nvim: tests" false
 }
 
+tier_server() {
+    build_gcc || return
+    say "server: installing and running its clients"
+    python=$builds/clients/bin/python
+    [ -x "$python" ] || check "server: environment" python3 -m venv "$builds/clients" || return
+    check "server: packages" "$python" -m pip install -q -r tests/server/requirements.txt || return
+    check "server: install" meson install -C "$builds/gcc"
+    check "server: README" tests/server/check_readme.sh "$builds/prefix"
+    for name in clients schema page; do
+        check "server: $name" env QWENMOE_SERVER="$builds/gcc/examples/server/qwenmoe-server" "$python" "tests/server/test_$name.py"
+    done
+}
+
 tier_clang() {
     build clang clang --buildtype=release -Dcuda=disabled || return
     run_tests clang
@@ -178,7 +200,7 @@ tier_cuda() {
 
 for tier in $tiers; do
     case $tier in
-    gcc | python | nvim | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
+    gcc | python | nvim | server | clang | address | thread | fuzz | haswell | cuda) "tier_$tier" ;;
     *) check "there is no tier $tier" false ;;
     esac
 done

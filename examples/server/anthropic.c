@@ -188,7 +188,7 @@ static int read_thinking(generation *g, const json_t *body)
 
 static int read_request(generation *g, const json_t *body)
 {
-    generation_new_id(g->id, sizeof g->id, "msg_");
+    make_id(g->id, sizeof g->id, "msg_");
     if (generation_read_settings(g, body) < 0 ||
         generation_read_stop(g, json_object_get(body, "stop_sequences"), "stop_sequences") < 0 || read_thinking(g, body) < 0 ||
         read_tools(g, body) < 0 || generation_check(g, body, "output_config", 'o') < 0)

@@ -14,7 +14,7 @@ static void begin_block(blocks *b, part_kind kind, size_t call)
     b->list = server_grow(b->list, b->count + 1, sizeof *b->list);
     block *fresh = &b->list[b->count++];
     *fresh = (block){ .kind = kind, .call = call };
-    generation_new_id(fresh->id, sizeof fresh->id, blocks_prefix(kind));
+    make_id(fresh->id, sizeof fresh->id, blocks_prefix(kind));
     if (b->writer)
         b->writer->begin(b, b->count - 1);
 }

@@ -2,7 +2,6 @@
 #include "generation.h"
 
 #include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -22,16 +21,6 @@ int generation_fail(generation *g, int status, const char *code, const char *for
 enum MHD_Result generation_reply_error(const generation *g, request *request)
 {
     return reply_error(request, g->error.status, g->error.code, g->error.message);
-}
-
-void generation_new_id(char *id, size_t size, const char *prefix)
-{
-    static atomic_ullong counter;
-    struct timespec now;
-    clock_gettime(CLOCK_REALTIME, &now);
-    unsigned long long count = atomic_fetch_add(&counter, 1);
-    unsigned long long time = (unsigned long long)now.tv_sec * 1000000 + (unsigned long long)now.tv_nsec / 1000;
-    snprintf(id, size, "%s%012llx%06llx", prefix, time, count & 0xFFFFFF);
 }
 
 int generation_start(generation *g, request *request, json_t **body)

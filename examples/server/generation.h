@@ -37,7 +37,6 @@ int generation_start(generation *g, request *request, json_t **body);
 void generation_end(generation *g);
 int generation_fail(generation *g, int status, const char *code, const char *format, ...) __attribute__((format(printf, 4, 5)));
 enum MHD_Result generation_reply_error(const generation *g, request *request);
-void generation_new_id(char *id, size_t size, const char *prefix);
 
 /* Checks the type of a member that may be missing or null: 't'ext, 'i'nteger, 'n'umber, 'b'ool, 'a'rray, 'o'bject. */
 int generation_check(generation *g, const json_t *body, const char *key, char type);

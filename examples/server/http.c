@@ -3,11 +3,13 @@
 
 #include <arpa/inet.h>
 #include <netdb.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "metrics.h"
@@ -18,6 +20,7 @@
 struct http_server {
     server *server;
     struct MHD_Daemon *daemon;
+    atomic_int requests; /* whose replies are not sent to their end */
     int listener;
 };
 
@@ -284,6 +287,7 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *connection,
     (void)version;
     if (!request) {
         *context = new_request(http->server, connection, url, method);
+        atomic_fetch_add(&http->requests, 1);
         request = *context;
         return request->too_large ? answer_request(request) : MHD_YES; /* before it is sent: the connection is closed then */
     }
@@ -305,9 +309,11 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *connection,
 static void on_completed(void *user, struct MHD_Connection *connection, void **context, enum MHD_RequestTerminationCode code)
 {
     request *request = *context;
-    (void)user, (void)connection, (void)code;
+    http_server *http = user;
+    (void)connection, (void)code;
     if (!request)
         return;
+    atomic_fetch_sub(&http->requests, 1);
     metrics_count_request(request->path, request->status);
     buffer_free(&request->body);
     free(request);
@@ -380,8 +386,11 @@ void http_quiet(http_server *http)
         close(listener);
 }
 
-void http_stop(http_server **http)
+void http_stop(http_server **http, int64_t limit_ms)
 {
+    const struct timespec moment = { .tv_nsec = 5000000 };
+    for (int64_t waited = 0; atomic_load(&(*http)->requests) > 0 && waited < limit_ms; waited += 5)
+        nanosleep(&moment, NULL);
     MHD_stop_daemon((*http)->daemon);
     free(*http);
     *http = NULL;

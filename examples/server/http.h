@@ -36,7 +36,8 @@ typedef struct http_server http_server;
 int http_start(server *server, const http_settings *settings, http_server **out);
 uint16_t http_port(const http_server *http);
 void http_quiet(http_server *http); /* accepts no more connections */
-void http_stop(http_server **http); /* closes all and waits for their threads */
+/* Lets replies under way be sent for so long, then closes all connections and waits for their threads. */
+void http_stop(http_server **http, int64_t limit_ms);
 
 /* ---- replies; each returns what the handler returns ---- */
 enum MHD_Result reply_json(request *request, int status, json_t *body); /* takes over the reference */

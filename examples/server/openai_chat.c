@@ -86,7 +86,7 @@ static int read_tools(generation *g, json_t *body)
 
 static int read_request(generation *g, json_t *body)
 {
-    generation_new_id(g->id, sizeof g->id, "chatcmpl-");
+    make_id(g->id, sizeof g->id, "chatcmpl-");
     if (generation_read_settings(g, body) < 0 || generation_read_answers(g, body) < 0 || read_thinking(g, body) < 0 ||
         read_logprobs(g, body) < 0 || generation_read_stop(g, json_object_get(body, "stop"), "stop") < 0 ||
         read_tools(g, body) < 0 || generation_check(g, body, "stream_options", 'o') < 0 ||

@@ -246,7 +246,7 @@ enum MHD_Result handle_completions(request *request)
         result = generation_reply_error(&g, request);
     generation_end(&g);
     completions *c = server_allocate(1, sizeof *c);
-    generation_new_id(c->id, sizeof c->id, "cmpl-");
+    make_id(c->id, sizeof c->id, "cmpl-");
     for (size_t i = 0; i < json_array_size(prompts) && code == 0; i++)
         code = start_prompt(c, request, json_array_get(prompts, i), &result);
     int streams = json_get_bool(body, "stream", 0);

@@ -131,7 +131,7 @@ static int read_tools(generation *g, const json_t *body)
 static int read_request(generation *g, const json_t *body)
 {
     const json_t *before = json_object_get(body, "previous_response_id");
-    generation_new_id(g->id, sizeof g->id, "resp_");
+    make_id(g->id, sizeof g->id, "resp_");
     if (before && !json_is_null(before))
         return generation_fail(g, 400, "unsupported",
                                "this server stores no responses: send the whole conversation as \"input\"");

@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "generation.h"
-
 #define CALL_END "</tool_call>"
 
 void parts_start(reply_parts *parts, const qm_model *model, const char *tools)
@@ -84,7 +82,7 @@ static void begin_call(reply_parts *parts, const char *name, part_callback callb
     parts->calls = server_grow(parts->calls, parts->call_count + 1, sizeof *parts->calls);
     call_part *call = &parts->calls[parts->call_count++];
     *call = (call_part){ .name = server_copy(name, strlen(name)) };
-    generation_new_id(call->id, sizeof call->id, "call_");
+    make_id(call->id, sizeof call->id, "call_");
     parts->open = 1;
     parts->newlines = 0;
     callback(PART_CALL, parts->call_count - 1, call->name, strlen(name), user);
@@ -145,13 +143,32 @@ static void show_beginning(reply_parts *parts, part_callback callback, void *use
     buffer_free(&text);
 }
 
+/* Whether the </tool_call> at `mark` can end the call that `raw` begins with, where its arguments are not JSON: it begins a line
+ * or stands behind </function>, and closes no call that is quoted in an argument. */
+static int closes_call(const char *raw, const char *mark)
+{
+    static const char function_end[] = "</function>";
+    size_t before = (size_t)(mark - raw), opened = 0, closed = 1;
+    if (mark[-1] != '\n' &&
+        (before < strlen(function_end) || strncmp(mark - strlen(function_end), function_end, strlen(function_end))))
+        return 0;
+    for (const char *at = raw; (at = strstr(at, "<tool_call>\n<function=")) && at < mark; at++)
+        opened++;
+    for (const char *at = raw; (at = strstr(at, "\n" CALL_END)) && at + 1 < mark; at++)
+        closed++;
+    return closed >= opened;
+}
+
 /* Behind a complete call at the start of `raw`; NULL: it is not complete. */
 static const char *complete_end(const reply_parts *parts, json_t **calls)
 {
-    const char *raw = buffer_text(&parts->raw);
+    const char *raw = buffer_text(&parts->raw), *function = strstr(raw, "<function="), *first_end = strstr(raw, CALL_END);
+    int is_json = !function || (first_end && first_end < function);
     *calls = NULL;
-    for (const char *end = raw; (end = strstr(end, CALL_END)) != NULL;) {
-        end += strlen(CALL_END);
+    for (const char *mark = raw; (mark = strstr(mark, CALL_END)) != NULL; mark++) {
+        const char *end = mark + strlen(CALL_END);
+        if (!is_json && !closes_call(raw, mark))
+            continue;
         *calls = read_calls(parts, raw, (size_t)(end - raw));
         if (*calls)
             return end;

@@ -148,7 +148,7 @@ static int serve(server *server, const arguments *arguments, const wishes *wishe
         continue;
     http_quiet(http);
     scheduler_stop(server->scheduler, wishes->stop_time * 1000);
-    http_stop(&http);
+    http_stop(&http, wishes->stop_time * 1000);
     return EXIT_OK;
 }
 

@@ -163,6 +163,7 @@ void task_release(task **held)
         return;
     scheduler *s = t->owner;
     pthread_mutex_lock(&s->mutex);
+    s->counts.gone += !t->ended && !t->cancelled; /* found out by writing to its socket */
     t->cancelled = 1;
     t->connection = -1;
     task_drop_reference(t);

@@ -2,9 +2,11 @@
 #include "text_buffer.h"
 
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 void *server_grow(void *pointer, size_t count, size_t size)
 {
@@ -144,4 +146,14 @@ int json_get_bool(const json_t *object, const char *key, int fallback)
 {
     const json_t *value = json_object_get(object, key);
     return json_is_boolean(value) ? json_is_true(value) : fallback;
+}
+
+void make_id(char *id, size_t size, const char *prefix)
+{
+    static atomic_ullong counter;
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    unsigned long long count = atomic_fetch_add(&counter, 1);
+    unsigned long long time = (unsigned long long)now.tv_sec * 1000000 + (unsigned long long)now.tv_nsec / 1000;
+    snprintf(id, size, "%s%012llx%06llx", prefix, time, count & 0xFFFFFF);
 }

@@ -1,4 +1,4 @@
-/* Growing texts, memory, and JSON texts of bytes that may not be UTF-8. */
+/* Growing texts, memory, JSON texts of bytes that may not be UTF-8, and ids. */
 #ifndef SERVER_TEXT_BUFFER_H
 #define SERVER_TEXT_BUFFER_H
 
@@ -27,5 +27,7 @@ json_t *json_text(const char *data, size_t length); /* what is not UTF-8 becomes
 const char *json_get_text(const json_t *object, const char *key); /* NULL */
 int64_t json_get_int(const json_t *object, const char *key, int64_t fallback);
 int json_get_bool(const json_t *object, const char *key, int fallback);
+
+void make_id(char *id, size_t size, const char *prefix); /* one that no other reply of this server has */
 
 #endif

@@ -17,6 +17,10 @@ for file in bin/qwenmoe include/qwenmoe.h share/man/man1/qwenmoe.1 share/qwenmoe
     share/bash-completion/completions/qwenmoe share/nvim/site/pack/qwenmoe/start/qwenmoe/plugin/qwenmoe.lua; do
     [ -s "$prefix/$file" ] || fail "$file is not installed"
 done
+if pkg-config --exists libmicrohttpd; then
+    [ "$("$prefix/bin/qwenmoe-server" --version)" = "qwenmoe-server $version" ] || fail "the server is not installed"
+    [ -s "$prefix/share/man/man1/qwenmoe-server.1" ] || fail "the server's manual is not installed"
+fi
 [ "$("$prefix/bin/qwenmoe" --version)" = "qwenmoe $version" ] || fail "the installed program does not say that it is $version"
 "$prefix/bin/qwenmoe" run -q --temperature 0 --answer-tokens 4 'import' >"$work/said" ||
     fail "the installed program does not find its model"
