@@ -6,6 +6,7 @@
 #include <string.h>
 #include <strings.h>
 #include "base/error.h"
+#include "text/schema_number.h"
 #include "text/schema_object.h"
 
 typedef enum type { TYPE_NULL = 1, TYPE_BOOLEAN = 2, TYPE_INTEGER = 4, TYPE_NUMBER = 8, TYPE_STRING = 16, TYPE_ARRAY = 32,
@@ -29,10 +30,10 @@ static const struct {
     { "minItems", TYPE_ARRAY, KEPT }, { "maxItems", TYPE_ARRAY, KEPT }, { "minLength", TYPE_STRING, KEPT },
     { "maxLength", TYPE_STRING, KEPT },
     { "allOf", 0, REFUSED }, { "not", 0, REFUSED }, { "if", 0, REFUSED }, { "then", 0, REFUSED }, { "else", 0, REFUSED },
-    { "$dynamicRef", 0, REFUSED }, { "$recursiveRef", 0, REFUSED }, { "pattern", TYPE_STRING, REFUSED },
-    { "format", TYPE_STRING, REFUSED }, { "minimum", TYPE_NUMBER, REFUSED }, { "maximum", TYPE_NUMBER, REFUSED },
-    { "exclusiveMinimum", TYPE_NUMBER, REFUSED }, { "exclusiveMaximum", TYPE_NUMBER, REFUSED },
-    { "multipleOf", TYPE_NUMBER, REFUSED }, { "uniqueItems", TYPE_ARRAY, REFUSED }, { "contains", TYPE_ARRAY, REFUSED },
+    { "$dynamicRef", 0, REFUSED }, { "$recursiveRef", 0, REFUSED }, { "pattern", TYPE_STRING, KEPT },
+    { "format", TYPE_STRING, KEPT }, { "minimum", TYPE_NUMBER, KEPT }, { "maximum", TYPE_NUMBER, KEPT },
+    { "exclusiveMinimum", TYPE_NUMBER, KEPT }, { "exclusiveMaximum", TYPE_NUMBER, KEPT },
+    { "multipleOf", TYPE_NUMBER, KEPT }, { "uniqueItems", TYPE_ARRAY, REFUSED }, { "contains", TYPE_ARRAY, REFUSED },
     { "minContains", TYPE_ARRAY, REFUSED }, { "maxContains", TYPE_ARRAY, REFUSED }, { "additionalItems", TYPE_ARRAY, REFUSED },
     { "unevaluatedItems", TYPE_ARRAY, REFUSED }, { "patternProperties", TYPE_OBJECT, REFUSED },
     { "propertyNames", TYPE_OBJECT, REFUSED }, { "minProperties", TYPE_OBJECT, REFUSED }, { "maxProperties", TYPE_OBJECT, REFUSED },
@@ -116,22 +117,6 @@ static qmi_expression read_boolean(qmi_schema *schema)
     return either;
 }
 
-static qmi_expression read_string(qmi_schema *schema, const json_t *part)
-{
-    qmi_grammar *grammar = schema->grammar;
-    uint32_t least, most;
-    bool bounded = qmi_schema_count(schema, part, "minLength", 0, &least);
-    bounded = qmi_schema_count(schema, part, "maxLength", QMI_GRAMMAR_ENDLESS, &most) || bounded;
-    check_order(schema, least, most, "Length");
-    if (!bounded)
-        return call(schema, QMI_JSON_STRING);
-    qmi_expression whole = qmi_grammar_list(grammar, QMI_EXPRESSION_SEQUENCE);
-    qmi_grammar_add(grammar, whole, qmi_grammar_word(grammar, "\""));
-    qmi_grammar_add(grammar, whole, qmi_grammar_repeat(grammar, qmi_json_character(grammar, &schema->rules), least, most));
-    qmi_grammar_add(grammar, whole, qmi_grammar_word(grammar, "\""));
-    return whole;
-}
-
 /* ---- arrays ---- */
 
 static qmi_expression item_after_comma(qmi_schema *schema, qmi_expression item)
@@ -204,11 +189,11 @@ static qmi_expression read_type(qmi_schema *schema, const json_t *part, int type
     case TYPE_BOOLEAN:
         return read_boolean(schema);
     case TYPE_INTEGER:
-        return call(schema, QMI_JSON_INTEGER);
+        return qmi_schema_number(schema, part, true);
     case TYPE_NUMBER:
-        return call(schema, QMI_JSON_NUMBER);
+        return qmi_schema_number(schema, part, false);
     case TYPE_STRING:
-        return read_string(schema, part);
+        return qmi_schema_string(schema, part);
     case TYPE_ARRAY:
         return read_array(schema, part);
     default:

@@ -59,20 +59,8 @@ static qmi_expression free_text(tools *tools, bool apart)
 /* Text of a schema's string alone: not between quotation marks. */
 static qmi_expression string_text(qmi_schema *schema, tools *tools, const json_t *part, bool apart)
 {
-    static const qmi_code_points mark[] = { { '<', '<' } }, starts[] = { { '[', '[' }, { '{', '{' }, { 0, ' ' }, { '<', '<' } };
-    qmi_grammar *grammar = tools->grammar;
-    uint32_t least, most;
-    bool bounded = qmi_schema_count(schema, part, "minLength", 0, &least);
-    bounded = qmi_schema_count(schema, part, "maxLength", QMI_GRAMMAR_ENDLESS, &most) || bounded;
     qmi_schema_check(schema, part);
-    if (!bounded)
-        return free_text(tools, apart);
-    if (least > most)
-        return qmi_schema_refuse(schema, "minLength is more than maxLength");
-    qmi_expression first = qmi_grammar_class(grammar, apart ? starts : mark, apart ? 4 : 1, true);
-    qmi_expression more = qmi_grammar_repeat(grammar, qmi_grammar_class(grammar, mark, 1, true), least ? least - 1 : 0,
-                                             most == QMI_GRAMMAR_ENDLESS || most == 0 ? most : most - 1);
-    return qmi_grammar_repeat(grammar, qmi_grammar_both(grammar, first, more), least > 0, most > 0);
+    return qmi_schema_is_free_string(part) ? free_text(tools, apart) : qmi_schema_plain_string(schema, part, apart);
 }
 
 static qmi_expression value_text(qmi_schema *schema, tools *tools, const json_t *part, int depth);

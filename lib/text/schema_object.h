@@ -17,4 +17,10 @@ void qmi_schema_leave(qmi_schema *schema, size_t entered);
 
 qmi_expression qmi_schema_object(qmi_schema *schema, const json_t *part);
 
+/* A string by its length, pattern or format. plain: without quotation marks and escapes, and without <, as between the marks of
+ * a tool call; apart: nor such that it could be read as an array or object. */
+qmi_expression qmi_schema_string(qmi_schema *schema, const json_t *part);
+qmi_expression qmi_schema_plain_string(qmi_schema *schema, const json_t *part, bool apart);
+bool qmi_schema_is_free_string(const json_t *part); /* any text will do */
+
 #endif

@@ -89,6 +89,84 @@ static void scalars(void **state)
     CHECK("{\"anyOf\":[{\"type\":\"integer\"},{\"const\":\"x\"}]}", FIT("1", "\"x\""), NOT("\"y\""));
 }
 
+static void patterns(void **state)
+{
+    (void)state;
+    CHECK("{\"pattern\":\"^[a-c]+x?$\"}", FIT("\"abc\"", "\"abx\""), NOT("\"\"", "\"abd\"", "\"abxx\"", "abc"));
+    CHECK("{\"pattern\":\"b\"}", FIT("\"b\"", "\"abc\"", "\"\\n\\u00e4b\\\"\""), NOT("\"a\"", "\"\""));
+    CHECK("{\"pattern\":\"^a|b$\"}", FIT("\"ac\"", "\"cb\""), NOT("\"ca\"", "\"bc\""));
+    CHECK("{\"pattern\":\"^\\\\d{3}-\\\\w*\\\\s?(?:\\\\.|\\\\\\\\|\\\"|\\\\n)$\"}",
+          FIT("\"123-ab_9 .\"", "\"000-\\\\\"", "\"000-\\\"\"", "\"000-\\n\"", "\"000-\\t.\""), NOT("\"12-.\"", "\"123-\\\"", "\"123-a-.\""));
+    CHECK("{\"pattern\":\"^[^a-z\\\"]{2}$\"}", FIT("\"A\\\\\"", "\"\\u0001\\n\"", "\"\xc3\xa4\xe2\x82\xac\""), NOT("\"ab\"", "\"\\\"A\"", "\"A\""));
+    CHECK("{\"pattern\":\"^.\\\\u20ac[\\\\u{1F600}-\\\\u{1F610}]$\"}", FIT("\"x\xe2\x82\xac\xf0\x9f\x98\x80\""), NOT("\"\\n\xe2\x82\xac\xf0\x9f\x98\x80\""));
+    CHECK("{\"pattern\":\"^a{2,3}?b+?$\",\"minLength\":3,\"type\":\"string\"}", FIT("\"aab\"", "\"aaabbb\""), NOT("\"ab\""));
+    CHECK("{\"pattern\":\"^[A-Z]{3}$\",\"minLength\":3,\"maxLength\":3}", FIT("\"ABC\""), NOT("\"AB\""));
+}
+
+static void formats(void **state)
+{
+    (void)state;
+    CHECK("{\"format\":\"date\"}", FIT("\"2024-02-29\"", "\"2000-02-29\"", "\"1999-12-31\"", "\"2023-02-28\""),
+          NOT("\"2023-02-29\"", "\"1900-02-29\"", "\"2023-04-31\"", "\"2023-13-01\"", "\"2023-00-10\"", "\"23-01-01\"", "\"2023-1-1\""));
+    CHECK("{\"type\":\"string\",\"format\":\"time\"}", FIT("\"23:59:59Z\"", "\"00:00:00.123+05:30\""), NOT("\"24:00:00Z\"", "\"12:60:00Z\"", "\"12:00:00\""));
+    CHECK("{\"format\":\"date-time\"}", FIT("\"2024-02-29T12:30:00Z\""), NOT("\"2024-02-30T12:30:00Z\"", "\"2024-02-29 12:30:00Z\""));
+    CHECK("{\"format\":\"uuid\"}", FIT("\"123e4567-e89b-12d3-a456-426614174000\""), NOT("\"123e4567e89b12d3a456426614174000\""));
+    CHECK("{\"format\":\"ipv4\"}", FIT("\"0.0.0.0\"", "\"255.249.199.99\""), NOT("\"256.0.0.1\"", "\"01.1.1.1\"", "\"1.1.1\""));
+    CHECK("{\"format\":\"email\"}", FIT("\"a.b@example.org\""), NOT("\"a@b\"", "\"@example.org\"", "\"a..b@example.org\""));
+    CHECK("{\"format\":\"uri\"}", FIT("\"https://example.org/a?b=c#d\""), NOT("\"example.org\""));
+}
+
+/* Whether numbers fit bounds, each tried at all places near them. */
+static void bounds(void **state)
+{
+    static const struct {
+        const char *low, *low_key, *high, *high_key;
+    } cases[] = {
+        { "0", "minimum", "10", "maximum" }, { "-5", "minimum", "5", "maximum" }, { "3.25", "minimum", "3.5", "maximum" },
+        { "-1.5", "exclusiveMinimum", "0", "exclusiveMaximum" }, { "0", "exclusiveMinimum", "1", "maximum" },
+        { "99", "minimum", "1203.5", "exclusiveMaximum" }, { "-120.75", "minimum", "-3.125", "exclusiveMaximum" },
+        { "7", "minimum", "7", "maximum" }, { "9.99", "exclusiveMinimum", "10.01", "exclusiveMaximum" },
+        { "-0.5", "exclusiveMinimum", "0.5", "exclusiveMaximum" }, { "0.001", "minimum", "1e2", "maximum" },
+        { "1e-3", "exclusiveMinimum", NULL, NULL }, { NULL, NULL, "-12.5", "maximum" }, { "5", "exclusiveMinimum", NULL, NULL },
+        { NULL, NULL, "99.9", "exclusiveMaximum" }, { "-1e30", "minimum", "1e30", "maximum" },
+    };
+    (void)state;
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        for (int whole = 0; whole < 2; whole++) {
+            char schema[200];
+            grammar_scene scene;
+            bool has_low = cases[i].low != NULL, has_high = cases[i].high != NULL;
+            double low = has_low ? atof(cases[i].low) : 0, high = has_high ? atof(cases[i].high) : 0, found = 0;
+            snprintf(schema, sizeof schema, "{\"type\":\"%s\"%s%s%s%s%s%s%s%s}", whole ? "integer" : "number", has_low ? ",\"" : "",
+                     has_low ? cases[i].low_key : "", has_low ? "\":" : "", has_low ? cases[i].low : "", has_high ? ",\"" : "",
+                     has_high ? cases[i].high_key : "", has_high ? "\":" : "", has_high ? cases[i].high : "");
+            int32_t code = grammar_scene_open(&scene, schema, strlen(schema), &plain_alloc);
+            if (code < 0 && whole && strstr(qmi_error_text(), "no text fits")) /* no integer lies between */
+                continue;
+            if (code < 0)
+                fail_msg("%s: %s", schema, qmi_error_text());
+            for (int64_t thousandth = -130000; thousandth <= 1300000; thousandth += thousandth > -12000 && thousandth < 12000 ? 5 : 125) {
+                char text[40];
+                double value = (double)thousandth / 1000;
+                bool wanted = (!has_low || (cases[i].low_key[0] == 'e' ? value > low : value >= low)) &&
+                              (!has_high || (cases[i].high_key[0] == 'e' ? value < high : value <= high));
+                if (whole && thousandth % 1000 != 0)
+                    continue;
+                snprintf(text, sizeof text, whole ? "%.0f" : thousandth % 1000 == 0 ? "%.0f" : "%.3f", value);
+                bool fits = grammar_scene_match(&scene, text, strlen(text)) == COMPLETE;
+                if (fits != wanted)
+                    fail_msg("%s with %s: %s", schema, text, fits ? "fits" : "does not fit");
+                found += fits;
+            }
+            assert_true(found > 0 || whole);
+            grammar_scene_close(&scene);
+        }
+    }
+    CHECK("{\"type\":\"number\",\"multipleOf\":0.01,\"minimum\":0}", FIT("0", "1.5", "19.99"), NOT("0.001", "-1", "1e2"));
+    CHECK("{\"type\":\"integer\",\"minimum\":0,\"exclusiveMinimum\":true}", FIT("1", "10"), NOT("0", "-1"));
+    CHECK("{\"minimum\":1.5}", FIT("1.5", "1.50", "1.51", "2"), NOT("1.49", "1", "01.5", "1.", "-2"));
+}
+
 static void references(void **state)
 {
     (void)state;
@@ -112,6 +190,15 @@ static void refused(void **state)
         { "{\"$ref\":\"other.json\"}", "$ref can only name a place in this schema" },
         { "{\"$ref\":\"#\"}", "no text fits" },
         { "{\"minLength\":3,\"maxLength\":2}", "minLength is more than maxLength" },
+        { "{\"pattern\":\"a(?=b)\"}", "pattern, character 2: of groups" },
+        { "{\"pattern\":\"(a\"}", "this group is not closed" },
+        { "{\"pattern\":\"a\\\\b\"}", "this escape is not supported" },
+        { "{\"pattern\":\"a**\"}", "nothing to repeat" },
+        { "{\"pattern\":\"x$y\"}", "^ and $ are supported" },
+        { "{\"pattern\":\"^a+$\",\"maxLength\":3}", "cannot stand beside a pattern" },
+        { "{\"format\":\"iri\"}", "format has to be" },
+        { "{\"type\":\"integer\",\"multipleOf\":3}", "multipleOf is supported for" },
+        { "{\"minimum\":3,\"maximum\":2}", "no text fits" },
         { "{\"minLength\":-1}", "minLength is no whole number" },
         { "{\"items\":3}", "#/items: a schema has to be" },
         { "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}", "no text fits" },
@@ -150,7 +237,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_json), cmocka_unit_test(objects),    cmocka_unit_test(arrays),  cmocka_unit_test(scalars),
-        cmocka_unit_test(references), cmocka_unit_test(refused), cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(patterns), cmocka_unit_test(formats), cmocka_unit_test(bounds), cmocka_unit_test(references), cmocka_unit_test(refused), cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
