@@ -6,39 +6,39 @@
 #include <string.h>
 #include <strings.h>
 #include "base/error.h"
+#include "text/schema_merge.h"
 #include "text/schema_number.h"
 #include "text/schema_object.h"
 
-typedef enum type { TYPE_NULL = 1, TYPE_BOOLEAN = 2, TYPE_INTEGER = 4, TYPE_NUMBER = 8, TYPE_STRING = 16, TYPE_ARRAY = 32,
-                    TYPE_OBJECT = 64, TYPE_ANY = 123 } type;
+#define NUMBER (QMI_SCHEMA_INTEGER | QMI_SCHEMA_FRACTION)
 
 static const struct {
     const char *name;
-    int type;
-} types[] = { { "null", TYPE_NULL }, { "boolean", TYPE_BOOLEAN }, { "integer", TYPE_INTEGER }, { "number", TYPE_NUMBER },
-              { "string", TYPE_STRING }, { "array", TYPE_ARRAY }, { "object", TYPE_OBJECT } };
+    int types;
+} types[] = { { "null", QMI_SCHEMA_NULL }, { "boolean", QMI_SCHEMA_BOOLEAN }, { "integer", QMI_SCHEMA_INTEGER }, { "number", NUMBER },
+              { "string", QMI_SCHEMA_STRING }, { "array", QMI_SCHEMA_ARRAY }, { "object", QMI_SCHEMA_OBJECT } };
 
 /* The keywords of JSON Schema, and OpenAPI's nullable. */
 static const struct {
     const char *name;
-    int type; /* that it speaks of; 0: of all */
-    enum { NOTHING, KEPT, REFUSED } use;
+    int types; /* that it speaks of; 0: of all */
+    enum { KEPT, REFUSED } use;
 } keywords[] = {
     { "type", 0, KEPT }, { "enum", 0, KEPT }, { "const", 0, KEPT }, { "anyOf", 0, KEPT }, { "oneOf", 0, KEPT }, { "$ref", 0, KEPT },
-    { "nullable", 0, KEPT }, { "properties", TYPE_OBJECT, KEPT }, { "required", TYPE_OBJECT, KEPT },
-    { "additionalProperties", TYPE_OBJECT, KEPT }, { "items", TYPE_ARRAY, KEPT }, { "prefixItems", TYPE_ARRAY, KEPT },
-    { "minItems", TYPE_ARRAY, KEPT }, { "maxItems", TYPE_ARRAY, KEPT }, { "minLength", TYPE_STRING, KEPT },
-    { "maxLength", TYPE_STRING, KEPT },
-    { "allOf", 0, REFUSED }, { "not", 0, REFUSED }, { "if", 0, REFUSED }, { "then", 0, REFUSED }, { "else", 0, REFUSED },
-    { "$dynamicRef", 0, REFUSED }, { "$recursiveRef", 0, REFUSED }, { "pattern", TYPE_STRING, KEPT },
-    { "format", TYPE_STRING, KEPT }, { "minimum", TYPE_NUMBER, KEPT }, { "maximum", TYPE_NUMBER, KEPT },
-    { "exclusiveMinimum", TYPE_NUMBER, KEPT }, { "exclusiveMaximum", TYPE_NUMBER, KEPT },
-    { "multipleOf", TYPE_NUMBER, KEPT }, { "uniqueItems", TYPE_ARRAY, REFUSED }, { "contains", TYPE_ARRAY, REFUSED },
-    { "minContains", TYPE_ARRAY, REFUSED }, { "maxContains", TYPE_ARRAY, REFUSED }, { "additionalItems", TYPE_ARRAY, REFUSED },
-    { "unevaluatedItems", TYPE_ARRAY, REFUSED }, { "patternProperties", TYPE_OBJECT, REFUSED },
-    { "propertyNames", TYPE_OBJECT, REFUSED }, { "minProperties", TYPE_OBJECT, REFUSED }, { "maxProperties", TYPE_OBJECT, REFUSED },
-    { "dependencies", TYPE_OBJECT, REFUSED }, { "dependentRequired", TYPE_OBJECT, REFUSED },
-    { "dependentSchemas", TYPE_OBJECT, REFUSED }, { "unevaluatedProperties", TYPE_OBJECT, REFUSED },
+    { "nullable", 0, KEPT }, { "properties", QMI_SCHEMA_OBJECT, KEPT }, { "required", QMI_SCHEMA_OBJECT, KEPT },
+    { "additionalProperties", QMI_SCHEMA_OBJECT, KEPT }, { "items", QMI_SCHEMA_ARRAY, KEPT }, { "prefixItems", QMI_SCHEMA_ARRAY, KEPT },
+    { "minItems", QMI_SCHEMA_ARRAY, KEPT }, { "maxItems", QMI_SCHEMA_ARRAY, KEPT }, { "minLength", QMI_SCHEMA_STRING, KEPT },
+    { "maxLength", QMI_SCHEMA_STRING, KEPT },
+    { "allOf", 0, KEPT }, { "not", 0, REFUSED }, { "if", 0, REFUSED }, { "then", 0, REFUSED }, { "else", 0, REFUSED },
+    { "$dynamicRef", 0, REFUSED }, { "$recursiveRef", 0, REFUSED }, { "pattern", QMI_SCHEMA_STRING, KEPT },
+    { "format", QMI_SCHEMA_STRING, KEPT }, { "minimum", NUMBER, KEPT }, { "maximum", NUMBER, KEPT },
+    { "exclusiveMinimum", NUMBER, KEPT }, { "exclusiveMaximum", NUMBER, KEPT },
+    { "multipleOf", NUMBER, KEPT }, { "uniqueItems", QMI_SCHEMA_ARRAY, REFUSED }, { "contains", QMI_SCHEMA_ARRAY, REFUSED },
+    { "minContains", QMI_SCHEMA_ARRAY, REFUSED }, { "maxContains", QMI_SCHEMA_ARRAY, REFUSED }, { "additionalItems", QMI_SCHEMA_ARRAY, REFUSED },
+    { "unevaluatedItems", QMI_SCHEMA_ARRAY, REFUSED }, { "patternProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "propertyNames", QMI_SCHEMA_OBJECT, REFUSED }, { "minProperties", QMI_SCHEMA_OBJECT, REFUSED }, { "maxProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "dependencies", QMI_SCHEMA_OBJECT, REFUSED }, { "dependentRequired", QMI_SCHEMA_OBJECT, REFUSED },
+    { "dependentSchemas", QMI_SCHEMA_OBJECT, REFUSED }, { "unevaluatedProperties", QMI_SCHEMA_OBJECT, REFUSED },
 };
 
 qmi_expression qmi_schema_refuse(qmi_schema *schema, const char *format, ...)
@@ -85,28 +85,41 @@ static int type_named(qmi_schema *schema, const json_t *name)
 {
     for (size_t i = 0; i < sizeof types / sizeof types[0]; i++)
         if (qmi_json_equals(name, types[i].name))
-            return types[i].type;
+            return types[i].types;
     qmi_schema_refuse(schema, "type has to be null, boolean, integer, number, string, array or object, or an array of these");
     return 0;
 }
 
-/* Those of `type`; without it those that the keywords speak of, else any. */
-static int types_of(qmi_schema *schema, const json_t *part)
+static int type_of(const json_t *value)
 {
-    json_t *given = json_object_get(part, "type");
+    if (json_is_null(value) || json_is_boolean(value))
+        return json_is_null(value) ? QMI_SCHEMA_NULL : QMI_SCHEMA_BOOLEAN;
+    if (qmi_json_is_integer(value))
+        return QMI_SCHEMA_INTEGER;
+    if (json_is_real(value))
+        return json_real_value(value) == (double)(int64_t)json_real_value(value) ? QMI_SCHEMA_INTEGER : QMI_SCHEMA_FRACTION;
+    return qmi_json_is_string(value) ? QMI_SCHEMA_STRING : json_is_array(value) ? QMI_SCHEMA_ARRAY : QMI_SCHEMA_OBJECT;
+}
+
+/* Those of `type`; without it those of the values or those that the keywords speak of, else any. */
+int qmi_schema_types(qmi_schema *schema, const json_t *part)
+{
+    json_t *given = json_object_get(part, "type"), *values = json_object_get(part, "enum"), *only = json_object_get(part, "const");
     int all = 0;
     for (size_t i = 0; json_is_array(given) && i < json_array_size(given); i++)
         all |= type_named(schema, json_array_get(given, i));
     if (given && !json_is_array(given))
         all = type_named(schema, given);
-    for (size_t i = 0; !given && i < sizeof keywords / sizeof keywords[0]; i++)
-        if (keywords[i].use != NOTHING && json_object_get(part, keywords[i].name))
-            all |= keywords[i].type;
+    for (size_t i = 0; !given && i < json_array_size(values); i++)
+        all |= type_of(json_array_get(values, i));
+    if (!given && only)
+        all |= type_of(only);
+    for (size_t i = 0; !given && all == 0 && i < sizeof keywords / sizeof keywords[0]; i++)
+        if (json_object_get(part, keywords[i].name))
+            all |= keywords[i].types;
     if (all == 0)
-        all = TYPE_ANY;
-    if (all & TYPE_NUMBER)
-        all &= ~TYPE_INTEGER;
-    return json_is_true(json_object_get(part, "nullable")) ? all | TYPE_NULL : all;
+        all = QMI_SCHEMA_ANY;
+    return json_is_true(json_object_get(part, "nullable")) ? all | QMI_SCHEMA_NULL : all;
 }
 
 static qmi_expression read_boolean(qmi_schema *schema)
@@ -184,21 +197,29 @@ static qmi_expression read_array(qmi_schema *schema, const json_t *part)
 static qmi_expression read_type(qmi_schema *schema, const json_t *part, int type)
 {
     switch (type) {
-    case TYPE_NULL:
+    case QMI_SCHEMA_NULL:
         return qmi_grammar_word(schema->grammar, "null");
-    case TYPE_BOOLEAN:
+    case QMI_SCHEMA_BOOLEAN:
         return read_boolean(schema);
-    case TYPE_INTEGER:
-        return qmi_schema_number(schema, part, true);
-    case TYPE_NUMBER:
-        return qmi_schema_number(schema, part, false);
-    case TYPE_STRING:
+    case QMI_SCHEMA_STRING:
         return qmi_schema_string(schema, part);
-    case TYPE_ARRAY:
+    case QMI_SCHEMA_ARRAY:
         return read_array(schema, part);
     default:
         return qmi_schema_object(schema, part);
     }
+}
+
+/* Whether a value of enum fits the keywords beside it; those that it takes more than a look to tell are refused. */
+static bool value_fits(qmi_schema *schema, const json_t *part, const json_t *value)
+{
+    int type = type_of(value);
+    if (!(qmi_schema_types(schema, part) & type) && json_object_get(part, "type"))
+        return false;
+    for (size_t i = 0; i < sizeof keywords / sizeof keywords[0]; i++)
+        if (json_object_get(part, keywords[i].name) && keywords[i].types & type)
+            qmi_schema_refuse(schema, "%s beside enum or const is not supported", keywords[i].name);
+    return true;
 }
 
 static qmi_expression read_values(qmi_schema *schema, const json_t *part)
@@ -208,11 +229,11 @@ static qmi_expression read_values(qmi_schema *schema, const json_t *part)
     qmi_expression any = qmi_grammar_list(grammar, QMI_EXPRESSION_ALTERNATIVES);
     if (several && !json_is_array(several))
         return qmi_schema_refuse(schema, "enum has to be an array");
-    for (size_t i = 0; several && i < json_array_size(several); i++)
-        if (!one || json_equal(one, json_array_get(several, i)))
-            qmi_grammar_add(grammar, any, qmi_json_literal(grammar, json_array_get(several, i)));
-    if (!several)
-        qmi_grammar_add(grammar, any, qmi_json_literal(grammar, one));
+    for (size_t i = 0; i < (several ? json_array_size(several) : 1); i++) {
+        const json_t *value = several ? json_array_get(several, i) : one;
+        if ((!one || json_equal(one, value)) && value_fits(schema, part, value))
+            qmi_grammar_add(grammar, any, qmi_json_literal(grammar, value));
+    }
     return any;
 }
 
@@ -222,6 +243,9 @@ static qmi_expression read_alternatives(qmi_schema *schema, const json_t *list, 
     qmi_expression any = qmi_grammar_list(schema->grammar, QMI_EXPRESSION_ALTERNATIVES);
     if (!json_is_array(list) || json_array_size(list) == 0)
         return qmi_schema_refuse(schema, "%s has to be an array of schemas", keyword);
+    if (keyword[0] == 'o' && !qmi_schema_exclusive(schema, list))
+        return qmi_schema_refuse(schema, "the alternatives of oneOf cannot be told apart, so JSON might fit two of them; use anyOf, or "
+                                 "give them different types or a required member that differs");
     for (size_t i = 0; i < json_array_size(list); i++) {
         snprintf(name, sizeof name, "/%s/%zu", keyword, i);
         qmi_grammar_add(schema->grammar, any, qmi_schema_read(schema, json_array_get(list, i), name));
@@ -230,7 +254,7 @@ static qmi_expression read_alternatives(qmi_schema *schema, const json_t *list, 
 }
 
 /* The schema that a JSON pointer ("#/$defs/item") names. */
-static const json_t *find_reference(qmi_schema *schema, const json_t *reference)
+const json_t *qmi_schema_target(qmi_schema *schema, const json_t *reference)
 {
     qmi_view pointer = json_is_string(reference) ? qmi_json_text(reference) : qmi_view_of("");
     json_t *at = schema->root;
@@ -264,7 +288,7 @@ static const json_t *find_reference(qmi_schema *schema, const json_t *reference)
 static qmi_expression read_reference(qmi_schema *schema, const json_t *reference)
 {
     qmi_grammar *grammar = schema->grammar;
-    const json_t *target = find_reference(schema, reference);
+    const json_t *target = qmi_schema_target(schema, reference);
     char path[sizeof schema->path];
     for (size_t i = 0; i < schema->known_count; i++)
         if (schema->known[i].schema == target)
@@ -301,6 +325,14 @@ void qmi_schema_check(qmi_schema *schema, const json_t *part)
     }
 }
 
+bool qmi_schema_restricts(const char *keyword)
+{
+    for (size_t i = 0; i < sizeof keywords / sizeof keywords[0]; i++)
+        if (strcmp(keyword, keywords[i].name) == 0)
+            return true;
+    return false;
+}
+
 static size_t count_keywords(const json_t *part)
 {
     size_t count = 0;
@@ -317,20 +349,26 @@ static qmi_expression read_keywords(qmi_schema *schema, const json_t *part)
     qmi_schema_check(schema, part);
     if (grammar->code < 0)
         return 0;
-    if ((any || one || reference) && count > 1)
-        return qmi_schema_refuse(schema, "%s cannot stand beside other keywords that restrict", any ? "anyOf" : one ? "oneOf" : "$ref");
+    if (json_object_get(part, "allOf") || ((any || one || reference) && count > 1)) {
+        json_t *flat = qmi_schema_flatten(schema, part, 0);
+        qmi_expression read = flat ? qmi_schema_read(schema, flat, "") : 0;
+        json_decref(flat);
+        return read;
+    }
     if (reference)
         return read_reference(schema, reference);
     if (any || one)
         return read_alternatives(schema, any ? any : one, any ? "anyOf" : "oneOf");
     if (json_object_get(part, "const") || json_object_get(part, "enum"))
         return read_values(schema, part);
-    int all = types_of(schema, part);
-    if (all == TYPE_ANY && count == 0)
+    int all = qmi_schema_types(schema, part);
+    if (all == QMI_SCHEMA_ANY && count == 0)
         return call(schema, QMI_JSON_VALUE);
     qmi_expression each = qmi_grammar_list(grammar, QMI_EXPRESSION_ALTERNATIVES);
-    for (int type = 1; type <= TYPE_OBJECT; type *= 2)
-        if (all & type)
+    if (all & NUMBER)
+        qmi_grammar_add(grammar, each, qmi_schema_number(schema, part, !(all & QMI_SCHEMA_FRACTION)));
+    for (int type = 1; type <= QMI_SCHEMA_OBJECT; type *= 2)
+        if (all & type & ~NUMBER)
             qmi_grammar_add(grammar, each, read_type(schema, part, type));
     return each;
 }

@@ -29,6 +29,9 @@ static const char *const schemas[] = {
     "\"additionalProperties\":{\"type\":\"string\",\"minLength\":2}}",
     "{\"type\":\"object\",\"properties\":{\"value\":{\"type\":\"string\"},\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}},"
     "\"required\":[\"value\",\"children\"],\"additionalProperties\":false}",
+    "{\"type\":\"object\",\"properties\":{\"p\":{\"type\":\"number\",\"minimum\":-2.5,\"maximum\":17.25},\"q\":{\"type\":\"integer\","
+    "\"minimum\":98,\"maximum\":1203},\"r\":{\"type\":\"string\",\"pattern\":\"^[^a-z]{3,9}$\",\"minLength\":3,\"maxLength\":9}},"
+    "\"required\":[\"p\",\"q\",\"r\"]}",
     "{\"anyOf\":[{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\",\"minLength\":30,\"maxLength\":40}],"
     "\"items\":{\"type\":\"null\"},\"minItems\":2},{\"const\":{\"x\":[1,2.5,\"\\u00e4\\n\"]}}]}",
 };
@@ -123,6 +126,11 @@ static bool fits(const json_t *root, const json_t *schema, json_t *value)
         return false;
     if (json_is_string(value))
         return within(schema, "minLength", "maxLength", code_points(value));
+    if (json_is_number(value)) {
+        const json_t *low = json_object_get(schema, "minimum"), *high = json_object_get(schema, "maximum");
+        double number = json_number_value(value);
+        return (!low || number >= json_number_value(low)) && (!high || number <= json_number_value(high));
+    }
     if (json_is_array(value))
         return fits_items(root, schema, value);
     return !json_is_object(value) || fits_members(root, schema, value);

@@ -177,6 +177,28 @@ static void references(void **state)
           FIT("{\"v\": 1, \"next\": {\"v\": 2, \"next\": null}}"), NOT("{\"v\": 1, \"next\": {\"v\": 2}}"));
 }
 
+static void together(void **state)
+{
+    (void)state;
+    CHECK("{\"allOf\":[{\"$ref\":\"#/$defs/base\"},{\"properties\":{\"b\":{\"const\":2}},\"required\":[\"b\"]}],\"$defs\":{\"base\":"
+          "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}},\"required\":[\"a\"]}}}",
+          FIT("{\"a\": 1, \"b\": 2}"), NOT("{\"a\": 1}", "{\"b\": 2}"));
+    CHECK("{\"allOf\":[{\"type\":[\"number\",\"string\"],\"minimum\":3},{\"type\":[\"integer\",\"null\"],\"minimum\":5,\"maximum\":9}]}",
+          FIT("5", "9"), NOT("4", "10", "5.5", "null", "\"a\""));
+    CHECK("{\"$ref\":\"#/$defs/s\",\"maxLength\":3,\"description\":\"x\",\"$defs\":{\"s\":{\"type\":\"string\",\"minLength\":2}}}",
+          FIT("\"ab\"", "\"abc\""), NOT("\"a\"", "\"abcd\""));
+    CHECK("{\"type\":\"object\",\"properties\":{\"k\":{\"type\":\"integer\"}},\"required\":[\"k\"],\"anyOf\":[{\"properties\":{\"x\":"
+          "{\"const\":1}},\"required\":[\"x\"]},{\"properties\":{\"k\":{\"minimum\":7}}}]}",
+          FIT("{\"k\": 1, \"x\": 1}", "{\"k\": 7}"), NOT("{\"k\": 1}", "{\"x\": 1}"));
+    CHECK("{\"allOf\":[{\"properties\":{\"a\":{\"enum\":[1,2]}},\"additionalProperties\":false},{\"properties\":{\"a\":{\"enum\":[2,3]},"
+          "\"b\":true}}]}", FIT("{}", "{\"a\": 2}"), NOT("{\"a\": 1}", "{\"b\": 1}"));
+    CHECK("{\"type\":\"string\",\"enum\":[\"a\",1,null]}", FIT("\"a\""), NOT("1", "null"));
+    CHECK("{\"oneOf\":[{\"type\":\"integer\"},{\"type\":\"string\"},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":1}},"
+          "\"required\":[\"t\"]},{\"type\":\"object\",\"properties\":{\"t\":{\"const\":2}},\"required\":[\"t\"]},"
+          "{\"type\":\"object\",\"properties\":{\"u\":{}},\"required\":[\"u\"],\"additionalProperties\":false}]}",
+          FIT("1", "\"a\"", "{\"t\": 1}", "{\"t\": 2}", "{\"u\": []}"), NOT("{}", "{\"t\": 3}", "null"));
+}
+
 static void refused(void **state)
 {
     static const struct {
@@ -199,6 +221,11 @@ static void refused(void **state)
         { "{\"format\":\"iri\"}", "format has to be" },
         { "{\"type\":\"integer\",\"multipleOf\":3}", "multipleOf is supported for" },
         { "{\"minimum\":3,\"maximum\":2}", "no text fits" },
+        { "{\"oneOf\":[{\"type\":\"integer\"},{\"minimum\":3}]}", "cannot be told apart" },
+        { "{\"oneOf\":[{\"required\":[\"a\"]},{\"required\":[\"b\"]}]}", "cannot be told apart" },
+        { "{\"allOf\":[{\"pattern\":\"a\"},{\"pattern\":\"b\"}]}", "two different pattern" },
+        { "{\"enum\":[\"abc\"],\"pattern\":\"b\"}", "pattern beside enum" },
+        { "{\"allOf\":[{\"$ref\":\"#\"}]}", "nested too deeply" },
         { "{\"minLength\":-1}", "minLength is no whole number" },
         { "{\"items\":3}", "#/items: a schema has to be" },
         { "{\"type\":\"object\",\"properties\":{\"a\":{\"$ref\":\"#\"}},\"required\":[\"a\"]}", "no text fits" },
@@ -237,7 +264,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(any_json), cmocka_unit_test(objects),    cmocka_unit_test(arrays),  cmocka_unit_test(scalars),
-        cmocka_unit_test(patterns), cmocka_unit_test(formats), cmocka_unit_test(bounds), cmocka_unit_test(references), cmocka_unit_test(refused), cmocka_unit_test(out_of_memory),
+        cmocka_unit_test(patterns), cmocka_unit_test(formats), cmocka_unit_test(bounds), cmocka_unit_test(references), cmocka_unit_test(together), cmocka_unit_test(refused), cmocka_unit_test(out_of_memory),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
