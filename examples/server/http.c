@@ -174,7 +174,7 @@ enum MHD_Result reply_stream(request *request, stream_next next, void (*end)(voi
         free_stream(s);
         return MHD_NO;
     }
-    MHD_add_response_header(response, "Content-Type", "text/event-stream");
+    MHD_add_response_header(response, "Content-Type", "text/event-stream; charset=utf-8");
     MHD_add_response_header(response, "Cache-Control", "no-cache");
     MHD_add_response_header(response, "X-Accel-Buffering", "no");
     return queue_response(request, 200, response);

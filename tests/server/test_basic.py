@@ -200,6 +200,32 @@ class Basic(unittest.TestCase):
         self.refused("/v1/chat/completions", {**NO_THOUGHTS, "response_format": {"type": "xml"}}, words="json_object")
         self.refused("/completion", {"prompt": "H", "grammar": 'root ::= "a'}, words="grammar")
 
+    def test_strict_calls(self):
+        """The arguments of a call fit the tool, though the model is made to begin with others; and a call can be asked for."""
+        parameters = {"type": "object", "properties": {"place": {"enum": ["Rome", "Oslo"]}, "days": {"type": "integer"}},
+                      "required": ["place", "days"], "additionalProperties": False}
+        strict = {"type": "function", "function": {"name": "get_weather", "parameters": parameters, "strict": True}}
+        other = {"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}}}}
+        def fits(name, arguments):
+            self.assertEqual(name, "get_weather")
+            self.assertIn(arguments["place"], ("Rome", "Oslo"))
+            self.assertIsInstance(arguments["days"], int)
+        for more in ({"logit_bias": script.bias(script.CALL[0])}, {"tool_choice": "required", "parallel_tool_calls": False},
+                     {"tool_choice": {"type": "function", "function": {"name": "get_weather"}}, "tools": [strict, other]}):
+            with self.subTest(**more):
+                reply = self.ok("/v1/chat/completions", {**NO_THOUGHTS, "max_tokens": 200, "tools": [strict], **more})["choices"][0]
+                for call in reply["message"]["tool_calls"]:
+                    fits(call["function"]["name"], json.loads(call["function"]["arguments"]))
+                self.assertEqual(reply["finish_reason"], "tool_calls")
+        reply = self.ok("/v1/messages", {"messages": ANSWER, "max_tokens": 200, "tool_choice": {"type": "any"}, "tools": [
+            {"name": "get_weather", "input_schema": parameters, "strict": True}]})
+        fits(reply["content"][-1]["name"], reply["content"][-1]["input"])
+        reply = self.ok("/v1/responses", {"input": "Hi", "reasoning": {"effort": "none"}, "max_output_tokens": 200, "tool_choice": "required",
+                                          "tools": [{"type": "function", "name": "get_weather", "parameters": parameters, "strict": True}]})
+        fits(reply["output"][-1]["name"], json.loads(reply["output"][-1]["arguments"]))
+        none = self.ok("/v1/chat/completions", {**NO_THOUGHTS, "tools": [strict], "tool_choice": "none"})["choices"][0]
+        self.assertEqual(none["message"]["content"], HELLO)
+
     # ---- the other interfaces ----
 
     def test_responses(self):

@@ -14,7 +14,7 @@ class Schema(unittest.TestCase):
         with Server("--answer-tokens", "8") as server:
             run = subprocess.run(
                 [os.path.join(os.path.dirname(sys.executable), "schemathesis"), "run", server.url + "/openapi.json", "--seed", "1",
-                 "--max-examples", os.environ.get("EXAMPLES", "8"), "--phases", "examples,fuzzing", "--generation-database", "none",
+                 "--max-examples", os.environ.get("EXAMPLES", "5"), "--phases", "examples,fuzzing", "--generation-database", "none",
                  "--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance",
                  "--exclude-path", "/openapi.json", "--request-timeout", "60", "--suppress-health-check", "all"],
                 capture_output=True, text=True, cwd=os.path.dirname(os.environ["QWENMOE_SERVER"]))
