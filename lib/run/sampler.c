@@ -453,27 +453,46 @@ static int64_t reach(const qmi_candidate *candidates, int64_t count, double targ
     return count + 1;
 }
 
-/* Chooses from the allowed candidates in order, if those that are not known cannot matter: they sum to at most `rest`, in weights
- * of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
+/* Draws one of candidates in order without knowing the sum of all weights, which is total .. total + rest: decided if it is the same one
+ * for every sum. If not, the random number is still to be drawn. */
+static bool draw_within(qmi_sampler *sampler, int64_t count, double total, double rest, int32_t *token)
+{
+    const qmi_candidate *candidates = sampler->plan.candidates;
+    const qmi_random before = sampler->random;
+    double unit = qmi_random_unit(&sampler->random), sum = 0;
+    for (int64_t i = 0; i < count; i++) {
+        sum += candidates[i].weight;
+        if (unit * total >= sum)
+            continue;
+        *token = candidates[i].id;
+        if (unit * (total + rest) < sum)
+            return true;
+        break;
+    }
+    sampler->random = before;
+    return false;
+}
+
+/* Chooses from the allowed candidates in order, if those that are not known cannot matter: they come behind, sum to at most `rest`, in
+ * weights of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
 static bool decide(qmi_sampler *sampler, int64_t count, double rest, double below, int32_t *token)
 {
     sampler_plan *plan = &sampler->plan;
     if (count == 0)
         return false;
     double total = qmi_candidates_reweigh(plan->candidates, count, plan->candidates[0].logit, inverse_temperature(plan));
-    if (rest > ROUNDING * total) {
+    bool matters = rest > ROUNDING * total;
+    if (plan->top_p < 1) {
         int64_t kept = reach(plan->candidates, count, plan->top_p * total);
-        bool by_sum = plan->top_p < 1 && kept <= count && kept == reach(plan->candidates, count, plan->top_p * (total + rest));
-        bool by_weight = plan->top_p >= 1 && below < plan->min_p;
-        if (!by_sum && !by_weight)
+        if (matters && (kept > count || kept != reach(plan->candidates, count, plan->top_p * (total + rest))))
             return false;
-        count = by_sum ? kept : count;
-    } else if (plan->top_p < 1) {
-        int64_t kept = reach(plan->candidates, count, plan->top_p * total);
         count = kept < count ? kept : count;
     }
+    matters = matters && plan->top_p >= 1 && below >= plan->min_p; /* else all that is left is known */
     if (plan->min_p > 0)
         count = drop_unlikely(plan->candidates, count, plan->min_p);
+    if (matters)
+        return draw_within(sampler, count, qmi_candidates_sum(plan->candidates, count), rest, token);
     *token = draw_candidate(sampler, count);
     return true;
 }
@@ -514,7 +533,7 @@ static int32_t choose_asked(qmi_sampler *sampler, const qmi_candidate *highest, 
             total -= weight_of(plan, highest[i].logit, highest[0].logit);
         rest = total / weight_of(plan, plan->candidates[0].logit, highest[0].logit);
     }
-    return decide(sampler, kept, all || kept == most ? 0 : rest, below, token);
+    return decide(sampler, kept, all ? 0 : rest, below, token);
 }
 
 int32_t qmi_sampler_pick_among(qmi_sampler *sampler, const qmi_pick *picks, const qmi_filter *filter, int32_t *token)
@@ -534,11 +553,14 @@ static int32_t choose_masked(qmi_sampler *sampler, const float *x, const qmi_fil
     int32_t code = filter->mask(filter->user, &bits), first = -1;
     if (code < 0)
         return code;
-    for (int32_t i = 0; i < sampler->vocabulary; i++) {
-        bool allowed = bits[i / 64] >> i % 64 & 1;
-        filter->room[i] = allowed ? x[i] : -HUGE_VALF;
-        if (allowed && first < 0)
-            first = i;
+    for (int32_t start = 0; start < sampler->vocabulary; start += 64) {
+        int32_t count = sampler->vocabulary - start < 64 ? sampler->vocabulary - start : 64;
+        uint64_t word = bits[start / 64];
+        float *to = filter->room + start;
+        for (int32_t i = 0; i < count; i++)
+            to[i] = word >> i & 1 ? x[start + i] : -HUGE_VALF;
+        for (int32_t i = 0; word && first < 0 && i < count; i++)
+            first = word >> i & 1 ? start + i : -1;
     }
     if (first < 0)
         return qmi_fail(QM_ERROR_STATE, "no token of the vocabulary goes on with the text as the grammar wants it");

@@ -9,7 +9,9 @@ int32_t qmi_sets_start(qmi_sets *sets, const qmi_alloc *alloc)
 {
     *sets = (qmi_sets){ .alloc = *alloc, .slot_count = FIRST_SLOTS };
     sets->slots = qmi_new(alloc, FIRST_SLOTS, sizeof *sets->slots, "states of a grammar");
-    return sets->slots ? QM_OK : QM_ERROR_MEMORY;
+    int32_t code = qmi_reserve(alloc, (void **)&sets->items, &sets->item_capacity, FIRST_SLOTS, sizeof *sets->items,
+                               "states of a grammar");
+    return sets->slots ? code : QM_ERROR_MEMORY;
 }
 
 void qmi_sets_end(qmi_sets *sets)

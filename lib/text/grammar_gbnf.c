@@ -210,9 +210,8 @@ static qmi_expression take_literal(reader *reader)
         if (!failed(reader))
             memcpy(bytes + length, encoded, (size_t)size), length += (size_t)size;
     }
-    if (peek(reader) != '"')
+    if (!take(reader, "\""))
         refuse(reader, start, "this text has no closing quotation mark in its line");
-    reader->at++;
     qmi_expression literal = qmi_grammar_literal(grammar, bytes, length);
     qmi_delete(&grammar->alloc, bytes);
     return literal;
@@ -239,9 +238,8 @@ static qmi_expression take_class(reader *reader)
         if (!failed(reader))
             ranges[count++] = (qmi_code_points){ low, high };
     }
-    if (peek(reader) != ']')
+    if (!take(reader, "]"))
         refuse(reader, start, "this class has no closing bracket in its line");
-    reader->at++;
     qmi_expression class = failed(reader) ? 0 : qmi_grammar_class(grammar, ranges, count, negated);
     qmi_delete(&grammar->alloc, ranges);
     return class;

@@ -237,12 +237,12 @@ static void probabilities(const float *logits, int count, const filters *f, doub
 
 /* Pearson's statistic of `draws` draws; its mean is the number of cells less one, its standard deviation sqrt(2 * that).
  * Cells in which fewer than 5 are expected are put together. */
-static void compare_draws(qmi_sampler *sampler, const float *logits, int count, const double *p, int draws)
+static void compare_draws_of(int32_t (*next)(void *user), void *user, int count, const double *p, int draws)
 {
     int *drawn = calloc((size_t)count, sizeof *drawn), cells = 0;
     double statistic = 0, rest_expected = 0, rest_drawn = 0;
     for (int i = 0; i < draws; i++)
-        drawn[qmi_sampler_choose(sampler, logits, NULL, 0)]++;
+        drawn[next(user)]++;
     for (int i = 0; i < count; i++) {
         if (p[i] == 0 && drawn[i])
             fail_msg("token %d was drawn %d times and should not have been", i, drawn[i]);
@@ -263,6 +263,27 @@ static void compare_draws(qmi_sampler *sampler, const float *logits, int count, 
     if (statistic > freedom + 4 * sqrt(2.0 * freedom) + 4)
         fail_msg("chi-square %g with %d degrees of freedom", statistic, freedom);
     free(drawn);
+}
+
+typedef struct source {
+    qmi_sampler *sampler;
+    const float *logits;
+    const qmi_filter *filter; /* NULL: all tokens are allowed */
+    const qmi_pick *picks;    /* asked about first; NULL: not */
+    int masks;                /* how often the mask was needed */
+    const uint64_t *allowed;
+} source;
+
+static int32_t next_of(void *user)
+{
+    const source *from = user;
+    return qmi_sampler_choose(from->sampler, from->logits, NULL, 0);
+}
+
+static void compare_draws(qmi_sampler *sampler, const float *logits, int count, const double *p, int draws)
+{
+    source from = { .sampler = sampler, .logits = logits };
+    compare_draws_of(next_of, &from, count, p, draws);
 }
 
 static qmi_settings filtered(const filters *f)
@@ -521,6 +542,95 @@ static void picks_are_enough(void **state)
     }
 }
 
+/* ---- only some tokens ---- */
+
+static int32_t allows(void *user, int32_t token)
+{
+    const source *from = user;
+    return from->allowed[token / 64] >> token % 64 & 1;
+}
+
+static int32_t mask(void *user, const uint64_t **bits)
+{
+    source *from = user;
+    from->masks++;
+    *bits = from->allowed;
+    return QM_OK;
+}
+
+static int32_t next_allowed(void *user)
+{
+    source *from = user;
+    int32_t token = -1, code = from->picks ? qmi_sampler_pick_among(from->sampler, from->picks, from->filter, &token) : 0;
+    if (code == 0)
+        code = qmi_sampler_choose_among(from->sampler, from->logits, NULL, 0, from->filter, &token) == QM_OK;
+    assert_int_equal(code, 1);
+    return token;
+}
+
+/* Drawn as if all other tokens had no chance, whether the highest logits decide or the mask is needed. */
+static void allowed_tokens_keep_their_probabilities(void **state)
+{
+    enum { COUNT = 300 };
+    static const filters rows[] = {
+        { 0.5, 1, 0, 20 }, { 1, 0.9, 0, 20 }, { 0.7, 0.95, 0.05, 20 }, { 1, 1, 0.1, 20 }, { 1, 0.999, 0, 32 }, { 0.3, 1, 0, 5 },
+        { 1, 1, 0, 0 },    { 1, 0.9, 0, 0 },  { 0.5, 1, 0.02, 0 },     { 2, 0.7, 0.01, 0 }, { 1, 1, 0, 100 },
+    };
+    float logits[COUNT], banned[COUNT], room[COUNT];
+    qmi_pick picks[COUNT];
+    double p[COUNT];
+    qmi_random random;
+    (void)state;
+    qmi_random_start(&random, 5);
+    for (size_t row = 0; row < sizeof rows / sizeof *rows; row++) {
+        for (uint32_t rarity = 1; rarity <= 27; rarity *= 3) { /* one token of so many is allowed */
+            uint64_t allowed[(COUNT + 63) / 64] = { 0 };
+            for (int i = 0; i < COUNT; i++) {
+                logits[i] = (float)(qmi_random_unit(&random) * 12);
+                bool is = i == 7 || qmi_random_next(&random) % rarity == 0;
+                allowed[i / 64] |= (uint64_t)is << i % 64;
+                banned[i] = is ? logits[i] : -INFINITY;
+                picks[i] = (qmi_pick){ logits[i], i };
+            }
+            qsort(picks, COUNT, sizeof *picks, higher_first);
+            probabilities(banned, COUNT, &rows[row], p);
+            qmi_settings settings = filtered(&rows[row]);
+            for (int picked = 0; picked < 2; picked++) {
+                source from = { .sampler = made(&settings, COUNT), .logits = logits, .allowed = allowed };
+                const qmi_filter filter = { .allows = allows, .mask = mask, .room = room, .user = &from };
+                from.filter = &filter;
+                from.picks = picked && qmi_sampler_takes_picks(from.sampler) ? picks : NULL;
+                compare_draws_of(next_allowed, &from, COUNT, p, 4000);
+                if (rarity == 1 && (rows[row].top_k > 0 || rows[row].top_p >= 1)) /* all allowed, and what counts was asked about */
+                    assert_int_equal(from.masks, 0);
+                qmi_sampler_free(&from.sampler);
+            }
+            qmi_settings_end(&settings);
+        }
+    }
+}
+
+static void nothing_allowed(void **state)
+{
+    static const uint64_t none[1] = { 0 }, third[1] = { 4 };
+    static const float logits[] = { 1, 2, -INFINITY, 0 };
+    float room[4];
+    int32_t token = -1;
+    (void)state;
+    for (int greedy = 0; greedy < 2; greedy++) {
+        qmi_settings settings = plain();
+        set(&settings, "temperature", greedy ? "0" : "1");
+        source from = { .sampler = made(&settings, 4), .logits = logits, .allowed = none };
+        const qmi_filter filter = { .allows = allows, .mask = mask, .room = room, .user = &from };
+        assert_int_equal(qmi_sampler_choose_among(from.sampler, logits, NULL, 0, &filter, &token), QM_ERROR_STATE);
+        from.allowed = third; /* which the model gives no chance: still the only one */
+        assert_int_equal(qmi_sampler_choose_among(from.sampler, logits, NULL, 0, &filter, &token), QM_OK);
+        assert_int_equal(token, 2);
+        qmi_sampler_free(&from.sampler);
+        qmi_settings_end(&settings);
+    }
+}
+
 static void failing_memory(void **state)
 {
     (void)state;
@@ -593,6 +703,8 @@ int main(void)
         cmocka_unit_test(biases),
         cmocka_unit_test(seeds_and_copies),
         cmocka_unit_test(picks_are_enough),
+        cmocka_unit_test(allowed_tokens_keep_their_probabilities),
+        cmocka_unit_test(nothing_allowed),
         cmocka_unit_test(failing_memory),
         cmocka_unit_test(a_failed_change_changes_nothing),
     };
