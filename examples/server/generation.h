@@ -25,6 +25,7 @@ typedef struct generation { /* zeroed by generation_start */
     int64_t seed;
     int32_t answers, logprobs, urgent;
     int64_t decode_ms;
+    int64_t indent;  /* the answer ends before a line that is indented by less; 0: no line is */
     int prompt_only; /* nothing is generated */
     int stream;
     int64_t created;

@@ -344,6 +344,9 @@ static int open_listener(const http_settings *settings)
     return fd;
 }
 
+/* Of each connection's thread. JSON may be nested 2048 deep, and what walks it calls itself at each level. */
+#define THREAD_STACK ((size_t)4 << 20)
+
 int http_start(server *server, const http_settings *settings, http_server **out)
 {
     http_server *http = server_allocate(1, sizeof *http);
@@ -355,8 +358,8 @@ int http_start(server *server, const http_settings *settings, http_server **out)
                              NULL, NULL, on_request, http, MHD_OPTION_LISTEN_SOCKET, http->listener, MHD_OPTION_NOTIFY_COMPLETED,
                              on_completed, http, MHD_OPTION_CONNECTION_LIMIT, settings->connections,
                              MHD_OPTION_CONNECTION_TIMEOUT, server->idle_seconds, MHD_OPTION_CONNECTION_MEMORY_LIMIT,
-                             settings->header_limit, MHD_OPTION_THREAD_STACK_SIZE, (size_t)1 << 20, MHD_OPTION_STRICT_FOR_CLIENT,
-                             1, MHD_OPTION_END);
+                             settings->header_limit, MHD_OPTION_THREAD_STACK_SIZE, THREAD_STACK, MHD_OPTION_STRICT_FOR_CLIENT, 1,
+                             MHD_OPTION_END);
     if (!http->daemon) {
         if (http->listener >= 0) {
             fprintf(stderr, "qwenmoe-server: the HTTP server cannot be started\n");

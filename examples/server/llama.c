@@ -11,13 +11,15 @@
 static int read_settings(generation *g, const json_t *body)
 {
     if (generation_check(g, body, "t_max_predict_ms", 'i') < 0 || generation_check(g, body, "n_probs", 'i') < 0 ||
-        generation_check(g, body, "response_fields", 'a') < 0 || generation_check(g, body, "grammar", 't') < 0 ||
-        generation_read_settings(g, body) < 0 || generation_read_stop(g, json_object_get(body, "stop"), "stop") < 0)
+        generation_check(g, body, "n_indent", 'i') < 0 || generation_check(g, body, "response_fields", 'a') < 0 ||
+        generation_check(g, body, "grammar", 't') < 0 || generation_read_settings(g, body) < 0 ||
+        generation_read_stop(g, json_object_get(body, "stop"), "stop") < 0)
         return -1;
     int64_t limit = json_get_int(body, "t_max_predict_ms", 0), probabilities = json_get_int(body, "n_probs", 0);
     if (probabilities < 0 || probabilities > 64)
         return generation_fail(g, 400, "invalid_value", "\"n_probs\" may be 0 to 64");
     g->decode_ms = limit > 0 ? limit : 0;
+    g->indent = json_get_int(body, "n_indent", 0);
     g->logprobs = probabilities > 0 ? (int32_t)probabilities : -1;
     g->prompt_only = g->answer_tokens == 0;
     const json_t *schema = json_object_get(body, "json_schema");
@@ -105,6 +107,22 @@ static int read_infill(generation *g, json_t *body)
 
 /* ---- the reply ---- */
 
+/* How much of the text comes before its first line, but for the one that it goes on with, that is indented by less. Empty lines
+ * before that are left out too. */
+static size_t indented_length(const char *text, int64_t indent)
+{
+    size_t kept = strcspn(text, "\n");
+    for (const char *line = text + kept; *line == '\n';) {
+        size_t length = strcspn(++line, "\n"), blanks = strspn(line, " \t");
+        if (blanks < length && (int64_t)blanks < indent)
+            return kept;
+        line += length;
+        if (blanks < length || !*line)
+            kept = (size_t)(line - text);
+    }
+    return strlen(text);
+}
+
 static json_t *result_json(reply *r)
 {
     const task_outcome *outcome = task_outcome_of(r->task, 0);
@@ -115,6 +133,8 @@ static json_t *result_json(reply *r)
     text_buffer text = { 0 };
     buffer_add(&text, buffer_text(&r->parts[0].thought), r->parts[0].thought.length);
     buffer_add(&text, buffer_text(&r->parts[0].text), r->parts[0].text.length);
+    if (r->g.indent > 0)
+        text.length = indented_length(buffer_text(&text), r->g.indent);
     json_t *body = json_pack("{s:o, s:b, s:s, s:s, s:I, s:I, s:I, s:b, s:o}", "content", json_text(text.data, text.length),
                              "stop", 1, "model", r->g.server->model_id, "stop_type", type, "tokens_predicted",
                              (json_int_t)outcome->tokens, "tokens_evaluated", (json_int_t)numbers.prompt, "tokens_cached",

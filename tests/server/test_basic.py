@@ -271,6 +271,9 @@ class Basic(unittest.TestCase):
         data = self.ok("/infill", body)
         self.assertEqual(set(data), set(fields) - {"none/such"})
         self.assertEqual((data["content"], data["truncated"]), (HELLO, False))
+        # A line that is indented by less ends it.
+        cut = self.ok("/infill", {"input_prefix": "x", "n_predict": 1, "n_indent": 4, "logit_bias": {str(script.token(script.MARKDOWN[0])): 99}})
+        self.assertEqual(cut["content"], "## Title")
         warm = self.ok("/infill", {**body, "n_predict": 0, "input_prefix": "", "input_suffix": "", "response_fields": None})
         self.assertEqual((warm["content"], warm["tokens_predicted"]), ("", 0))
 
