@@ -215,21 +215,24 @@ static int32_t chunk_size(const qmi_step *step, qm_job *job, bool shared)
     return (int32_t)size;
 }
 
-/* Jobs of higher priority stop a chunk that takes longer than a small one: see qmi_engine_submit. What was computed of it is lost,
- * so the same tokens come in small chunks then, which nobody stops. */
+/* Jobs of higher priority stop a chunk: see qmi_engine_submit. What was computed of it is lost, so the same tokens come in small
+ * chunks then, and the first of these is not stopped: however often others come, the prompt gets on. */
 static void let_overtake(qmi_engine *engine, qm_job *job, int32_t size)
 {
     qmi_os_mutex_lock(engine->mutex);
     qmi_job_clear_interrupt(job);
-    engine->stoppable = size > SHARED_CHUNK ? job : NULL;
+    engine->stoppable = size > 0 && !job->stopped ? job : NULL;
     qmi_os_mutex_unlock(engine->mutex);
 }
 
-static void end_overtaking(qmi_engine *engine)
+static void end_overtaking(qmi_engine *engine, qm_job *job, int32_t size, bool stopped)
 {
     qmi_os_mutex_lock(engine->mutex);
     engine->stoppable = NULL;
     qmi_os_mutex_unlock(engine->mutex);
+    job->stopped = stopped;
+    if (stopped && job->token_done + size > job->small_until)
+        job->small_until = job->token_done + size;
 }
 
 static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
@@ -246,11 +249,10 @@ static int32_t compute_chunk(qm_model *model, qm_job *job, bool shared)
         qmi_step_want(step, (int32_t)(job->rows[row] - job->token_done), job->logits + row * vocabulary);
     let_overtake(&model->engine, job, size);
     code = qmi_step_run(model, step, &job->interrupt);
-    end_overtaking(&model->engine);
-    if (code == QM_ERROR_CANCELLED && !qmi_job_cancelled(job)) {
-        job->small_until = job->token_done + size;
+    bool stopped = code == QM_ERROR_CANCELLED && !qmi_job_cancelled(job);
+    end_overtaking(&model->engine, job, size, stopped);
+    if (stopped)
         return QM_OK;
-    }
     if (code < 0)
         return code == QM_ERROR_CANCELLED ? fail_cancelled() : code;
     job->row_done = row;

@@ -61,6 +61,7 @@ struct qm_job {
     int32_t *tokens;             /* to append, one by one session for a decode job */
     int64_t turns[4];            /* indices of tokens before which a chunk ends; -1: none */
     bool turns_marked;
+    bool stopped;                /* its last chunk was given up for another job */
     int64_t small_until;         /* index of a token: chunks before it are small */
     int64_t token_count, token_done;
     bool queue_failed;           /* out of memory for a piece */

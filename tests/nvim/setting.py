@@ -1,4 +1,5 @@
 """What the tests of the Neovim plugin share: an editor with the plugin in it, and questions to ask of it."""
+import os
 import pathlib
 import subprocess
 import sys
@@ -11,6 +12,7 @@ prefix = library = model = program = None  # set by use()
 
 SETUP = """
 vim.opt.rtp:prepend(...)
+vim.g.loaded_python3_provider = 0 -- the file type would start Python to look for it, which takes long
 vim.cmd("filetype plugin indent on")
 vim.cmd("runtime plugin/qwenmoe.lua")
 vim.o.termguicolors = true
@@ -48,6 +50,9 @@ class Plugin(editor.Editor):
 
     def ready(self):
         self.until(lambda: self.state() == "ready", "loading the model")
+        if os.sched_getscheduler(0) == os.SCHED_FIFO:
+            # Measured ahead of the machine's other work (chrt -f 1), the editor's thread has to stay ahead of those that compute.
+            os.sched_setscheduler(self.process.pid, os.SCHED_FIFO, os.sched_param(os.sched_getparam(0).sched_priority + 1))
         return self
 
     def state(self):

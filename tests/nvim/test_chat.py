@@ -51,6 +51,21 @@ def test_chat():
     nvim.finish()
 
 
+def test_long_chat():
+    """A conversation that outgrows the context loses its oldest turns, and goes on."""
+    nvim = Plugin({"options": {"context": 512, "answer-tokens": 64}, "completion": {"options": {"answer-tokens": 16}},
+                   "chat": {"thinking": False, "options": {"answer-tokens": 64, "temperature": 0}}}).ready()
+    for i in range(10):
+        nvim.command(f"Qwen chat {QUESTION} {i}")
+        nvim.until(lambda: not busy(nvim), "the answer")
+    lines = view(nvim, "chat")
+    expect(lines.count("## Qwen"), 10, "answers")
+    expect([line for line in lines if line.startswith("*") and line != "*(length)*"], [], "complaints")
+    tokens = nvim.lua("return ({ require('qwenmoe.model').tokenize(...) })[2]", "\n".join(lines))
+    expect(tokens > 512, True, "it was more than the context")
+    nvim.finish()
+
+
 def test_stop():
     nvim = Plugin(endless()).ready()
     nvim.warnings()
@@ -123,21 +138,28 @@ def test_rewrite():
 
 
 def test_completion_first():
-    """A completion asked for during a long answer comes while that goes on. Reported: after how long."""
-    nvim = Plugin({"chat": endless()["chat"], "completion": {"delay": 0}}).ready()
+    """A completion asked for during a long answer, or while its prompt is computed, comes first. Reported: after how long."""
+    endless_chat = {"options": {**endless()["chat"]["options"], "context": 16384}}
+    nvim = Plugin({"options": {"context": 16384}, "chat": endless_chat, "completion": {"delay": 0}}).ready()
     nvim.open(BODY, 6, 3)
     nvim.offered()
     nvim.keys("<Esc>")
-    nvim.command(f"Qwen chat {QUESTION}")
-    nvim.until(lambda: busy(nvim) and len("".join(view(nvim, "chat"))) > 400, "an answer")
-    times = []
+
+    def times(keys):
+        found = []
+        for key in keys:
+            before = nvim.statistics()["answers"]
+            nvim.keys(key)
+            nvim.until(lambda: nvim.statistics()["answers"] > before or nvim.ghost(), "a completion")
+            nvim.idle()
+            found.append(nvim.lua("return require('qwenmoe.complete').first_ms"))
+        expect(busy(nvim), True, "the answer still goes on")
+        return " ".join(f"{t:.0f}" for t in found)
+
+    long = "\n".join(f"value_{i} = {i * i}" for i in range(600))
+    nvim.lua("require('qwenmoe.chat').ask('Explain this.', { text = ..., filetype = 'python' })", long)
     nvim.keys("A")
-    for key in "abcdefgh":
-        before = nvim.statistics()["answers"]
-        nvim.keys(key)
-        nvim.until(lambda: nvim.statistics()["answers"] > before or nvim.ghost(), "a completion")
-        nvim.idle()
-        times.append(nvim.lua("return require('qwenmoe.complete').first_ms"))
-    expect(busy(nvim), True, "the answer still goes on")
-    report("first text of a completion during an answer, ms from the request: " + " ".join(f"{t:.0f}" for t in times))
+    report("first text of a completion while a long prompt is computed, ms from the request: " + times("abcd"))
+    nvim.until(lambda: "## Qwen" in view(nvim, "chat") and view(nvim, "chat")[-1], "the answer")
+    report("... while the answer is written: " + times("efghijkl"))
     nvim.finish()

@@ -86,7 +86,7 @@ def test_first_result():
     with tempfile.NamedTemporaryFile("w", suffix=".lua") as file:
         file.write('require("qwenmoe").setup()\n')
         file.flush()
-        nvim = Plugin(setup=None, arguments=["-u", file.name], environment={
+        nvim = Plugin(setup=None, arguments=["-u", file.name, "--cmd", "let g:loaded_python3_provider = 0"], environment={
             "XDG_DATA_DIRS": f"{setting.prefix}/share:/usr/local/share:/usr/share", "QWENMOE_MODEL": "",
             "QWENMOE_LIBRARY": "", "PKG_CONFIG_PATH": str(next(setting.prefix.glob("**/pkgconfig")))})
         nvim.ready()

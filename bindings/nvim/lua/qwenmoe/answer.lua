@@ -22,33 +22,54 @@ local function next_line(after)
     end
 end
 
--- Text as generated so far -> text to offer, and whether nothing of what may still come can be offered.
--- `rest` is what the cursor's line has right of the cursor, `after` the lines below it.
-function M.offer(text, rest, after, max_lines)
+-- Columns by which the block is indented that the cursor's line belongs to; a blank line belongs to the block of the text.
+local function block_indent(line, text)
+    local blanks = line:match("^%s*$") and line .. text:match("^%s*") or line:match("^%s*")
+    return #blanks:match("[^\n]*$")
+end
+
+-- How many of the lines are offered, and whether the others are not, whatever may still come. The last line may still grow.
+local function count_lines(lines, place, max_lines)
+    local following, indent = next_line(place.after), block_indent(place.line, table.concat(lines, "\n"))
+    for i = 2, #lines do
+        local line = lines[i]
+        if i > max_lines then
+            return i - 1, true
+        elseif i < #lines and line:find("%S") then
+            local less = #line:match("^%s*") < indent
+            if line == following or (less and not line:find("^%s*[%]%)}]")) then
+                return i - 1, true
+            elseif less then -- a bracket that closes the block
+                return i, true
+            end
+        end
+    end
+    return #lines, false
+end
+
+-- Text as generated so far -> text to offer, and whether nothing of what may still come can be offered. place: `line`, what the
+-- cursor's line has before it, `rest`, what it has after it, and `after`, the lines below it. A completion ends with the block of
+-- the cursor's line, and before what follows there anyway.
+function M.offer(text, place, max_lines)
     local complete = false
     local mark = find_mark(text)
     if mark then
         text, complete = text:sub(1, mark - 1), true
     end
-    if rest:find("%S") then -- within a line: only up to its end, without what stands there already
+    if place.rest:find("%S") then -- within a line: only up to its end, without what stands there already
         local newline = text:find("\n", 1, true)
         if newline then
             text, complete = text:sub(1, newline - 1), true
         end
-        local ending = vim.trim(rest)
+        local ending = vim.trim(place.rest)
         if text:sub(-#ending) == ending then
             text = text:sub(1, -#ending - 1)
         end
     end
-    local lines, following = vim.split(text, "\n", { plain = true }), next_line(after)
-    for i = 2, #lines do
-        local whole = i < #lines -- the last one may still grow
-        if i > max_lines or (whole and following and lines[i] == following) then
-            lines, complete = vim.list_slice(lines, 1, i - 1), true
-            break
-        end
-    end
-    text = table.concat(lines, "\n")
+    local lines = vim.split(text, "\n", { plain = true })
+    local count, ended = count_lines(lines, place, max_lines)
+    text = table.concat(lines, "\n", 1, count)
+    complete = complete or ended
     if complete or not text:find("%S") then
         text = text:gsub("%s+$", "")
     end
@@ -56,8 +77,8 @@ function M.offer(text, rest, after, max_lines)
 end
 
 -- An answer that has ended: its last line is whole, too.
-function M.final(text, rest, after, max_lines)
-    return (M.offer(text .. "\n", rest, after, max_lines):gsub("%s+$", ""))
+function M.final(text, place, max_lines)
+    return (M.offer(text .. "\n", place, max_lines):gsub("%s+$", ""))
 end
 
 -- The first part of an offered text: "all" of it, the first "line" (with the line end before it, where it begins with one), or

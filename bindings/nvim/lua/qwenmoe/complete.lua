@@ -12,7 +12,8 @@ local prompt = require("qwenmoe.prompt")
 local M = {
     enabled = true,
     failure = nil, -- what the last request failed with
-    statistics = { requests = 0, from_cache = 0, kept = 0, cancelled = 0, answers = 0, tokens = 0 }, -- tokens: of prompts, computed
+    -- kept: keys that were what was shown; tokens: of prompts, computed
+    statistics = { requests = 0, from_cache = 0, kept = 0, cancelled = 0, answers = 0, tokens = 0 },
     first_ms = nil, -- from asking to the first text, of the last answer
 }
 
@@ -132,9 +133,9 @@ end
 -- What there is of an answer: kept when it is complete, and shown. Returns whether it is complete.
 local function take(request, text, ended)
     local place, limit = request.context, config.current.completion.max_lines
-    local offered, complete = answer.offer(text, place.rest, place.after, limit)
+    local offered, complete = answer.offer(text, place, limit)
     if ended then
-        offered, complete = answer.final(text, place.rest, place.after, limit), true
+        offered, complete = answer.final(text, place, limit), true
     end
     if complete then
         M.statistics.answers = M.statistics.answers + 1

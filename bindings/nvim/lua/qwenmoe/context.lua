@@ -36,7 +36,8 @@ function M.at(buffer, row, column, settings, last)
     local rest = line:sub(column + 1)
     local after = join(buffer, row + 1, row + 1 + settings.lines_after)
     local suffix = rest .. "\n" .. after
-    local context = { buffer = buffer, row = row, column = column, suffix = suffix, rest = rest, after = after }
+    local context = { buffer = buffer, row = row, column = column, suffix = suffix, rest = rest, after = after,
+        line = line:sub(1, column) }
     local anchor = row
     if last and last.buffer == buffer and last.suffix == suffix and row >= last.anchor and row - last.anchor <= ANCHOR_LINES and
         last.prefix == lines_before(buffer, last.first, last.anchor) then

@@ -3,7 +3,7 @@ local config = require("qwenmoe.config")
 
 local M = {}
 
-local mapped = {} -- keys that setup mapped, to what they did before
+local mapped = {} -- keys that setup mapped -> the mapping that was there, or false
 
 local function report(problems)
     for _, problem in ipairs(problems) do
@@ -43,7 +43,7 @@ local function map(key, action, description)
         return
     end
     local before = vim.fn.maparg(key, "i", false, true)
-    mapped[key] = next(before) and before or nil
+    mapped[key] = next(before) and before or false
     vim.keymap.set("i", key, function()
         if not action() then
             pass_on(key)
@@ -51,10 +51,14 @@ local function map(key, action, description)
     end, { desc = description })
 end
 
-local function unmap_all(keys)
-    for _, key in pairs(keys) do
-        if type(key) == "string" and vim.fn.maparg(key, "i"):find("") and next(vim.fn.maparg(key, "i", false, true)) then
-            pcall(vim.keymap.del, "i", key)
+-- Takes the keys back, and gives them to the mappings that were there.
+local function unmap_all()
+    for key, before in pairs(mapped) do
+        pcall(vim.keymap.del, "i", key)
+        if before then
+            vim.keymap.set("i", key, before.callback or before.rhs, {
+                expr = before.expr == 1, remap = before.noremap == 0, silent = before.silent == 1,
+            })
         end
     end
     mapped = {}
@@ -118,13 +122,12 @@ function M.setup(settings)
     if not pcall(require, "ffi") then
         return report({ "this Neovim has no LuaJIT, which the plugin needs" })
     end
-    local keys = config.current.keys
     local problems = config.set(settings or {})
     if #problems > 0 then
         return report(problems)
     end
     if M.active then
-        unmap_all(keys)
+        unmap_all()
         M.unload()
     end
     M.active = true

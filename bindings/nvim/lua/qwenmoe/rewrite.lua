@@ -60,9 +60,9 @@ local function show_result(job, text, state)
 end
 
 local function begin(job, filetype)
-    local fence = "```"
-    local messages = { { role = "user", content = ("%s\n\n%s%s\n%s\n%s\n\nAnswer with the whole new code in one block, and nothing else.")
-        :format(job.instruction, fence, filetype, table.concat(job.lines, "\n"), fence) } }
+    local code = ("```%s\n%s\n```"):format(filetype, table.concat(job.lines, "\n"))
+    local messages = { { role = "user", content = job.instruction .. "\n\n" .. code ..
+        "\n\nAnswer with the whole new code in one block, and nothing else." } }
     if config.current.chat.system then
         table.insert(messages, 1, { role = "system", content = config.current.chat.system })
     end

@@ -51,7 +51,8 @@ local function change(view, first_row, first_column, last_row, last_column, text
         return
     end
     vim.bo[view.buffer].modifiable = true
-    vim.api.nvim_buf_set_text(view.buffer, first_row, first_column, last_row, last_column, vim.split(text, "\n", { plain = true }))
+    vim.api.nvim_buf_set_text(view.buffer, first_row, first_column, last_row, last_column,
+        vim.split(text, "\n", { plain = true }))
     vim.bo[view.buffer].modifiable = false
 end
 
