@@ -1,34 +1,55 @@
 /* Attention: chooses the kernels and how many blocks share a head's tokens; appends keys and values; merges partial results; and
  * computes heads of unusual size. */
-#include "attend.cuh"
+#include "attend_types.cuh"
 
 #define WARPS 4
 #define THREADS (WARPS * QMI_WARP)
 
 /* ---- appending: a warp normalises, turns and stores a row's key of one key-value head, and stores its value ---- */
-template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_append(attend_arguments a)
+static __global__ void __launch_bounds__(THREADS) attend_append(attend_arguments a)
 {
-    CHIP_SHARED(float, heads);
+    CHIP_SHARED(float, heads); /* [WARPS][key, value] */
     const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
     const int64_t item = (int64_t)blockIdx.x * WARPS + warp;
     const int row = (int)(item / a.kv_heads), kv_head = (int)(item % a.kv_heads);
     chip_let_next_start();
     const int known = min(row, a.rows - 1), position = a.step.position[known];
     const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[known]].page_first;
-    const uint64_t place = attend_place<T>(a, pages, kv_head, position);
+    const attend_place place = attend_place_of(a, pages, kv_head, position);
     chip_wait_for_previous();
     if (row >= a.rows)
         return;
-    float *head = heads + warp * size;
-    const float *key = a.key + item * size, *value = a.value + item * size;
-    for (int i = lane; i < size; i += QMI_WARP)
-        head[i] = key[i];
+    float *head = heads + 2 * warp * size, *value = head + size;
+    for (int i = lane; i < size; i += QMI_WARP) {
+        head[i] = a.key[item * size + i];
+        value[i] = a.value[item * size + i];
+    }
     attend_turn(head, size, a.key_norm, a.key_epsilon, a.rotary, a.frequency, position, lane);
-    for (int i = 2 * lane; i < size; i += 2 * QMI_WARP)
-        for (int j = i; j < min(i + 2, size); j++) {
-            attend_store<T>(place + a.key_offset, j, head[j]);
-            attend_store<T>(place + a.value_offset, j, value[j]);
-        }
+    if (a.rotate_keys)
+        attend_spread_any(head, size, false, lane);
+    if (a.rotate_values)
+        attend_spread_any(value, size, false, lane);
+    attend_append_head(a.key_type, attend_address<ATTEND_ANY>(a, place, false), head, size, true, lane);
+    attend_append_head(a.value_type, attend_address<ATTEND_ANY>(a, place, true), value, size, true, lane);
+}
+
+/* ---- turning results back, and gating them then: a warp a row's head ---- */
+static __global__ void __launch_bounds__(THREADS) attend_turn_back(attend_arguments a)
+{
+    CHIP_SHARED(float, heads);
+    const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
+    const int64_t item = (int64_t)blockIdx.x * WARPS + warp;
+    chip_let_next_start();
+    chip_wait_for_previous();
+    if (item >= (int64_t)a.rows * a.heads)
+        return;
+    float *head = heads + warp * size, *out = a.out + item * size;
+    const float *gate = a.query + attend_gate_index(a, (int)(item / a.heads), (int)(item % a.heads));
+    for (int i = lane; i < size; i += QMI_WARP)
+        head[i] = out[i];
+    attend_spread_any(head, size, true, lane);
+    for (int i = lane; i < size; i += QMI_WARP)
+        out[i] = head[i] * (a.gated ? chip_sigmoid(gate[i]) : 1);
 }
 
 /* ---- merging: a block merges 64 values of a row's head from all splits; eight groups of threads take every eighth split ---- */
@@ -91,7 +112,7 @@ static __global__ void __launch_bounds__(THREADS) attend_merge(attend_arguments 
 /* ---- any head size, after appending: a block a row and head, THREADS tokens at a time, in float32 ---- */
 #define OWN (QMI_HEAD_SIZE_MAX / THREADS) /* values of the result that a thread has */
 
-template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
+static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
 {
     __shared__ float weight[THREADS];
     CHIP_SHARED(float, query);
@@ -106,6 +127,8 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
         for (int i = lane; i < size; i += QMI_WARP)
             query[i] = from[i];
         attend_turn(query, size, a.query_norm, a.query_epsilon, a.rotary, a.frequency, position, lane);
+        if (a.rotate_keys)
+            attend_spread_any(query, size, false, lane);
     }
     __syncthreads();
     float y[OWN] = {}, largest = -INFINITY, sum = 0;
@@ -114,9 +137,9 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
         for (int i = warp; i < THREADS; i += WARPS) {
             float score = 0;
             if (i < count) {
-                const uint64_t key = attend_place<T>(a, pages, kv_head, first + i) + a.key_offset;
+                const uint64_t key = attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, first + i), false);
                 for (int d = lane; d < size; d += QMI_WARP)
-                    score += query[d] * attend_load<T>(key, d);
+                    score += query[d] * attend_value(a.key_type, key, size, d);
             }
             score = chip_warp_sum(score);
             if (lane == 0)
@@ -139,11 +162,11 @@ template <uint32_t T> static __global__ void __launch_bounds__(THREADS) attend_a
         for (int k = 0; k < OWN; k++)
             y[k] *= before;
         for (int i = 0; i < count; i++) {
-            const uint64_t value = attend_place<T>(a, pages, kv_head, first + i) + a.value_offset;
+            const uint64_t value = attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, first + i), true);
 #pragma unroll
             for (int k = 0; k < OWN; k++)
                 if (k * THREADS + (int)threadIdx.x < size)
-                    y[k] += weight[i] * attend_load<T>(value, k * THREADS + threadIdx.x);
+                    y[k] += weight[i] * attend_value(a.value_type, value, size, k * THREADS + threadIdx.x);
         }
         __syncthreads();
     }
@@ -211,6 +234,12 @@ static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *o
     a.page_tokens = op->page_tokens;
     a.key_offset = op->key_offset;
     a.value_offset = op->value_offset;
+    a.key_type = op->key_type;
+    a.value_type = op->value_type;
+    a.key_bytes = (int32_t)qmi_kv_head_bytes(op->key_type, op->head_size);
+    a.value_bytes = (int32_t)qmi_kv_head_bytes(op->value_type, op->head_size);
+    a.rotate_keys = op->rotate_keys;
+    a.rotate_values = op->rotate_values;
     a.head_blocks = head_blocks(op, run->single ? attend_decode_heads() : attend_prefill_heads());
     a.block_heads = (a.group + a.head_blocks - 1) / a.head_blocks;
     a.splits = 1;
@@ -230,33 +259,49 @@ static bool has_kernels(const qmi_op_attend *op)
     return op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
 }
 
-static void append(const cuda_run *run, const qmi_op_attend *op, const attend_arguments *a)
+static void append(const cuda_run *run, const attend_arguments *a)
 {
     const int64_t items = (int64_t)a->rows * a->kv_heads;
+    cuda_launch(run, (uint32_t)((items + WARPS - 1) / WARPS), THREADS, 2 * WARPS * sizeof(float) * (size_t)a->head_size,
+                attend_append, *a);
+}
+
+static void turn_back(const cuda_run *run, const attend_arguments *a)
+{
+    const int64_t items = (int64_t)a->rows * a->heads;
     cuda_launch(run, (uint32_t)((items + WARPS - 1) / WARPS), THREADS, WARPS * sizeof(float) * (size_t)a->head_size,
-                op->key_type == QMI_KV_F16 ? attend_append<QMI_KV_F16> : attend_append<QMI_KV_F32>, *a);
+                attend_turn_back, *a);
+}
+
+static void attend(const cuda_run *run, const qmi_op_attend *op, attend_arguments a)
+{
+    const bool halves = op->key_type == QMI_KV_F16 && op->value_type == QMI_KV_F16 && !op->rotate_keys && !op->rotate_values;
+    const int taken = halves ? ATTEND_HALVES : ATTEND_ANY;
+    a.gated = a.gated && !op->rotate_values; /* turned back first */
+    if (!has_kernels(op)) {
+        cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size, attend_any, a);
+        return;
+    }
+    if (run->single) {
+        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
+        attend_decode(run, &a, taken);
+    } else {
+        share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
+        attend_prefill(run, &a, taken);
+    }
+    if (a.splits > 1)
+        cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, (size_t)a.splits * COLUMNS * sizeof(float4),
+                    attend_merge, a);
 }
 
 void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
 {
     attend_arguments a = arguments_of(run, op);
     if (!run->single || !has_kernels(op))
-        append(run, op, &a);
-    if (!has_kernels(op)) {
-        cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size,
-                    op->key_type == QMI_KV_F16 ? attend_any<QMI_KV_F16> : attend_any<QMI_KV_F32>, a);
-        return;
-    }
-    if (run->single) {
-        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
-        attend_decode(run, &a, op->key_type);
-    } else {
-        share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
-        attend_prefill(run, &a, op->key_type);
-    }
-    if (a.splits > 1)
-        cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, (size_t)a.splits * COLUMNS * sizeof(float4),
-                    attend_merge, a);
+        append(run, &a);
+    attend(run, op, a);
+    if (op->rotate_values)
+        turn_back(run, &a);
 }
 
 int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows)

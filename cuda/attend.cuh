@@ -4,6 +4,7 @@
  *   attend_decode.cu   one row a sequence
  *   attend_prefill.cu  several rows a sequence (attend_prefill.cuh: what it shares with the next)
  *   attend_group.cu    the same on sm_90a
+ *   attend_types.cuh   types of stored keys and values: packing, unpacking to halves, turning
  *
  * Keys and values are multiplied as halves on tensor cores, sums and softmax are float32. The softmax counts in powers of two:
  * the queries are multiplied by log2(e) / sqrt(head_size). A head's tokens may be shared by several blocks ("splits"), each of
@@ -31,6 +32,9 @@ typedef struct attend_arguments {
     bool gated;
     int32_t page_tokens;
     int64_t key_offset, value_offset;
+    int32_t key_type, value_type;   /* qmi_kv_type */
+    int32_t key_bytes, value_bytes; /* of a record */
+    bool rotate_keys, rotate_values;
     int32_t block_heads;       /* query heads that a block takes; a group has head_blocks times that or less */
     int32_t head_blocks;
     int32_t splits;
@@ -39,8 +43,8 @@ typedef struct attend_arguments {
 } attend_arguments;
 
 /* Head sizes 64, 128, 256. */
-void attend_decode(const cuda_run *run, const attend_arguments *a, uint32_t kv_type);
-void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_type);
+void attend_decode(const cuda_run *run, const attend_arguments *a, int taken);
+void attend_prefill(const cuda_run *run, const attend_arguments *a, int taken);
 int32_t attend_decode_heads(void);                           /* the most for block_heads */
 int32_t attend_prefill_heads(void);
 int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a); /* at most, of all sequences */
@@ -53,13 +57,10 @@ static __device__ __forceinline__ int attend_warp(void)
     return __shfl_sync(~0u, (int)threadIdx.x / QMI_WARP, 0);
 }
 
-/* ---- stored types: bytes, one value written, and eight values as halves in shared memory ---- */
-
-template <uint32_t T> __device__ constexpr int64_t attend_bytes(int64_t values)
-{
-    static_assert(T == QMI_KV_F32 || T == QMI_KV_F16, "types of keys and values");
-    return values * (T == QMI_KV_F16 ? 2 : 4);
-}
+/* How a kernel takes stored keys and values: halves as they are, or any types (attend_types.cuh), which it finds in its
+ * arguments. */
+#define ATTEND_HALVES 0
+#define ATTEND_ANY 1
 
 static __device__ __forceinline__ __half attend_half(float x)
 {
@@ -78,47 +79,26 @@ static __device__ __forceinline__ uint32_t attend_halves(float x, float y)
     return attend_pair(fminf(fmaxf(x, -65504.f), 65504.f), fminf(fmaxf(y, -65504.f), 65504.f));
 }
 
-template <uint32_t T> static __device__ __forceinline__ void attend_store(uint64_t to, int i, float x)
-{
-    if constexpr (T == QMI_KV_F16)
-        ((__half *)to)[i] = attend_half(x);
-    else
-        ((float *)to)[i] = x;
-}
-
-template <uint32_t T> static __device__ __forceinline__ float attend_load(uint64_t from, int i)
-{
-    if constexpr (T == QMI_KV_F16)
-        return __half2float(((const __half *)from)[i]);
-    else
-        return ((const float *)from)[i];
-}
-
-/* Zeros where `real` is false. Arrives like cp.async: wait for it. */
-template <uint32_t T> static __device__ __forceinline__ void attend_copy8(__half *to_shared, uint64_t from, bool real)
-{
-    if constexpr (T == QMI_KV_F16)
-        chip_copy16(to_shared, (const void *)from, real);
-    else {
-        float4 a = make_float4(0, 0, 0, 0), b = a;
-        if (real) {
-            a = ((const float4 *)from)[0];
-            b = ((const float4 *)from)[1];
-        }
-        *(uint4 *)to_shared = make_uint4(attend_halves(a.x, a.y), attend_halves(a.z, a.w), attend_halves(b.x, b.y),
-                                         attend_halves(b.z, b.w));
-    }
-}
-
 /* ---- pages ---- */
 
-/* Keys of a key-value head at a position, less key_offset. */
-template <uint32_t T>
-static __device__ __forceinline__ uint64_t attend_place(const attend_arguments &a, const uint64_t *pages, int kv_head,
-                                                        int position)
+/* A key-value head's record at a position: its page, and which one of the page's it is. */
+struct attend_place {
+    uint64_t page;
+    int32_t record;
+};
+
+static __device__ __forceinline__ attend_place attend_place_of(const attend_arguments &a, const uint64_t *pages, int kv_head,
+                                                               int position)
 {
     int page = position / a.page_tokens, slot = position - page * a.page_tokens;
-    return pages[page] + attend_bytes<T>(((int64_t)kv_head * a.page_tokens + slot) * a.head_size);
+    return attend_place{ pages[page], kv_head * a.page_tokens + slot };
+}
+
+/* Of the record's key (or value). */
+template <int T> static __device__ __forceinline__ uint64_t attend_address(const attend_arguments &a, attend_place p, bool value)
+{
+    const int bytes = T == ATTEND_HALVES ? 2 * a.head_size : value ? a.value_bytes : a.key_bytes;
+    return p.page + (value ? a.value_offset : a.key_offset) + (int64_t)p.record * bytes;
 }
 
 /* ---- tiles in shared memory ----
@@ -128,21 +108,6 @@ static __device__ __forceinline__ uint64_t attend_place(const attend_arguments &
 template <int ROWS> static __device__ __forceinline__ int attend_piece(int row, int piece)
 {
     return (piece >> 3) * (64 * ROWS) + 64 * row + 8 * ((piece ^ row) & 7);
-}
-
-/* Copies `count` tokens of D values, of which the first `real` exist, to rows first_row ... Lane r holds the place of the
- * first_row + r'th; a warp copies them all. */
-template <uint32_t T, int D, int ROWS, int COUNT>
-static __device__ __forceinline__ void attend_fetch(__half *tile, int first_row, uint64_t place, int64_t offset, int real,
-                                                    int lane)
-{
-    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
-#pragma unroll
-    for (int i = 0; i < COUNT; i += together) {
-        int row = i + lane / pieces, piece = lane % pieces;
-        uint64_t from = __shfl_sync(~0u, (unsigned long long)place, row) + offset + attend_bytes<T>(8 * piece);
-        attend_copy8<T>(tile + attend_piece<ROWS>(first_row + row, piece), from, row < real);
-    }
 }
 
 /* Where a lane finds its row of four 8 x 8 matrices that hold values 16 i .. 16 i + 15 of 16 rows. */

@@ -9,7 +9,7 @@
  * Floors (heads of 256, f16, one key-value head): a token is 1 KB, 29 ns of the processor's share of 4.6 TB/s (H200); a chunk
  * needs 32 products of 16 x 8 x 16 and 16 KB from shared memory, which takes one warp about 0.5 us and four warps a quarter of
  * the time that the bytes need. Short context: three dependent loads (position, page, keys), about 1 us. */
-#include "attend.cuh"
+#include "attend_types.cuh"
 
 #define WARPS 4
 #define HEADS 8
@@ -120,7 +120,7 @@ static __device__ __forceinline__ void decode_take_heads(const attend_arguments 
 }
 
 /* Turned. Queries go to the tile, key and value to `fresh` and, by one of the blocks that have them, into their page. */
-template <uint32_t T, int D, int RING>
+template <int T, int D, int RING>
 static __device__ __forceinline__ void decode_put_heads(const attend_arguments &a, const decode_work &w, const uint64_t *pages,
                                                         decode_memory<D, RING> *m, int warp, int lane)
 {
@@ -136,6 +136,11 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
             attend_rotate(m->head[KEY], i, half, cosine, sine);
     }
     __syncwarp();
+    if (T == ATTEND_ANY && a.rotate_keys) {
+#pragma unroll 1
+        for (int k = 0; k < QUERIES; k++)
+            attend_spread<D>(m->head[warp + k * WARPS], false, lane);
+    }
 #pragma unroll
     for (int k = 0; k < QUERIES; k++)
 #pragma unroll
@@ -146,19 +151,22 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
         }
     if (!w.owns || warp > 1)
         return;
-    const uint64_t to = attend_place<T>(a, pages, w.kv_head, w.position) + (warp == 0 ? a.key_offset : a.value_offset);
+    const uint64_t to = attend_address<T>(a, attend_place_of(a, pages, w.kv_head, w.position), warp == 1);
+    if (T == ATTEND_ANY) {
+        if (warp == 0 ? a.rotate_keys : a.rotate_values)
+            attend_spread<D>(m->head[KEY + warp], false, lane);
+        attend_append_head(warp == 0 ? a.key_type : a.value_type, to, m->head[KEY + warp], D, appends, lane);
+    }
 #pragma unroll
     for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
         const float2 x = *(const float2 *)(m->head[KEY + warp] + i);
         *(uint32_t *)(m->fresh[warp] + i) = attend_halves(x.x, x.y);
-        if (appends) {
-            attend_store<T>(to, i, x.x);
-            attend_store<T>(to, i + 1, x.y);
-        }
+        if (T == ATTEND_HALVES && appends)
+            *(uint32_t *)(to + 2 * i) = attend_halves(x.x, x.y);
     }
 }
 
-template <uint32_t T, int D, int RING>
+template <int T, int D, int RING>
 static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(attend_arguments a)
 {
     typedef decode_memory<D, RING> memory;
@@ -173,13 +181,13 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     const int parts = 2 * max((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS, 0);
     auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
     auto place_of = [&](int part) {
-        return attend_place<T>(a, pages, w.kv_head, min(chunk_of(part) * CHUNK + lane % CHUNK, w.position));
+        return attend_place_of(a, pages, w.kv_head, min(chunk_of(part) * CHUNK + lane % CHUNK, w.position));
     };
-    uint64_t place = place_of(0), place_ahead = place_of(2);
+    attend_place place = place_of(0), place_ahead = place_of(2);
     int ahead = 0, ahead_slot = 0;
     auto fetch = [&]() {
         if (ahead < parts)
-            attend_fetch<T, D, CHUNK, CHUNK>(m->ring[warp][ahead_slot], 0, place, ahead & 1 ? a.value_offset : a.key_offset,
+            attend_fetch<T, D, CHUNK, CHUNK>(a, m->ring[warp][ahead_slot], 0, place, ahead & 1,
                                              w.position - chunk_of(ahead) * CHUNK, lane);
         if (ahead & 1) {
             place = place_ahead;
@@ -331,13 +339,13 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 }
 
 /* ---- launching ---- */
-template <uint32_t T, int D, int RING> static void launch(const cuda_run *run, const attend_arguments *a)
+template <int T, int D, int RING> static void launch(const cuda_run *run, const attend_arguments *a)
 {
     cuda_launch(run, dim3(a->rows * a->splits, a->kv_heads * a->head_blocks), WARPS * QMI_WARP, sizeof(decode_memory<D, RING>),
                 attend_decode_kernel<T, D, RING>, *a);
 }
 
-template <uint32_t T, int D> static void launch_size(const cuda_run *run, const attend_arguments *a)
+template <int T, int D> static void launch_size(const cuda_run *run, const attend_arguments *a)
 {
     /* The deep ring fills a processor; more blocks than processors are better off when several share one. */
     const int64_t blocks = (int64_t)a->splits * a->kv_heads * a->head_blocks * a->rows;
@@ -347,7 +355,7 @@ template <uint32_t T, int D> static void launch_size(const cuda_run *run, const 
         launch<T, D, RING_SHALLOW>(run, a);
 }
 
-template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a)
+template <int T> static void launch_type(const cuda_run *run, const attend_arguments *a)
 {
     if (a->head_size == 64)
         launch_size<T, 64>(run, a);
@@ -357,12 +365,12 @@ template <uint32_t T> static void launch_type(const cuda_run *run, const attend_
         launch_size<T, 256>(run, a);
 }
 
-void attend_decode(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
+void attend_decode(const cuda_run *run, const attend_arguments *a, int taken)
 {
-    if (kv_type == QMI_KV_F16)
-        launch_type<QMI_KV_F16>(run, a);
+    if (taken == ATTEND_HALVES)
+        launch_type<ATTEND_HALVES>(run, a);
     else
-        launch_type<QMI_KV_F32>(run, a);
+        launch_type<ATTEND_ANY>(run, a);
 }
 
 int32_t attend_decode_heads(void)
@@ -370,7 +378,7 @@ int32_t attend_decode_heads(void)
     return HEADS;
 }
 
-template <uint32_t T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
+template <int T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
 {
     const int32_t bytes = (int32_t)sizeof(decode_memory<D, RING>);
     if (bytes > shared_most)
@@ -378,7 +386,7 @@ template <uint32_t T, int D, int RING> static cudaError_t set_up(int32_t shared_
     return cudaFuncSetAttribute(attend_decode_kernel<T, D, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-template <uint32_t T, int D> static cudaError_t set_up_size(int32_t shared_most)
+template <int T, int D> static cudaError_t set_up_size(int32_t shared_most)
 {
     cudaError_t error = set_up<T, D, RING_DEEP>(shared_most);
     return error == cudaSuccess ? set_up<T, D, RING_SHALLOW>(shared_most) : error;
@@ -387,8 +395,8 @@ template <uint32_t T, int D> static cudaError_t set_up_size(int32_t shared_most)
 cudaError_t attend_decode_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up_size<QMI_KV_F16, 64>, set_up_size<QMI_KV_F16, 128>, set_up_size<QMI_KV_F16, 256>,
-        set_up_size<QMI_KV_F32, 64>, set_up_size<QMI_KV_F32, 128>, set_up_size<QMI_KV_F32, 256>,
+        set_up_size<ATTEND_HALVES, 64>, set_up_size<ATTEND_HALVES, 128>, set_up_size<ATTEND_HALVES, 256>,
+        set_up_size<ATTEND_ANY, 64>, set_up_size<ATTEND_ANY, 128>, set_up_size<ATTEND_ANY, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

@@ -48,7 +48,7 @@ static __device__ __forceinline__ void group_mix(float out[D / 8][4], const uint
 
 #endif
 
-template <uint32_t T, int D> static __global__ void __launch_bounds__(THREADS, 1) attend_group_kernel(attend_arguments a)
+template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) attend_group_kernel(attend_arguments a)
 {
 #if CHIP_HAS_GROUPS
     typedef group_memory<D> memory;
@@ -78,18 +78,18 @@ template <uint32_t T, int D> static __global__ void __launch_bounds__(THREADS, 1
         return;
     }
     auto place_of = [&](int step) {
-        return attend_place<T>(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
+        return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
     };
-    uint64_t key_place = place_of(w.step), value_place = key_place;
+    attend_place key_place = place_of(w.step), value_place = key_place;
     auto fetch_keys = [&](int step) { /* and where the next ones are */
         if (step < w.steps_end)
-            attend_fetch<T, D, TOKENS, own>(m->keys[(step - w.step) & 1], warp * own, key_place, a.key_offset,
+            attend_fetch<T, D, TOKENS, own>(a, m->keys[(step - w.step) & 1], warp * own, key_place, false,
                                             w.last + 1 - step * TOKENS - warp * own, lane);
         key_place = place_of(step + 1);
     };
     auto fetch_values = [&](int step) {
         if (step < w.steps_end)
-            attend_fetch<T, D, TOKENS, own>(m->values[(step - w.step) & 1], warp * own, value_place, a.value_offset,
+            attend_fetch<T, D, TOKENS, own>(a, m->values[(step - w.step) & 1], warp * own, value_place, true,
                                             w.last + 1 - step * TOKENS - warp * own, lane);
         value_place = place_of(step + 1);
     };
@@ -164,12 +164,12 @@ template <uint32_t T, int D> static __global__ void __launch_bounds__(THREADS, 1
 }
 
 /* ---- launching ---- */
-template <uint32_t T, int D> static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
+template <int T, int D> static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
     cuda_launch(run, blocks, THREADS, sizeof(group_memory<D>) + ALIGN, attend_group_kernel<T, D>, *a);
 }
 
-template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
+template <int T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
     if (a->head_size == 64)
         launch<T, 64>(run, a, blocks);
@@ -179,18 +179,18 @@ template <uint32_t T> static void launch_type(const cuda_run *run, const attend_
         launch<T, 256>(run, a, blocks);
 }
 
-bool attend_group(const cuda_run *run, const attend_arguments *a, uint32_t kv_type, uint32_t blocks)
+bool attend_group(const cuda_run *run, const attend_arguments *a, int taken, uint32_t blocks)
 {
     if (!built || run->capability != CAPABILITY || (int32_t)sizeof(group_memory<256>) + SHARED_MORE > run->shared_most)
         return false;
-    if (kv_type == QMI_KV_F16)
-        launch_type<QMI_KV_F16>(run, a, blocks);
+    if (taken == ATTEND_HALVES)
+        launch_type<ATTEND_HALVES>(run, a, blocks);
     else
-        launch_type<QMI_KV_F32>(run, a, blocks);
+        launch_type<ATTEND_ANY>(run, a, blocks);
     return true;
 }
 
-template <uint32_t T, int D> static cudaError_t set_up(int32_t shared_most)
+template <int T, int D> static cudaError_t set_up(int32_t shared_most)
 {
     struct cudaFuncAttributes attributes;
     const int32_t bytes = (int32_t)sizeof(group_memory<D>) + ALIGN;
@@ -206,8 +206,8 @@ template <uint32_t T, int D> static cudaError_t set_up(int32_t shared_most)
 cudaError_t attend_group_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up<QMI_KV_F16, 64>, set_up<QMI_KV_F16, 128>, set_up<QMI_KV_F16, 256>,
-        set_up<QMI_KV_F32, 64>, set_up<QMI_KV_F32, 128>, set_up<QMI_KV_F32, 256>,
+        set_up<ATTEND_HALVES, 64>, set_up<ATTEND_HALVES, 128>, set_up<ATTEND_HALVES, 256>,
+        set_up<ATTEND_ANY, 64>, set_up<ATTEND_ANY, 128>, set_up<ATTEND_ANY, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

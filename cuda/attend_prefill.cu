@@ -59,7 +59,7 @@ static __device__ __forceinline__ void prefill_mix(float out[D / 8][4], const ui
 
 /* STAGES 2: keys and values of the next step arrive during a step. STAGES 1, for half the memory: values during the scores, the
  * next keys during the mixing. */
-template <uint32_t T, int D, int WARPS, int STAGES>
+template <int T, int D, int WARPS, int STAGES>
 static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_kernel(attend_arguments a)
 {
     typedef prefill_memory<D, WARPS, STAGES> memory;
@@ -78,15 +78,15 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         return;
     }
     auto place_of = [&](int step) {
-        return attend_place<T>(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
+        return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
     };
-    uint64_t place = place_of(w.step);
-    auto fetch = [&](__half *tile, int step, int64_t offset) {
-        attend_fetch<T, D, TOKENS, own>(tile, warp * own, place, offset, w.last + 1 - step * TOKENS - warp * own, lane);
+    attend_place place = place_of(w.step);
+    auto fetch = [&](__half *tile, int step, bool value) {
+        attend_fetch<T, D, TOKENS, own>(a, tile, warp * own, place, value, w.last + 1 - step * TOKENS - warp * own, lane);
     };
-    fetch(m->tile[0][0], w.step, a.key_offset);
+    fetch(m->tile[0][0], w.step, false);
     if (STAGES == 2) {
-        fetch(m->tile[0][1], w.step, a.value_offset);
+        fetch(m->tile[0][1], w.step, true);
         place = place_of(w.step + 1);
     }
     chip_copy_commit();
@@ -110,11 +110,11 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         chip_copy_wait<0>();
         __syncthreads();
         if (STAGES == 1) {
-            fetch(m->tile[0][1], step, a.value_offset);
+            fetch(m->tile[0][1], step, true);
             place = place_of(step + 1);
         } else if (step + 1 < w.steps_end) {
-            fetch(m->tile[stage ^ 1][0], step + 1, a.key_offset);
-            fetch(m->tile[stage ^ 1][1], step + 1, a.value_offset);
+            fetch(m->tile[stage ^ 1][0], step + 1, false);
+            fetch(m->tile[stage ^ 1][1], step + 1, true);
             place = place_of(step + 2);
         }
         chip_copy_commit();
@@ -130,7 +130,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
             chip_copy_wait<0>();
             __syncthreads();
             if (step + 1 < w.steps_end)
-                fetch(m->tile[0][0], step + 1, a.key_offset);
+                fetch(m->tile[0][0], step + 1, false);
             chip_copy_commit();
         }
         if (takes)
@@ -151,14 +151,14 @@ static bool prefill_wide(int32_t head_size, int32_t shared_most)
     return (int32_t)bytes <= shared_most;
 }
 
-template <uint32_t T, int D, int WARPS, int STAGES>
+template <int T, int D, int WARPS, int STAGES>
 static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
     cuda_launch(run, blocks, WARPS * QMI_WARP, sizeof(prefill_memory<D, WARPS, STAGES>),
                 attend_prefill_kernel<T, D, WARPS, STAGES>, *a);
 }
 
-template <uint32_t T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
+template <int T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
     if (a->head_size == 64)
         launch<T, 64, 8, 2>(run, a, blocks);
@@ -170,15 +170,15 @@ template <uint32_t T> static void launch_type(const cuda_run *run, const attend_
         launch<T, 256, 4, 1>(run, a, blocks);
 }
 
-void attend_prefill(const cuda_run *run, const attend_arguments *a, uint32_t kv_type)
+void attend_prefill(const cuda_run *run, const attend_arguments *a, int taken)
 {
     const uint32_t blocks = (uint32_t)(attend_prefill_tiles(run, a) * a->kv_heads * a->head_blocks * a->splits);
-    if (attend_group(run, a, kv_type, blocks))
+    if (attend_group(run, a, taken, blocks))
         return;
-    if (kv_type == QMI_KV_F16)
-        launch_type<QMI_KV_F16>(run, a, blocks);
+    if (taken == ATTEND_HALVES)
+        launch_type<ATTEND_HALVES>(run, a, blocks);
     else
-        launch_type<QMI_KV_F32>(run, a, blocks);
+        launch_type<ATTEND_ANY>(run, a, blocks);
 }
 
 int32_t attend_prefill_heads(void)
@@ -192,7 +192,7 @@ int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a)
     return (a->rows - a->sequences) / rows_each + a->sequences; /* a sequence of n rows has at most (n - 1) / rows_each + 1 */
 }
 
-template <uint32_t T, int D, int WARPS, int STAGES> static cudaError_t set_up(int32_t shared_most)
+template <int T, int D, int WARPS, int STAGES> static cudaError_t set_up(int32_t shared_most)
 {
     const int32_t bytes = (int32_t)sizeof(prefill_memory<D, WARPS, STAGES>);
     if (bytes > shared_most)
@@ -203,9 +203,9 @@ template <uint32_t T, int D, int WARPS, int STAGES> static cudaError_t set_up(in
 cudaError_t attend_prefill_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up<QMI_KV_F16, 64, 8, 2>, set_up<QMI_KV_F16, 128, 8, 2>, set_up<QMI_KV_F16, 256, 8, 2>,
-        set_up<QMI_KV_F16, 256, 4, 1>, set_up<QMI_KV_F32, 64, 8, 2>, set_up<QMI_KV_F32, 128, 8, 2>,
-        set_up<QMI_KV_F32, 256, 8, 2>, set_up<QMI_KV_F32, 256, 4, 1>,
+        set_up<ATTEND_HALVES, 64, 8, 2>, set_up<ATTEND_HALVES, 128, 8, 2>, set_up<ATTEND_HALVES, 256, 8, 2>,
+        set_up<ATTEND_HALVES, 256, 4, 1>, set_up<ATTEND_ANY, 64, 8, 2>, set_up<ATTEND_ANY, 128, 8, 2>,
+        set_up<ATTEND_ANY, 256, 8, 2>, set_up<ATTEND_ANY, 256, 4, 1>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

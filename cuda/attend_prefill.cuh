@@ -3,13 +3,13 @@
 #ifndef QMI_CUDA_ATTEND_PREFILL_CUH
 #define QMI_CUDA_ATTEND_PREFILL_CUH
 
-#include "attend.cuh"
+#include "attend_types.cuh"
 
 #define TOKENS 64     /* of a step */
 #define BATCH 8       /* queries that a warp has on their way at a time: they fit into tiles that are needed later */
 
 /* False: there is no such code for the card. Else tiles are of 128 pairs. */
-bool attend_group(const cuda_run *run, const attend_arguments *a, uint32_t kv_type, uint32_t blocks);
+bool attend_group(const cuda_run *run, const attend_arguments *a, int taken, uint32_t blocks);
 cudaError_t attend_group_setup(int32_t shared_most);
 
 /* Tile `index` of all sequences' -> its sequence, and what is left of the index; -1: there is none. A warp together. */
@@ -94,6 +94,8 @@ static __device__ __forceinline__ void prefill_queries(const attend_arguments &a
             float *query = room + i * D;
             if (row < w.rows)
                 attend_turn(query, D, a.query_norm, a.query_epsilon, a.rotary, a.frequency, w.position + row, lane);
+            if (a.rotate_keys && row < w.rows)
+                attend_spread<D>(query, false, lane);
 #pragma unroll
             for (int d = 2 * lane; d < D; d += 2 * QMI_WARP)
                 *(uint32_t *)(tile + attend_piece<PAIRS>(batch + i, d / 8) + d % 8) =

@@ -220,9 +220,6 @@ extern "C" int64_t qmi_cuda_scratch_bytes(const qmi_program *program, int32_t ro
         return qmi_fail(QM_ERROR_ARGUMENT, "batches of %d rows are out of range (1 .. %d)", rows, ROWS_MOST);
     for (size_t i = 0; i < program->count; i++) {
         const qmi_op *op = &program->ops[i];
-        if (op->kind == QMI_OP_ATTEND && (op->attend.key_type > QMI_KV_F16 || op->attend.value_type != op->attend.key_type))
-            return qmi_fail(QM_ERROR_UNSUPPORTED, "the CUDA backend has keys %s and values %s not yet; set kv-type to f16 or f32",
-                            qmi_kv_formats[op->attend.key_type].name, qmi_kv_formats[op->attend.value_type].name);
         bytes = larger(bytes, larger(op_scratch(op, rows), picks_scratch(op, rows)));
     }
     return bytes;

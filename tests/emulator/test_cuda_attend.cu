@@ -13,11 +13,16 @@ typedef struct test_sequence {
     int start, count;
 } test_sequence;
 
+typedef struct test_types {
+    qmi_kv_type key, value;
+    bool rotated;
+} test_types;
+
 typedef struct test_case {
     const char *name;
     int heads, kv_heads, head_size, rotary;
     bool gated, norms;
-    qmi_kv_type type;
+    test_types types;
     int page_tokens, processors, shared_most;
     test_sequence sequences[SEQUENCES_MOST]; /* up to one of count 0 */
 } test_case;
@@ -57,15 +62,31 @@ static std::vector<float> random_floats(size_t count)
     return x;
 }
 
-/* What a value is after it was stored. */
-static double stored(qmi_kv_type type, double x)
+/* x H S / sqrt(m), or back, by the matrix (quant/kv_type.h). */
+static void spread(std::vector<double> &x, bool back)
 {
-    return type == QMI_KV_F16 ? __half2float(__double2half(x)) : (double)(float)x;
+    const int size = (int)x.size(), run = size & -size;
+    std::vector<double> y(size);
+    for (int i = 0; i < size; i++)
+        for (int j = 0; j < run; j++) {
+            const int from = i / run * run + j, to = i % run;
+            const bool minus = (__builtin_popcount(to & j) + qmi_kv_sign(back ? to : j)) & 1;
+            y[i] += (minus ? -x[from] : x[from]) / sqrt(run);
+        }
+    x = y;
 }
 
-static double read_stored(qmi_kv_type type, const uint8_t *page, int64_t index)
+static void pack(qmi_kv_type type, const std::vector<double> &x, uint8_t *record)
 {
-    return type == QMI_KV_F16 ? __half2float(((const __half *)page)[index]) : ((const float *)page)[index];
+    const std::vector<float> head(x.begin(), x.end());
+    qmi_kv_pack(type, head.data(), record, (int64_t)head.size());
+}
+
+static std::vector<double> unpacked(qmi_kv_type type, const uint8_t *record, int size)
+{
+    std::vector<float> head(size);
+    qmi_kv_unpack(type, record, head.data(), size);
+    return std::vector<double>(head.begin(), head.end());
 }
 
 static std::vector<double> turned(const float *x, const test_case &c, const std::vector<float> &norm,
@@ -83,12 +104,14 @@ static std::vector<double> turned(const float *x, const test_case &c, const std:
         y[i] = a * cos(angle) - b * sin(angle);
         y[i + c.rotary / 2] = b * cos(angle) + a * sin(angle);
     }
+    if (c.types.rotated)
+        spread(y, false);
     return y;
 }
 
 typedef struct test_page {
     uint64_t address;
-    std::vector<uint8_t> before; /* host copy */
+    std::vector<uint8_t> before, after; /* host copies */
 } test_page;
 
 static int reports; /* of the present case */
@@ -100,11 +123,34 @@ static int check(bool good, const test_case &c, const char *what, int row, int i
     return !good;
 }
 
+/* A value as stored against what it should be: rounded otherwise at most once in a hundred, and then by a step. */
+static int check_stored(const test_case &c, const char *what, qmi_kv_type type, int row, const std::vector<double> &got,
+                        const std::vector<double> &want)
+{
+    std::vector<uint8_t> record(4096);
+    pack(type, want, record.data());
+    const std::vector<double> nearest = unpacked(type, record.data(), (int)want.size());
+    int failures = 0, others = 0;
+    for (int i = 0; i < (int)want.size(); i++) {
+        double most = 0;
+        for (int k = i / 32 * 32; k < (i / 32 + 1) * 32 && k < (int)want.size(); k++)
+            most = fmax(most, fabs(want[k]));
+        const double step = type == QMI_KV_F32 ? 0 : type == QMI_KV_F16 ? fabs(want[i]) / 1024 : type == QMI_KV_BF16
+                          ? fabs(want[i]) / 128 : type == QMI_KV_Q8_0 ? most / 120 : type == QMI_KV_Q6 ? most / 30
+                          : type == QMI_KV_Q5 ? most / 15 : most / 7;
+        failures += check(fabs(got[i] - nearest[i]) <= 1.01 * step + 1e-5, c, what, row, i, got[i], nearest[i]);
+        others += fabs(got[i] - nearest[i]) > fabs(want[i]) * 1e-5 + 1e-5;
+    }
+    return failures + check(others <= 1 + (int)want.size() / 100, c, "roundings", row, 0, others, 0);
+}
+
 static int run_case(const test_case &c, int capability)
 {
     const int size = c.head_size, group = c.heads / c.kv_heads, query_step = c.gated ? 2 * size : size;
-    const int64_t value_bytes = c.type == QMI_KV_F16 ? 2 : 4, layer = (int64_t)c.kv_heads * c.page_tokens * size * value_bytes;
-    const int64_t key_offset = 128, value_offset = key_offset + layer + 64, page_bytes = value_offset + layer + 64;
+    const int64_t key_bytes = qmi_kv_head_bytes(c.types.key, size), value_bytes = qmi_kv_head_bytes(c.types.value, size);
+    const int64_t records = (int64_t)c.kv_heads * c.page_tokens, key_offset = 128;
+    const int64_t value_offset = (key_offset + records * key_bytes + 64 + 15) / 16 * 16;
+    const int64_t page_bytes = value_offset + records * value_bytes + 64;
     std::vector<int32_t> sequence_of, position_of;
     std::vector<cuda_sequence> sequences;
     std::vector<uint64_t> table;
@@ -122,15 +168,12 @@ static int run_case(const test_case &c, int capability)
         for (int t = 0; t < from.start + from.count; t += c.page_tokens) {
             test_page page;
             page.before.resize(page_bytes, 0xFF);
-            for (int64_t i = 0; i < 2 * layer / value_bytes; i++) { /* tokens behind it; NaN where none was */
-                const int64_t byte = i * value_bytes, at = byte < layer ? key_offset + byte : value_offset + byte - layer;
-                const int token = t + (int)(i / size % c.page_tokens);
-                const float x = random_float();
-                if (token < from.start && value_bytes == 2)
-                    *(__half *)(page.before.data() + at) = __float2half(x);
-                else if (token < from.start)
-                    *(float *)(page.before.data() + at) = x;
-            }
+            for (int64_t i = 0; i < records; i++) /* tokens behind it; NaN where none was */
+                if (t + (int)(i % c.page_tokens) < from.start) {
+                    const std::vector<float> k = random_floats(size), v = random_floats(size);
+                    qmi_kv_pack(c.types.key, k.data(), page.before.data() + key_offset + i * key_bytes, size);
+                    qmi_kv_pack(c.types.value, v.data(), page.before.data() + value_offset + i * value_bytes, size);
+                }
             page.address = (uint64_t)to_card(page.before);
             table.push_back(page.address);
             pages.push_back(page);
@@ -168,7 +211,9 @@ static int run_case(const test_case &c, int capability)
         op.key_norm.weight = { size, (qmi_address)to_card(key_norm) };
     }
     op.inverse_frequency = { c.rotary / 2, (qmi_address)to_card(frequency) };
-    op.key_type = op.value_type = c.type;
+    op.key_type = c.types.key;
+    op.value_type = c.types.value;
+    op.rotate_keys = op.rotate_values = c.types.rotated;
     op.page_tokens = c.page_tokens;
     op.key_offset = key_offset;
     op.value_offset = value_offset;
@@ -202,22 +247,30 @@ static int run_case(const test_case &c, int capability)
     int failures = 0;
     reports = 0;
     double worst = 0;
+    for (test_page &page : pages) {
+        page.after.resize(page_bytes);
+        cudaMemcpy(page.after.data(), (void *)page.address, page_bytes, cudaMemcpyDeviceToHost);
+    }
     for (int row = 0; row < rows && failures < 10; row++) {
         const cuda_sequence &s = sequences[sequence_of[row]];
         const int position = position_of[row];
+        auto stored = [&](int kv_head, int t, bool value) {
+            for (const test_page &page : pages)
+                if (page.address == table[s.page_first + t / c.page_tokens]) {
+                    const int64_t record = (int64_t)kv_head * c.page_tokens + t % c.page_tokens;
+                    return value ? unpacked(c.types.value, page.after.data() + value_offset + record * value_bytes, size)
+                                 : unpacked(c.types.key, page.after.data() + key_offset + record * key_bytes, size);
+                }
+            abort();
+        };
         for (int kv_head = 0; kv_head < c.kv_heads; kv_head++) { /* appended as it should be */
-            std::vector<double> k = turned(&key[((size_t)row * c.kv_heads + kv_head) * size], c, key_norm, frequency, position);
-            const float *v = &value[((size_t)row * c.kv_heads + kv_head) * size];
-            std::vector<uint8_t> page(page_bytes);
-            cudaMemcpy(page.data(), (void *)table[s.page_first + position / c.page_tokens], page_bytes, cudaMemcpyDeviceToHost);
-            const int64_t at = ((int64_t)kv_head * c.page_tokens + position % c.page_tokens) * size;
-            for (int i = 0; i < size; i++) {
-                const double got = read_stored(c.type, page.data() + key_offset, at + i);
-                const double got_value = read_stored(c.type, page.data() + value_offset, at + i);
-                const double bound = fabs(k[i]) * (c.type == QMI_KV_F16 ? 6e-4 : 1e-5) + 1e-5;
-                failures += check(fabs(got - k[i]) <= bound, c, "key", row, i, got, k[i]);
-                failures += check(got_value == stored(c.type, v[i]), c, "value", row, i, got_value, v[i]);
-            }
+            const size_t at = ((size_t)row * c.kv_heads + kv_head) * size;
+            std::vector<double> v(&value[at], &value[at] + size);
+            if (c.types.rotated)
+                spread(v, false);
+            failures += check_stored(c, "key", c.types.key, row, stored(kv_head, position, false),
+                                     turned(&key[at], c, key_norm, frequency, position));
+            failures += check_stored(c, "value", c.types.value, row, stored(kv_head, position, true), v);
         }
         for (int head = 0; head < c.heads; head++) {
             const float *from = &query[((size_t)row * c.heads + head) * query_step];
@@ -226,23 +279,7 @@ static int run_case(const test_case &c, int capability)
             double most = -INFINITY, sum = 0;
             for (int pass = 0; pass < 2; pass++)
                 for (int t = 0; t <= position; t++) {
-                    /* tokens of this run by what the projections gave, older ones from the pages as they were */
-                    std::vector<double> x(size);
-                    const int kv_head = head / group;
-                    if (t >= s.start) {
-                        const size_t at = ((size_t)(s.first + t - s.start) * c.kv_heads + kv_head) * size;
-                        if (pass == 0)
-                            x = turned(&key[at], c, key_norm, frequency, t);
-                        else
-                            x.assign(&value[at], &value[at] + size);
-                        for (double &each : x)
-                            each = stored(c.type, each);
-                    } else
-                        for (const test_page &page : pages)
-                            if (page.address == table[s.page_first + t / c.page_tokens])
-                                for (int i = 0; i < size; i++)
-                                    x[i] = read_stored(c.type, page.before.data() + (pass ? value_offset : key_offset),
-                                                       ((int64_t)kv_head * c.page_tokens + t % c.page_tokens) * size + i);
+                    const std::vector<double> x = stored(head / group, t, pass);
                     if (pass == 0) {
                         for (int i = 0; i < size; i++)
                             score[t] += q[i] * x[i] / sqrt(size);
@@ -254,6 +291,8 @@ static int run_case(const test_case &c, int capability)
                             y[i] += weight * x[i];
                     }
                 }
+            if (c.types.rotated)
+                spread(y, true);
             for (int i = 0; i < size; i++) {
                 const double got = out[((size_t)row * c.heads + head) * size + i];
                 const double want = y[i] / sum * (c.gated ? 1 / (1 + exp(-(double)from[size + i])) : 1);
@@ -264,10 +303,8 @@ static int run_case(const test_case &c, int capability)
         }
     }
     for (const test_page &page : pages) { /* what was there before still is */
-        std::vector<uint8_t> now(page_bytes);
-        cudaMemcpy(now.data(), (void *)page.address, page_bytes, cudaMemcpyDeviceToHost);
         for (int64_t i = 0; i < page_bytes; i++)
-            if (now[i] != page.before[i] && page.before[i] != 0xFF) {
+            if (page.after[i] != page.before[i] && page.before[i] != 0xFF) {
                 printf("%s: byte %lld of a page has changed\n", c.name, (long long)i);
                 failures++;
                 break;
@@ -287,8 +324,9 @@ static int run_case(const test_case &c, int capability)
 
 #define LARGE (227 << 10)
 #define SMALL (99 << 10)
-#define F16 QMI_KV_F16
-#define F32 QMI_KV_F32
+#define F16 { QMI_KV_F16, QMI_KV_F16, false }
+#define F32 { QMI_KV_F32, QMI_KV_F32, false }
+#define TURNED(key, value) { QMI_KV_##key, QMI_KV_##value, true }
 
 static const test_case cases[] = {
     /* heads, key-value heads, size, rotary, gated, norms, type, page, processors, shared memory, sequences */
@@ -312,6 +350,15 @@ static const test_case cases[] = {
     { "prefill 128", 4, 4, 128, 128, false, true, F16, 64, 2, LARGE, { { 0, 2 }, { 60, 9 }, { 1, 1 } } },
     { "prefill 128 group of 6", 12, 2, 128, 128, false, false, F16, 24, 16, SMALL, { { 380, 23 } } },
     { "prefill 64 group of 24", 24, 1, 64, 32, true, true, F32, 100, 2, LARGE, { { 130, 9 } } },
+    { "decode 256 q4_0", 16, 2, 256, 64, true, true, TURNED(Q4_0, Q4_0), 64, 8, LARGE, { { 150, 1 }, { 20, 1 } } },
+    { "decode 128 q8_0 q6", 4, 2, 128, 128, false, true, TURNED(Q8_0, Q6), 24, 1, LARGE, { { 65, 1 }, { 0, 1 } } },
+    { "decode 64 q5 bf16", 6, 2, 64, 32, true, true, { QMI_KV_Q5, QMI_KV_BF16, false }, 64, 1, LARGE, { { 70, 1 } } },
+    { "decode 32 q6 q4_0", 4, 2, 32, 20, true, true, TURNED(Q6, Q4_0), 64, 4, LARGE, { { 50, 1 }, { 2, 1 } } },
+    { "prefill 256 q4_0", 4, 1, 256, 64, true, true, TURNED(Q4_0, Q4_0), 64, 1, LARGE, { { 70, 20 } } },
+    { "prefill 128 q6 q8_0", 4, 2, 128, 128, false, true, TURNED(Q6, Q8_0), 64, 8, LARGE, { { 130, 9 }, { 0, 3 } } },
+    { "prefill 64 q5 q5", 4, 2, 64, 32, true, true, TURNED(Q5, Q5), 40, 1, LARGE, { { 50, 9 } } },
+    { "prefill 64 f16 q4_0", 2, 1, 64, 64, false, true, { QMI_KV_F16, QMI_KV_Q4_0, false }, 64, 1, SMALL, { { 90, 4 } } },
+    { "prefill 48 bf16 q5", 2, 2, 48, 16, true, true, TURNED(BF16, Q5), 64, 1, LARGE, { { 9, 5 } } },
     { "prefill 40", 3, 1, 40, 40, true, true, F32, 64, 2, LARGE, { { 130, 3 }, { 0, 2 } } },
 };
 

@@ -539,7 +539,8 @@ static void check_attend(int32_t heads, int32_t kv_heads, int32_t size, int32_t 
     qmi_op op = { .kind = QMI_OP_ATTEND, .attend = { .heads = heads, .kv_heads = kv_heads, .head_size = size, .rotary = rotary, .gated = gated,
         .query = slot(&p, "query", gated ? 2 * width : width, true, false, false), .key = slot(&p, "key", kv_width, true, false, false),
         .value = slot(&p, "value", kv_width, true, false, false), .out = slot(&p, "out", width, false, true, false),
-        .query_norm = norm(&p, size), .key_norm = norm(&p, size), .inverse_frequency = frequency, .key_type = kv, .value_type = kv, .page_tokens = PAGE_TOKENS,
+        .query_norm = norm(&p, size), .key_norm = norm(&p, size), .inverse_frequency = frequency, .key_type = kv, .value_type = kv,
+        .rotate_keys = qmi_kv_formats[kv].quantized, .rotate_values = qmi_kv_formats[kv].quantized, .page_tokens = PAGE_TOKENS,
         .key_offset = 256, .value_offset = 256 + part } };
     append(&p, op);
     check(&p, talk, (int32_t)(sizeof talk / sizeof *talk));
@@ -600,8 +601,8 @@ int main(int argc, char **argv)
         check_experts(QMI_TYPE_F32, QMI_TYPE_F32, 512, 10, 512, false, true, f);
         check_experts(QMI_TYPE_Q8_0, QMI_TYPE_Q8_0, 60, 4, 256, false, true, f);
     }
-    for (int kv = 0; kv < 2; kv++) {
-        uint32_t type = kv ? QMI_TYPE_F32 : QMI_TYPE_F16;
+    for (int kv = 0; kv < QMI_KV_TYPES; kv++) {
+        qmi_kv_type type = (qmi_kv_type)kv;
         check_attend(16, 2, 256, 64, true, type);
         check_attend(32, 4, 128, 128, false, type);
         check_attend(4, 2, 64, 16, true, type);

@@ -1,0 +1,306 @@
+/* Attention: keys and values of every type (quant/kv_type.h), copied to tiles of halves in shared memory and appended from heads
+ * of floats there; and turning heads. Codes become halves without loss, their products with the scale are rounded to halves. */
+#ifndef QMI_CUDA_ATTEND_TYPES_CUH
+#define QMI_CUDA_ATTEND_TYPES_CUH
+
+#include "attend.cuh"
+
+static __device__ __forceinline__ constexpr bool attend_quantized(int type)
+{
+    return type >= QMI_KV_Q8_0;
+}
+
+/* Bytes of a block's part of the planes of low and of high bits. */
+static __device__ __forceinline__ constexpr int attend_low(int type)
+{
+    return type == QMI_KV_Q8_0 ? 32 : 16;
+}
+
+static __device__ __forceinline__ constexpr int attend_high(int type)
+{
+    return type == QMI_KV_Q6 ? 8 : type == QMI_KV_Q5 ? 4 : 0;
+}
+
+static __device__ __forceinline__ constexpr int attend_bits(int type)
+{
+    return type == QMI_KV_Q8_0 ? 8 : type == QMI_KV_Q6 ? 6 : type == QMI_KV_Q5 ? 5 : 4;
+}
+
+static __device__ __forceinline__ float attend_bfloat(uint32_t bits)
+{
+    return __uint_as_float(bits << 16);
+}
+
+/* The nearest bfloat16, ties to even. */
+static __device__ __forceinline__ float attend_rounded_bfloat(float x)
+{
+    const uint32_t bits = __float_as_uint(x);
+    return x == x ? __uint_as_float((bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u) : x;
+}
+
+/* One value of a record of `size`. */
+static __device__ __forceinline__ float attend_value(int type, uint64_t record, int size, int i)
+{
+    if (type == QMI_KV_F32)
+        return ((const float *)record)[i];
+    if (type == QMI_KV_F16)
+        return __half2float(((const __half *)record)[i]);
+    if (type == QMI_KV_BF16)
+        return attend_bfloat(((const uint16_t *)record)[i]);
+    const uint8_t *bytes = (const uint8_t *)record;
+    const int blocks = (size + QMI_KV_BLOCK - 1) / QMI_KV_BLOCK, block = i / QMI_KV_BLOCK, n = i % QMI_KV_BLOCK;
+    const uint8_t *high = bytes + blocks * attend_low(type);
+    const float scale = __half2float(*(const __half *)(high + blocks * attend_high(type) + 2 * block));
+    if (type == QMI_KV_Q8_0)
+        return scale * (float)(int8_t)bytes[i];
+    int code = bytes[16 * block + n % 16] >> (n & 16) / 4 & 15;
+    if (type == QMI_KV_Q6)
+        code |= (high[8 * block + n % 8] >> 2 * (n / 8) & 3) << 4;
+    else if (type == QMI_KV_Q5)
+        code |= (high[4 * block + n / 8] >> n % 8 & 1) << 4;
+    return scale * (float)(code - (1 << (attend_bits(type) - 1)));
+}
+
+/* A lane has a number of a block (of those beyond the head: 0): stored in the record of `blocks` where `writes`. Returns what
+ * was stored. All lanes of a warp together. */
+static __device__ __forceinline__ float attend_pack(int type, uint64_t record, int blocks, int block, float x, bool writes, int lane)
+{
+    const int bits = attend_bits(type), half = 1 << (bits - 1);
+    const float most = chip_warp_max(fabsf(x));
+    const bool bad = __any_sync(~0u, !(fabsf(x) <= 3.402823466e38f)); /* a NaN is passed over by the maximum */
+    const int first = __ffs((int)__ballot_sync(~0u, fabsf(x) == most)) - 1;
+    const float extreme = __shfl_sync(~0u, x, first < 0 ? 0 : first);
+    float wanted = type == QMI_KV_Q8_0 ? most / 127.f : extreme / (float)-half;
+    __half scale = __float2half_rn(wanted);
+    float d = __half2float(scale);
+    const bool spoilt = bad || !(fabsf(d) <= 65504.f);
+    if (spoilt)
+        scale = __ushort_as_half(0x7E00);
+    const float q = spoilt || d == 0 ? 0 : fmaxf(fminf(rintf(x * (1.f / d)), (float)(half - 1)), (float)-half);
+    const int code = type == QMI_KV_Q8_0 ? (int)q : (int)q + half;
+    uint8_t *low = (uint8_t *)record + block * attend_low(type);
+    uint8_t *high = (uint8_t *)record + blocks * attend_low(type) + block * attend_high(type);
+    if (type == QMI_KV_Q8_0) {
+        if (writes)
+            low[lane] = (uint8_t)code;
+    } else {
+        const int above = __shfl_down_sync(~0u, code, 16);
+        if (writes && lane < 16)
+            low[lane] = (uint8_t)((code & 15) | (above & 15) << 4);
+    }
+    if (type == QMI_KV_Q6) {
+        const int top = code >> 4, a = __shfl_down_sync(~0u, top, 8), b = __shfl_down_sync(~0u, top, 16),
+                  c = __shfl_down_sync(~0u, top, 24);
+        if (writes && lane < 8)
+            high[lane] = (uint8_t)(top | a << 2 | b << 4 | c << 6);
+    } else if (type == QMI_KV_Q5) {
+        const uint32_t tops = __ballot_sync(~0u, code >> 4 & 1);
+        if (writes && lane < 4)
+            high[lane] = (uint8_t)(tops >> 8 * lane);
+    }
+    if (writes && lane == 0)
+        *(__half *)((uint8_t *)record + blocks * (attend_low(type) + attend_high(type)) + 2 * block) = scale;
+    return __half2float(scale) * q;
+}
+
+/* A warp stores a head of shared memory, and leaves what it has stored there. */
+static __device__ __forceinline__ void attend_append_head(int type, uint64_t record, float *head, int size, bool writes, int lane)
+{
+    const int blocks = (size + QMI_KV_BLOCK - 1) / QMI_KV_BLOCK;
+    for (int block = 0; block < blocks; block++) {
+        const int i = block * QMI_KV_BLOCK + lane;
+        float x = i < size ? head[i] : 0;
+        if (attend_quantized(type))
+            x = attend_pack(type, record, blocks, block, x, writes, lane);
+        else if (type == QMI_KV_F16)
+            x = __half2float(attend_half(x));
+        else if (type == QMI_KV_BF16)
+            x = attend_rounded_bfloat(x);
+        if (i >= size)
+            continue;
+        head[i] = x;
+        if (writes && type == QMI_KV_F32)
+            ((float *)record)[i] = x;
+        else if (writes && type == QMI_KV_F16)
+            ((__half *)record)[i] = __float2half_rn(x);
+        else if (writes && type == QMI_KV_BF16)
+            ((uint16_t *)record)[i] = (uint16_t)(__float_as_uint(x) >> 16);
+    }
+    __syncwarp();
+}
+
+/* ---- turning: x H S / sqrt(m), or back ---- */
+
+static __device__ __forceinline__ float attend_sign(int i)
+{
+    return __popc((uint32_t)i * 0x9E3779B1u) & 1 ? -1.f : 1.f;
+}
+
+/* A warp and a head in shared memory, of any size. */
+static __device__ __forceinline__ void attend_spread_any(float *head, int size, bool back, int lane)
+{
+    const int run = size & -size;
+    const float factor = 1.f / sqrtf((float)run);
+    __syncwarp();
+    for (int i = lane; i < size; i += QMI_WARP)
+        head[i] *= factor * (back ? 1.f : attend_sign(i & (run - 1)));
+    for (int apart = 1; apart < run; apart *= 2) {
+        __syncwarp();
+        for (int pair = lane; pair < size / 2; pair += QMI_WARP) {
+            const int i = 2 * (pair & ~(apart - 1)) + (pair & (apart - 1));
+            const float x = head[i], y = head[i + apart];
+            head[i] = x + y;
+            head[i + apart] = x - y;
+        }
+    }
+    __syncwarp();
+    if (back)
+        for (int i = lane; i < size; i += QMI_WARP)
+            head[i] *= attend_sign(i & (run - 1));
+    __syncwarp();
+}
+
+/* The same in registers: lane l has the values l, l + 32, ... */
+template <int D> static __device__ __forceinline__ void attend_spread(float *head, bool back, int lane)
+{
+    constexpr int own = D / QMI_WARP;
+    static_assert((D & (D - 1)) == 0, "one run");
+    const float factor = 1.f / sqrtf((float)D);
+    float x[own];
+    __syncwarp();
+#pragma unroll
+    for (int k = 0; k < own; k++)
+        x[k] = head[lane + QMI_WARP * k] * factor * (back ? 1.f : attend_sign(lane + QMI_WARP * k));
+#pragma unroll
+    for (int apart = 1; apart < QMI_WARP; apart *= 2)
+#pragma unroll
+        for (int k = 0; k < own; k++) {
+            const float y = __shfl_xor_sync(~0u, x[k], apart);
+            x[k] = lane & apart ? y - x[k] : x[k] + y;
+        }
+#pragma unroll
+    for (int apart = 1; apart < own; apart *= 2)
+#pragma unroll
+        for (int k = 0; k < own; k++)
+            if (!(k & apart)) {
+                const float a = x[k], b = x[k + apart];
+                x[k] = a + b;
+                x[k + apart] = a - b;
+            }
+#pragma unroll
+    for (int k = 0; k < own; k++)
+        head[lane + QMI_WARP * k] = x[k] * (back ? attend_sign(lane + QMI_WARP * k) : 1.f);
+    __syncwarp();
+}
+
+/* ---- tiles ---- */
+
+/* Four bytes of a record of heads of D: those of 64 lie at multiples of four only. */
+template <int D> static __device__ __forceinline__ uint2 attend_eight(const uint8_t *from)
+{
+    if constexpr (D % 128 == 0)
+        return *(const uint2 *)from;
+    else
+        return make_uint2(((const uint32_t *)from)[0], ((const uint32_t *)from)[1]);
+}
+
+/* Codes in the bytes of `codes`, less `zero`, times the scale. */
+static __device__ __forceinline__ uint4 attend_scaled(uint2 codes, float zero, float scale)
+{
+    float x[8];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        x[i] = ((float)(codes.x >> 8 * i & 255) - zero) * scale;
+        x[i + 4] = ((float)(codes.y >> 8 * i & 255) - zero) * scale;
+    }
+    return make_uint4(attend_halves(x[0], x[1]), attend_halves(x[2], x[3]), attend_halves(x[4], x[5]), attend_halves(x[6], x[7]));
+}
+
+/* Values 8 piece .. 8 piece + 7 of a record, as halves. */
+template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_of(uint64_t record, int piece)
+{
+    const uint8_t *bytes = (const uint8_t *)record;
+    if constexpr (TYPE == QMI_KV_F16)
+        return *(const uint4 *)(bytes + 16 * piece);
+    if constexpr (TYPE == QMI_KV_F32) {
+        const float4 a = ((const float4 *)bytes)[2 * piece], b = ((const float4 *)bytes)[2 * piece + 1];
+        return make_uint4(attend_halves(a.x, a.y), attend_halves(a.z, a.w), attend_halves(b.x, b.y), attend_halves(b.z, b.w));
+    }
+    if constexpr (TYPE == QMI_KV_BF16) {
+        const uint4 v = *(const uint4 *)(bytes + 16 * piece);
+        const uint32_t w[4] = { v.x, v.y, v.z, v.w };
+        uint32_t h[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++)
+            h[i] = attend_halves(attend_bfloat(w[i] & 0xffff), attend_bfloat(w[i] >> 16));
+        return make_uint4(h[0], h[1], h[2], h[3]);
+    }
+    constexpr int blocks = D / QMI_KV_BLOCK, low = attend_low(TYPE), high = attend_high(TYPE);
+    const int block = piece >> 2, quarter = piece & 3;
+    const float scale = __half2float(*(const __half *)(bytes + blocks * (low + high) + 2 * block));
+    if constexpr (TYPE == QMI_KV_Q8_0) {
+        uint2 c = attend_eight<D>(bytes + 8 * piece);
+        return attend_scaled(make_uint2(c.x ^ 0x80808080u, c.y ^ 0x80808080u), 128, scale); /* bytes from -128 on */
+    }
+    uint2 c = attend_eight<D>(bytes + low * block + 8 * (quarter & 1));
+    const int shift = 4 * (quarter >> 1);
+    c = make_uint2(c.x >> shift & 0x0f0f0f0fu, c.y >> shift & 0x0f0f0f0fu);
+    if constexpr (TYPE == QMI_KV_Q6) {
+        const uint2 h = attend_eight<D>(bytes + blocks * low + 8 * block);
+        c.x |= (h.x >> 2 * quarter & 0x03030303u) << 4;
+        c.y |= (h.y >> 2 * quarter & 0x03030303u) << 4;
+    }
+    if constexpr (TYPE == QMI_KV_Q5) {
+        const uint32_t h = bytes[blocks * low + 4 * block + quarter];
+        c.x |= ((h & 1) | (h & 2) << 7 | (h & 4) << 14 | (h & 8) << 21) << 4;
+        c.y |= ((h >> 4 & 1) | (h >> 4 & 2) << 7 | (h >> 4 & 4) << 14 | (h >> 4 & 8) << 21) << 4;
+    }
+    return attend_scaled(c, (float)(1 << (attend_bits(TYPE) - 1)), scale);
+}
+
+template <int TYPE, int D, int ROWS, int COUNT>
+static __device__ __forceinline__ void attend_fetch_type(const attend_arguments &a, __half *tile, int first_row, attend_place place,
+                                                         bool value, int real, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
+#pragma unroll 4
+    for (int i = 0; i < COUNT; i += together) {
+        const int row = i + lane / pieces, piece = lane % pieces;
+        const attend_place from = { (uint64_t)__shfl_sync(~0u, (unsigned long long)place.page, row),
+                                    __shfl_sync(~0u, place.record, row) };
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (row < real)
+            x = attend_piece_of<TYPE, D>(attend_address<ATTEND_ANY>(a, from, value), piece);
+        *(uint4 *)(tile + attend_piece<ROWS>(first_row + row, piece)) = x;
+    }
+}
+
+/* Copies COUNT tokens of D values, of which the first `real` exist (the others: zeros), to rows first_row ... Lane r holds the
+ * place of the first_row + r'th; a warp copies them all. Halves arrive like cp.async: wait for them. */
+template <int T, int D, int ROWS, int COUNT>
+static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, __half *tile, int first_row, attend_place place,
+                                                    bool value, int real, int lane)
+{
+    if constexpr (T == ATTEND_HALVES) {
+        constexpr int pieces = D / 8, together = QMI_WARP / pieces;
+        const uint64_t address = attend_address<T>(a, place, value);
+#pragma unroll
+        for (int i = 0; i < COUNT; i += together) {
+            const int row = i + lane / pieces, piece = lane % pieces;
+            const uint64_t from = __shfl_sync(~0u, (unsigned long long)address, row) + 16 * piece;
+            chip_copy16(tile + attend_piece<ROWS>(first_row + row, piece), (const void *)from, row < real);
+        }
+    } else {
+        switch (value ? a.value_type : a.key_type) {
+        case QMI_KV_F32: attend_fetch_type<QMI_KV_F32, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_F16: attend_fetch_type<QMI_KV_F16, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_BF16: attend_fetch_type<QMI_KV_BF16, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_Q8_0: attend_fetch_type<QMI_KV_Q8_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_Q6: attend_fetch_type<QMI_KV_Q6, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_Q5: attend_fetch_type<QMI_KV_Q5, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        default: attend_fetch_type<QMI_KV_Q4_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        }
+    }
+}
+
+#endif
