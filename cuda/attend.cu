@@ -283,8 +283,10 @@ static void attend(const cuda_run *run, const qmi_op_attend *op, attend_argument
         return;
     }
     if (run->single) {
+        const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized &&
+                           op->page_tokens % 16 == 0 && op->key_offset % 16 == 0 && op->value_offset % 16 == 0;
         share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
-        attend_decode(run, &a, taken);
+        attend_decode(run, &a, codes ? ATTEND_CODES : taken);
     } else {
         share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
         attend_prefill(run, &a, taken);

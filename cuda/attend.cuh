@@ -58,9 +58,10 @@ static __device__ __forceinline__ int attend_warp(void)
 }
 
 /* How a kernel takes stored keys and values: halves as they are, or any types (attend_types.cuh), which it finds in its
- * arguments. */
+ * arguments; decode copies codes as they are, too, where both are quantized and sixteen tokens' records lie in one run. */
 #define ATTEND_HALVES 0
 #define ATTEND_ANY 1
+#define ATTEND_CODES 2
 
 static __device__ __forceinline__ __half attend_half(float x)
 {

@@ -15,10 +15,13 @@
 #define HEADS 8
 #define CHUNK 16
 #define RING_DEEP 4  /* halves of chunks (keys or values) on their way or in use, a warp: 128 KB a block for heads of 256 */
+#define RING_CODES 8 /* the same of codes, of which a chunk takes at most 4.25 KB then */
 #define RING_SHALLOW 2
 
-template <int D, int RING> struct decode_memory {
-    __half ring[WARPS][RING][CHUNK * D]; /* at the end each warp's part holds its out[HEADS][D + 4] */
+template <int T, int D, int RING> struct decode_memory {
+    static constexpr int slot = T == ATTEND_CODES ? CHUNK * (D + D / 16) : CHUNK * D * 2; /* bytes; codes: q8_0's */
+    alignas(16) uint8_t ring[WARPS][RING][slot]; /* at the end each warp's part holds its out[HEADS][D + 4] */
+    __half unpacked[T == ATTEND_CODES ? WARPS : 1][T == ATTEND_CODES ? CHUNK * D : 8];
     __half query[HEADS * D];
     __half fresh[2][D];                  /* the row's own key and value */
     float head[HEADS + 2][D];            /* queries, key, value */
@@ -57,9 +60,9 @@ static __device__ __forceinline__ decode_work decode_work_of(const attend_argume
 #define VALUE (HEADS + 1)
 
 /* Before the wait: norms and angles to shared memory; where this warp's heads are. */
-template <int D, int RING>
+template <int T, int D, int RING>
 static __device__ __forceinline__ void decode_make_ready(const attend_arguments &a, const decode_work &w,
-                                                         decode_memory<D, RING> *m, const float *from[QUERIES + 1], int warp)
+                                                         decode_memory<T, D, RING> *m, const float *from[QUERIES + 1], int warp)
 {
 #pragma unroll
     for (int j = 0; j < D; j += WARPS * QMI_WARP) {
@@ -80,9 +83,9 @@ static __device__ __forceinline__ void decode_make_ready(const attend_arguments 
 }
 
 /* Loaded and normalised; side by side, as sums wait for loads and shuffles. */
-template <int D, int RING>
+template <int T, int D, int RING>
 static __device__ __forceinline__ void decode_take_heads(const attend_arguments &a, const float *const from[QUERIES + 1],
-                                                         decode_memory<D, RING> *m, int warp, int lane)
+                                                         decode_memory<T, D, RING> *m, int warp, int lane)
 {
     static_assert(D / 2 <= WARPS * QMI_WARP, "a thread an angle");
     constexpr int parts = (D + 127) / 128;
@@ -122,7 +125,7 @@ static __device__ __forceinline__ void decode_take_heads(const attend_arguments 
 /* Turned. Queries go to the tile, key and value to `fresh` and, by one of the blocks that have them, into their page. */
 template <int T, int D, int RING>
 static __device__ __forceinline__ void decode_put_heads(const attend_arguments &a, const decode_work &w, const uint64_t *pages,
-                                                        decode_memory<D, RING> *m, int warp, int lane)
+                                                        decode_memory<T, D, RING> *m, int warp, int lane)
 {
     const int half = a.rotary / 2;
     const bool appends = w.first_head == w.kv_head * a.group;
@@ -136,7 +139,7 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
             attend_rotate(m->head[KEY], i, half, cosine, sine);
     }
     __syncwarp();
-    if (T == ATTEND_ANY && a.rotate_keys) {
+    if (T != ATTEND_HALVES && a.rotate_keys) {
 #pragma unroll 1
         for (int k = 0; k < QUERIES; k++)
             attend_spread<D>(m->head[warp + k * WARPS], false, lane);
@@ -152,7 +155,7 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
     if (!w.owns || warp > 1)
         return;
     const uint64_t to = attend_address<T>(a, attend_place_of(a, pages, w.kv_head, w.position), warp == 1);
-    if (T == ATTEND_ANY) {
+    if (T != ATTEND_HALVES) {
         if (warp == 0 ? a.rotate_keys : a.rotate_values)
             attend_spread<D>(m->head[KEY + warp], false, lane);
         attend_append_head(warp == 0 ? a.key_type : a.value_type, to, m->head[KEY + warp], D, appends, lane);
@@ -169,7 +172,7 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
 template <int T, int D, int RING>
 static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(attend_arguments a)
 {
-    typedef decode_memory<D, RING> memory;
+    typedef decode_memory<T, D, RING> memory;
     CHIP_SHARED(memory, m);
     const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
     chip_let_next_start();
@@ -186,9 +189,15 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     attend_place place = place_of(0), place_ahead = place_of(2);
     int ahead = 0, ahead_slot = 0;
     auto fetch = [&]() {
-        if (ahead < parts)
-            attend_fetch<T, D, CHUNK, CHUNK>(a, m->ring[warp][ahead_slot], 0, place, ahead & 1,
-                                             w.position - chunk_of(ahead) * CHUNK, lane);
+        if (ahead < parts) {
+            const int real = w.position - chunk_of(ahead) * CHUNK;
+            if constexpr (T == ATTEND_CODES)
+                attend_fetch_codes(m->ring[warp][ahead_slot],
+                                   __shfl_sync(~0u, (unsigned long long)attend_address<T>(a, place, ahead & 1), 0),
+                                   min(real, CHUNK) * (ahead & 1 ? a.value_bytes : a.key_bytes), lane);
+            else
+                attend_fetch<T, D, CHUNK, CHUNK>(a, (__half *)m->ring[warp][ahead_slot], 0, place, ahead & 1, real, lane);
+        }
         if (ahead & 1) {
             place = place_ahead;
             place_ahead = place_of(ahead + 3);
@@ -232,11 +241,13 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     uint32_t weight[2] = { 0, 0 };
     int slot = 0;
     for (int part = 0; part < parts; part++) {
-        __half *tile = m->ring[warp][slot];
+        __half *tile = T == ATTEND_CODES ? m->unpacked[warp] : (__half *)m->ring[warp][slot];
         const int first = chunk_of(part) * CHUNK; /* token */
         chip_copy_wait<RING - 2>();
         __syncwarp();                 /* all lanes have done the part before: its place is free */
         fetch();
+        if constexpr (T == ATTEND_CODES)
+            attend_unpack<D, CHUNK>(part & 1 ? a.value_type : a.key_type, tile, m->ring[warp][slot], w.position - first, lane);
         if (first + CHUNK > w.position) { /* the row's own token */
             const __half *from = m->fresh[part & 1];
             for (int i = lane; i < D / 8; i += QMI_WARP)
@@ -341,7 +352,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
 /* ---- launching ---- */
 template <int T, int D, int RING> static void launch(const cuda_run *run, const attend_arguments *a)
 {
-    cuda_launch(run, dim3(a->rows * a->splits, a->kv_heads * a->head_blocks), WARPS * QMI_WARP, sizeof(decode_memory<D, RING>),
+    cuda_launch(run, dim3(a->rows * a->splits, a->kv_heads * a->head_blocks), WARPS * QMI_WARP, sizeof(decode_memory<T, D, RING>),
                 attend_decode_kernel<T, D, RING>, *a);
 }
 
@@ -349,8 +360,9 @@ template <int T, int D> static void launch_size(const cuda_run *run, const atten
 {
     /* The deep ring fills a processor; more blocks than processors are better off when several share one. */
     const int64_t blocks = (int64_t)a->splits * a->kv_heads * a->head_blocks * a->rows;
-    if ((int32_t)sizeof(decode_memory<D, RING_DEEP>) <= run->shared_most && blocks <= run->processors)
-        launch<T, D, RING_DEEP>(run, a);
+    constexpr int deep = T == ATTEND_CODES ? RING_CODES : RING_DEEP;
+    if ((int32_t)sizeof(decode_memory<T, D, deep>) <= run->shared_most && blocks <= run->processors)
+        launch<T, D, deep>(run, a);
     else
         launch<T, D, RING_SHALLOW>(run, a);
 }
@@ -369,6 +381,8 @@ void attend_decode(const cuda_run *run, const attend_arguments *a, int taken)
 {
     if (taken == ATTEND_HALVES)
         launch_type<ATTEND_HALVES>(run, a);
+    else if (taken == ATTEND_CODES)
+        launch_type<ATTEND_CODES>(run, a);
     else
         launch_type<ATTEND_ANY>(run, a);
 }
@@ -380,7 +394,7 @@ int32_t attend_decode_heads(void)
 
 template <int T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
 {
-    const int32_t bytes = (int32_t)sizeof(decode_memory<D, RING>);
+    const int32_t bytes = (int32_t)sizeof(decode_memory<T, D, RING>);
     if (bytes > shared_most)
         return cudaSuccess;
     return cudaFuncSetAttribute(attend_decode_kernel<T, D, RING>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -388,7 +402,7 @@ template <int T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
 
 template <int T, int D> static cudaError_t set_up_size(int32_t shared_most)
 {
-    cudaError_t error = set_up<T, D, RING_DEEP>(shared_most);
+    cudaError_t error = set_up<T, D, T == ATTEND_CODES ? RING_CODES : RING_DEEP>(shared_most);
     return error == cudaSuccess ? set_up<T, D, RING_SHALLOW>(shared_most) : error;
 }
 
@@ -396,6 +410,7 @@ cudaError_t attend_decode_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
         set_up_size<ATTEND_HALVES, 64>, set_up_size<ATTEND_HALVES, 128>, set_up_size<ATTEND_HALVES, 256>,
+        set_up_size<ATTEND_CODES, 64>, set_up_size<ATTEND_CODES, 128>, set_up_size<ATTEND_CODES, 256>,
         set_up_size<ATTEND_ANY, 64>, set_up_size<ATTEND_ANY, 128>, set_up_size<ATTEND_ANY, 256>,
     };
     cudaError_t error = cudaSuccess;

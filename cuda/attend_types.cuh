@@ -204,16 +204,19 @@ template <int D> static __device__ __forceinline__ uint2 attend_eight(const uint
         return make_uint2(((const uint32_t *)from)[0], ((const uint32_t *)from)[1]);
 }
 
-/* Codes in the bytes of `codes`, less `zero`, times the scale. */
-static __device__ __forceinline__ uint4 attend_scaled(uint2 codes, float zero, float scale)
+/* Codes in the bytes of `codes`, less `zero`, times the scale: 1024 + code is a half that has the code in its low bits. */
+static __device__ __forceinline__ uint4 attend_scaled(uint2 codes, int zero, __half scale)
 {
-    float x[8];
+    const __half2 one = __floats2half2_rn(1, 1), nothing = __floats2half2_rn(0, 0), by = __halves2half2(scale, scale);
+    const __half2 base = __floats2half2_rn((float)(-1024 - zero), (float)(-1024 - zero));
+    uint32_t pairs[4] = { __byte_perm(codes.x, 0x64646464u, 0x4140), __byte_perm(codes.x, 0x64646464u, 0x4342),
+                          __byte_perm(codes.y, 0x64646464u, 0x4140), __byte_perm(codes.y, 0x64646464u, 0x4342) };
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        x[i] = ((float)(codes.x >> 8 * i & 255) - zero) * scale;
-        x[i + 4] = ((float)(codes.y >> 8 * i & 255) - zero) * scale;
+        const __half2 x = __hfma2(__hfma2(*(const __half2 *)&pairs[i], one, base), by, nothing);
+        pairs[i] = *(const uint32_t *)&x;
     }
-    return make_uint4(attend_halves(x[0], x[1]), attend_halves(x[2], x[3]), attend_halves(x[4], x[5]), attend_halves(x[6], x[7]));
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
 /* Values 8 piece .. 8 piece + 7 of a record, as halves. */
@@ -237,7 +240,7 @@ template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_
     }
     constexpr int blocks = D / QMI_KV_BLOCK, low = attend_low(TYPE), high = attend_high(TYPE);
     const int block = piece >> 2, quarter = piece & 3;
-    const float scale = __half2float(*(const __half *)(bytes + blocks * (low + high) + 2 * block));
+    const __half scale = *(const __half *)(bytes + blocks * (low + high) + 2 * block);
     if constexpr (TYPE == QMI_KV_Q8_0) {
         uint2 c = attend_eight<D>(bytes + 8 * piece);
         return attend_scaled(make_uint2(c.x ^ 0x80808080u, c.y ^ 0x80808080u), 128, scale); /* bytes from -128 on */
@@ -255,7 +258,7 @@ template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_
         c.x |= ((h & 1) | (h & 2) << 7 | (h & 4) << 14 | (h & 8) << 21) << 4;
         c.y |= ((h >> 4 & 1) | (h >> 4 & 2) << 7 | (h >> 4 & 4) << 14 | (h >> 4 & 8) << 21) << 4;
     }
-    return attend_scaled(c, (float)(1 << (attend_bits(TYPE) - 1)), scale);
+    return attend_scaled(c, 1 << (attend_bits(TYPE) - 1), scale);
 }
 
 template <int TYPE, int D, int ROWS, int COUNT>
@@ -281,6 +284,7 @@ template <int T, int D, int ROWS, int COUNT>
 static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, __half *tile, int first_row, attend_place place,
                                                     bool value, int real, int lane)
 {
+    static_assert(T == ATTEND_HALVES || T == ATTEND_ANY, "what becomes a tile of halves on its way");
     if constexpr (T == ATTEND_HALVES) {
         constexpr int pieces = D / 8, together = QMI_WARP / pieces;
         const uint64_t address = attend_address<T>(a, place, value);
@@ -301,6 +305,44 @@ static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, _
         default: attend_fetch_type<QMI_KV_Q4_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         }
     }
+}
+
+/* The first `real` records of a run that starts at a multiple of 16 bytes, as they are. Wait for them like cp.async. */
+static __device__ __forceinline__ void attend_fetch_codes(uint8_t *to_shared, uint64_t from, int bytes, int lane)
+{
+    for (int i = 16 * lane; i + 16 <= bytes; i += 16 * QMI_WARP)
+        chip_copy16(to_shared + i, (const void *)(from + i), true);
+    const int rest = (bytes & ~15) + 4 * lane; /* what lies behind may be written now */
+    if (rest < bytes)
+        *(uint32_t *)(to_shared + rest) = *(const uint32_t *)(from + rest);
+}
+
+template <int TYPE, int D, int ROWS>
+static __device__ __forceinline__ void attend_unpack_type(__half *tile, const uint8_t *records, int real, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
+    constexpr int bytes = D / QMI_KV_BLOCK * (attend_low(TYPE) + attend_high(TYPE) + 2);
+#pragma unroll
+    for (int i = 0; i < ROWS; i += together) {
+        const int row = i + lane / pieces, piece = lane % pieces;
+        uint4 x = make_uint4(0, 0, 0, 0);
+        if (row < real)
+            x = attend_piece_of<TYPE, D>((uint64_t)(records + row * bytes), piece);
+        *(uint4 *)(tile + attend_piece<ROWS>(row, piece)) = x;
+    }
+}
+
+/* Records in shared memory to a tile of halves; a warp together. */
+template <int D, int ROWS>
+static __device__ __forceinline__ void attend_unpack(int type, __half *tile, const uint8_t *records, int real, int lane)
+{
+    switch (type) {
+    case QMI_KV_Q8_0: attend_unpack_type<QMI_KV_Q8_0, D, ROWS>(tile, records, real, lane); break;
+    case QMI_KV_Q6: attend_unpack_type<QMI_KV_Q6, D, ROWS>(tile, records, real, lane); break;
+    case QMI_KV_Q5: attend_unpack_type<QMI_KV_Q5, D, ROWS>(tile, records, real, lane); break;
+    default: attend_unpack_type<QMI_KV_Q4_0, D, ROWS>(tile, records, real, lane); break;
+    }
+    __syncwarp();
 }
 
 #endif

@@ -352,6 +352,8 @@ static const test_case cases[] = {
     { "prefill 64 group of 24", 24, 1, 64, 32, true, true, F32, 100, 2, LARGE, { { 130, 9 } } },
     { "decode 256 q4_0", 16, 2, 256, 64, true, true, TURNED(Q4_0, Q4_0), 64, 8, LARGE, { { 150, 1 }, { 20, 1 } } },
     { "decode 128 q8_0 q6", 4, 2, 128, 128, false, true, TURNED(Q8_0, Q6), 24, 1, LARGE, { { 65, 1 }, { 0, 1 } } },
+    { "decode 128 q8_0 q6 many", 8, 2, 128, 64, true, true, TURNED(Q8_0, Q6), 64, 1, SMALL, { { 65, 1 }, { 0, 1 }, { 15, 1 } } },
+    { "decode 64 q5 q4_0 shared", 12, 1, 64, 32, true, true, TURNED(Q5, Q4_0), 32, 16, LARGE, { { 300, 1 }, { 16, 1 } } },
     { "decode 64 q5 bf16", 6, 2, 64, 32, true, true, { QMI_KV_Q5, QMI_KV_BF16, false }, 64, 1, LARGE, { { 70, 1 } } },
     { "decode 32 q6 q4_0", 4, 2, 32, 20, true, true, TURNED(Q6, Q4_0), 64, 4, LARGE, { { 50, 1 }, { 2, 1 } } },
     { "prefill 256 q4_0", 4, 1, 256, 64, true, true, TURNED(Q4_0, Q4_0), 64, 1, LARGE, { { 70, 20 } } },
