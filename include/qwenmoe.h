@@ -283,15 +283,15 @@ QM_API int32_t qm_submit_restore(qm_session *session, const char *path, qm_job *
  * budgets "answer-tokens" or "context" are used up, or it is cancelled. Text comes in pieces from qm_job_read. The session then
  * holds every token of qm_job_tokens, also the one that ended the answer.
  *
- * Constrained output: with option "grammar" (GBNF text) or "json-schema" (a JSON schema's text) set in the session, the text of
- * an answer fits it; with "tools" (the array that qm_chat_format takes) its tool calls are well-formed, name one of the tools and
- * fit the parameters of those that are "strict" ("tool-choice" may ask for none, some or a certain one). Tokens that do not fit are
- * banned before all sampling. Thoughts are free, but do not end the turn; it can end where the text is complete, and ends where
- * nothing can follow. Before the budgets leave too little room for the shortest completion, that is written, so a text is left
- * incomplete ("length", "context") only if its budget was too small for any from the start; a stop string still cuts. What is asked
- * for and cannot be kept is refused when the option takes effect (qm_session_new, qm_session_set): QM_ERROR_OPTION, and a message
- * that names the place. The model keeps what it made of the last texts, so the same one costs nothing again. qm_sample, qm_logits
- * and qm_decode are not constrained. */
+ * Constrained output: with option "grammar" (GBNF text) or "json-schema" (a JSON schema's text) set in the session, the text
+ * of an answer fits it; with "tools" (the array that qm_chat_format takes) its tool calls are well-formed, name one of the
+ * tools and fit the parameters of those that are "strict" ("tool-choice" may ask for none, some or a certain one). Tokens that
+ * do not fit are banned before all sampling. Thoughts are free, but do not end the turn; it can end where the text is
+ * complete, and ends where nothing can follow. Before the budgets leave too little room for the shortest completion, that is
+ * written, so a text is left incomplete ("length", "context") only if its budget was too small for any from the start; a stop
+ * string still cuts. What is asked for and cannot be kept is refused when the option takes effect (qm_session_new,
+ * qm_session_set): QM_ERROR_OPTION, and a message that names the place. The model keeps what it made of the last texts, so the
+ * same one costs nothing again. qm_sample, qm_logits and qm_decode are not constrained. */
 QM_API int32_t qm_submit_generate(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 
 #define QM_JOB_DONE 0

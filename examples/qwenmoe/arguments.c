@@ -214,8 +214,9 @@ static int set_option(arguments *arguments, const char *name, const char *value)
             return arguments_usage(arguments, "--%s: %s has a zero byte", name, value);
         }
     }
-    int code = qm_options_set(arguments->options, name, text ? text : value) < 0 ? arguments_usage(arguments, "%s", qm_error_message())
-                                                                                : EXIT_OK;
+    int code = qm_options_set(arguments->options, name, text ? text : value) < 0
+                   ? arguments_usage(arguments, "%s", qm_error_message())
+                   : EXIT_OK;
     free(text);
     return code;
 }

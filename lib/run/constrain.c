@@ -176,7 +176,8 @@ static int32_t spell_ending(qmi_constrained *constrained, qmi_set set)
         uint8_t byte = 0;
         code = qmi_automaton_shortest(automaton, set, &byte);
         if (code >= 0)
-            code = qmi_reserve(&constrained->alloc, (void **)&ending->data, &ending->capacity, ending->length + 1, 1, "end of an answer");
+            code = qmi_reserve(&constrained->alloc, (void **)&ending->data, &ending->capacity, ending->length + 1, 1,
+                               "end of an answer");
         if (code < 0)
             break;
         ending->data[ending->length++] = (char)byte;
@@ -185,8 +186,8 @@ static int32_t spell_ending(qmi_constrained *constrained, qmi_set set)
     return code;
 }
 
-/* Tokens that write the shortest completion of `set`, each as long as can be, and the end of the turn, to `forced`. 1: there are at
- * most `room`; 0: there are more; or a code. */
+/* Tokens that write the shortest completion of `set`, each as long as can be, and the end of the turn, to `forced`. 1: there
+ * are at most `room`; 0: there are more; or a code. */
 static int32_t plan_ending(qmi_constrained *constrained, qmi_set set, int64_t room)
 {
     const qmi_token_trie *trie = constrained->constraint->trie;
@@ -264,7 +265,8 @@ static int32_t choose_thought(qmi_constrained *constrained, qm_session *session,
     return code < 0 ? code : 1;
 }
 
-int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session, qmi_budget *budget, int64_t room, int32_t *token)
+int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session, qmi_budget *budget, int64_t room,
+                               int32_t *token)
 {
     if (constrained->free)
         return choose_thought(constrained, session, budget, room, token);
@@ -274,7 +276,9 @@ int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session
         return 1;
     }
     if (code >= 0)
-        code = constrained->forced.count > 0 ? 1 : qmi_automaton_is_over(constrained->constraint->automaton, constrained->match.set);
+        code = constrained->forced.count > 0
+                   ? 1
+                   : qmi_automaton_is_over(constrained->constraint->automaton, constrained->match.set);
     if (code > 0) {
         *token = end_token(constrained);
         return *token >= 0;

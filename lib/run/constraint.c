@@ -83,7 +83,8 @@ static int32_t make_ready(qm_model *model, const qmi_settings *settings, qmi_con
     if (code >= 0)
         constraint->root_behind = add_root_behind(&grammar, constraint->root);
     if (code >= 0)
-        code = qmi_network_new(&grammar, (uint32_t[]){ constraint->root, constraint->root_behind }, 2, alloc, &constraint->network);
+        code = qmi_network_new(&grammar, (uint32_t[]){ constraint->root, constraint->root_behind }, 2, alloc,
+                               &constraint->network);
     qmi_grammar_end(&grammar);
     if (code >= 0)
         code = qmi_automaton_new(constraint->network, QMI_TOKEN_BRIEF, alloc, &constraint->automaton);

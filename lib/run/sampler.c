@@ -453,8 +453,8 @@ static int64_t reach(const qmi_candidate *candidates, int64_t count, double targ
     return count + 1;
 }
 
-/* Draws one of candidates in order without knowing the sum of all weights, which is total .. total + rest: decided if it is the same one
- * for every sum. If not, the random number is still to be drawn. */
+/* Draws one of candidates in order without knowing the sum of all weights, which is total .. total + rest: decided if it is the
+ * same one for every sum. If not, the random number is still to be drawn. */
 static bool draw_within(qmi_sampler *sampler, int64_t count, double total, double rest, int32_t *token)
 {
     const qmi_candidate *candidates = sampler->plan.candidates;
@@ -473,8 +473,8 @@ static bool draw_within(qmi_sampler *sampler, int64_t count, double total, doubl
     return false;
 }
 
-/* Chooses from the allowed candidates in order, if those that are not known cannot matter: they come behind, sum to at most `rest`, in
- * weights of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
+/* Chooses from the allowed candidates in order, if those that are not known cannot matter: they come behind, sum to at most
+ * `rest`, in weights of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
 static bool decide(qmi_sampler *sampler, int64_t count, double rest, double below, int32_t *token)
 {
     sampler_plan *plan = &sampler->plan;
@@ -576,7 +576,8 @@ static int32_t choose_masked(qmi_sampler *sampler, const float *x, const qmi_fil
     return QM_OK;
 }
 
-/* Draws from all tokens until one is allowed, which is drawn as from the allowed ones alone. 1, 0 (not in a few times) or a code. */
+/* Draws from all tokens until one is allowed, which is drawn as from the allowed ones alone. 1, 0 (not in a few times) or a
+ * code. */
 static int32_t draw_asking(qmi_sampler *sampler, double total, int32_t best, const qmi_filter *filter, int32_t *token)
 {
     int32_t code = 0;

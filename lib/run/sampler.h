@@ -40,8 +40,8 @@ void qmi_sampler_set_random(qmi_sampler *sampler, const uint64_t state[4]);
  * them, afresh each time, so that it may change at will between calls). Never allocates, never fails. */
 int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count);
 
-/* The same from the highest logits alone, [QMI_PICKS_MAX] in order, where qmi_sampler_takes_picks says that they are enough: without
- * biases and penalties, and with temperature 0 or a top-k that they hold. */
+/* The same from the highest logits alone, [QMI_PICKS_MAX] in order, where qmi_sampler_takes_picks says that they are enough:
+ * without biases and penalties, and with temperature 0 or a top-k that they hold. */
 bool qmi_sampler_takes_picks(const qmi_sampler *sampler);
 int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks);
 

@@ -49,7 +49,8 @@ int64_t qmi_session_tokens(const qm_session *session, int32_t *tokens, int64_t c
 int32_t qmi_session_choose(qm_session *session, int32_t *token);
 /* The last logits on the host, valid until the session changes. */
 int32_t qmi_session_find_logits(qm_session *session, const float **logits);
-int32_t qmi_session_choose_among(qm_session *session, const qmi_filter *filter, int32_t *token); /* likewise, of the allowed ones */
+/* Likewise, of the allowed ones. */
+int32_t qmi_session_choose_among(qm_session *session, const qmi_filter *filter, int32_t *token);
 void qmi_session_break(qm_session *session, int32_t code); /* failed for good, with this thread's message */
 /* Forgets all tokens after the first `keep`, and the state: models with a recurrent one can do without only where keep is 0. */
 void qmi_session_cut(qm_session *session, int64_t keep);

@@ -34,7 +34,14 @@ qmi_call_result qmi_call_read(qmi_call_reader *reader, size_t at, qmi_answer_cal
 json_t *qmi_call_value(const qmi_call_reader *reader, qmi_view function, const char *key, qmi_view text);
 
 /* Types that a JSON schema may allow, as far as its keywords tell; 0: they don't. `root` is what its $ref points into. */
-enum { QMI_CALL_STRING = 1, QMI_CALL_NUMBER = 2, QMI_CALL_BOOLEAN = 4, QMI_CALL_OBJECT = 8, QMI_CALL_ARRAY = 16, QMI_CALL_NULL = 32 };
+enum {
+    QMI_CALL_STRING = 1,
+    QMI_CALL_NUMBER = 2,
+    QMI_CALL_BOOLEAN = 4,
+    QMI_CALL_OBJECT = 8,
+    QMI_CALL_ARRAY = 16,
+    QMI_CALL_NULL = 32
+};
 unsigned qmi_call_types(const json_t *root, const json_t *schema);
 const json_t *qmi_call_resolve(const json_t *root, const json_t *reference); /* what "#/$defs/Name" points to, or NULL */
 

@@ -67,15 +67,16 @@ static size_t make_set(qmi_item *items, size_t count)
 
 static int32_t fail_ambiguous(void)
 {
-    return qmi_fail(QM_ERROR_UNSUPPORTED, "the grammar is too ambiguous: the text can be read in more than %d ways", QMI_SET_ITEMS);
+    return qmi_fail(QM_ERROR_UNSUPPORTED, "the grammar is too ambiguous: the text can be read in more than %d ways",
+                    QMI_SET_ITEMS);
 }
 
 static int32_t add_item(qmi_automaton *automaton, qmi_item item)
 {
     if (automaton->item_count >= 16 * (size_t)QMI_SET_ITEMS)
         return fail_ambiguous();
-    int32_t code = qmi_reserve(&automaton->alloc, (void **)&automaton->items, &automaton->item_capacity, automaton->item_count + 1,
-                               sizeof *automaton->items, "state of a grammar");
+    int32_t code = qmi_reserve(&automaton->alloc, (void **)&automaton->items, &automaton->item_capacity,
+                               automaton->item_count + 1, sizeof *automaton->items, "state of a grammar");
     if (code >= 0)
         automaton->items[automaton->item_count++] = item;
     return code;
@@ -206,8 +207,8 @@ static int32_t reach(qmi_automaton *automaton, qmi_item item, uint32_t flags)
 static int32_t add_call(qmi_automaton *automaton, uint32_t rule, qmi_item after)
 {
     uint32_t rank = automaton->network->rules[rule].rank;
-    int32_t code = qmi_reserve(&automaton->alloc, (void **)&automaton->calls, &automaton->call_capacity, automaton->call_count + 1,
-                               sizeof *automaton->calls, "state of a grammar");
+    int32_t code = qmi_reserve(&automaton->alloc, (void **)&automaton->calls, &automaton->call_capacity,
+                               automaton->call_count + 1, sizeof *automaton->calls, "state of a grammar");
     if (code < 0)
         return code;
     size_t at = automaton->call_count++;

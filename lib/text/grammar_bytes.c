@@ -135,8 +135,8 @@ int32_t qmi_bytes_class(qmi_network *network, qmi_bytes_scratch *scratch, const 
 
 #define STATES_MOST 128
 
-/* The words as a tree: a state for each start of one, and where bytes lead from it. Since their first byte is nowhere else in them,
- * a byte that does not go on with a word can only begin another one. */
+/* The words as a tree: a state for each start of one, and where bytes lead from it. Since their first byte is nowhere else in
+ * them, a byte that does not go on with a word can only begin another one. */
 typedef struct words_automaton {
     uint8_t next[STATES_MOST][256];
     size_t count;
@@ -181,7 +181,8 @@ static int32_t add_splits(qmi_network *network, size_t count, uint32_t loop, qmi
     return code;
 }
 
-/* The place of a state: its edges go to `splits` + the next one; a code point beyond ASCII, which no word has, to the first one. */
+/* The place of a state: its edges go to `splits` + the next one; a code point beyond ASCII, which no word has, to the first
+ * one. */
 static int32_t add_state(qmi_network *network, qmi_bytes_scratch *scratch, const uint8_t *next, qmi_place splits, uint32_t loop,
                          qmi_place *place)
 {

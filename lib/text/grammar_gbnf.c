@@ -157,7 +157,10 @@ static uint32_t take_hex(reader *reader, int digits)
     size_t start = reader->at;
     for (int i = 0; i < digits; i++, reader->at++) {
         char c = peek(reader);
-        int digit = c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : c >= 'A' && c <= 'F' ? c - 'A' + 10 : -1;
+        int digit = c >= '0' && c <= '9'   ? c - '0'
+                    : c >= 'a' && c <= 'f' ? c - 'a' + 10
+                    : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                                           : -1;
         if (digit < 0) {
             refuse(reader, reader->at, digits == 2 ? "two hexadecimal digits have to follow \\x"
                    : digits == 4 ? "four hexadecimal digits have to follow \\u" : "eight hexadecimal digits have to follow \\U");
@@ -199,7 +202,8 @@ static qmi_expression take_literal(reader *reader)
     size_t start = reader->at++, length = 0, end = reader->at;
     while (end < reader->length && reader->text[end] != '"' && reader->text[end] != '\n')
         end += reader->text[end] == '\\' ? 2 : 1;
-    char *bytes = qmi_new(&grammar->alloc, end - start + 4, 1, "literal of a grammar"); /* escapes are longer than what they mean */
+    char *bytes =
+        qmi_new(&grammar->alloc, end - start + 4, 1, "literal of a grammar"); /* escapes are longer than what they mean */
     if (!bytes) {
         grammar->code = QM_ERROR_MEMORY;
         return 0;
@@ -234,7 +238,8 @@ static qmi_expression take_class(reader *reader)
         if (high < low)
             refuse(reader, from, "the range ends before it starts");
         if (!failed(reader))
-            grammar->code = qmi_reserve(&grammar->alloc, (void **)&ranges, &capacity, count + 1, sizeof *ranges, "class of a grammar");
+            grammar->code =
+                qmi_reserve(&grammar->alloc, (void **)&ranges, &capacity, count + 1, sizeof *ranges, "class of a grammar");
         if (!failed(reader))
             ranges[count++] = (qmi_code_points){ low, high };
     }
@@ -411,8 +416,11 @@ static void take_rule(reader *reader)
     skip_blanks(reader, false);
     char c = peek(reader);
     if (!failed(reader) && reader->at < reader->length && c != '\n' && c != '\r')
-        refuse(reader, reader->at, c == ')' ? "this parenthesis closes none" : c == '<' || c == '!' ? "tokens cannot be named here; write their text"
-               : "expected is a text, a class, a name, a parenthesis, a repetition or the end of the line");
+        refuse(reader, reader->at,
+               c == ')' ? "this parenthesis closes none"
+               : c == '<' || c == '!'
+                   ? "tokens cannot be named here; write their text"
+                   : "expected is a text, a class, a name, a parenthesis, a repetition or the end of the line");
 }
 
 static void check_names(reader *reader, uint32_t *root)

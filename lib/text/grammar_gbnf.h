@@ -4,8 +4,9 @@
  *     item   ::= [a-z0-9_]+ | "\"" [^"\\]* "\"" | .
  *     ws     ::= [ \t\n]{0,20}
  *
- * A rule ends with its line, unless that ends in | or ::=, a ( is open, or the next line begins with |. Repetitions are ? * + {m}
- * {m,} {m,n} {,n}. Escapes: \n \r \t \\ \" \[ \] \- \^ \xHH \uHHHH \UHHHHHHHH, each one code point. The text starts at rule root. */
+ * A rule ends with its line, unless that ends in | or ::=, a ( is open, or the next line begins with |. Repetitions are ? * +
+ * {m} {m,} {m,n} {,n}. Escapes: \n \r \t \\ \" \[ \] \- \^ \xHH \uHHHH \UHHHHHHHH, each one code point. The text starts at rule
+ * root. */
 #ifndef QMI_TEXT_GRAMMAR_GBNF_H
 #define QMI_TEXT_GRAMMAR_GBNF_H
 

@@ -73,7 +73,8 @@ static qmi_expression escape(qmi_grammar *grammar)
     static const qmi_code_points not_d[] = { { '1', '9' }, { 'a', 'c' }, { 'A', 'C' }, { 'e', 'f' }, { 'E', 'F' } };
     static const qmi_code_points low[] = { { 'c', 'f' }, { 'C', 'F' } };
     qmi_expression code = alternatives(grammar);
-    add_parts(grammar, code, (qmi_expression[]){ qmi_grammar_word(grammar, "000"), qmi_grammar_class(grammar, above_00, 3, false) }, 2);
+    add_parts(grammar, code,
+              (qmi_expression[]){ qmi_grammar_word(grammar, "000"), qmi_grammar_class(grammar, above_00, 3, false) }, 2);
     add_parts(grammar, code, (qmi_expression[]){ qmi_grammar_word(grammar, "00"), qmi_grammar_class(grammar, above_00, 3, false),
                                                  hex_digits(grammar, 1) }, 3);
     add_parts(grammar, code, (qmi_expression[]){ qmi_grammar_word(grammar, "0"), qmi_grammar_class(grammar, above_00, 3, false),
@@ -125,7 +126,8 @@ static qmi_expression number(qmi_grammar *grammar)
     qmi_grammar_add(grammar, exponent, optional(grammar, one_of(grammar, "+-")));
     qmi_grammar_add(grammar, exponent, digits(grammar, 1, 2));
     qmi_grammar_add(grammar, whole, integer(grammar));
-    qmi_grammar_add(grammar, whole, optional(grammar, qmi_grammar_both(grammar, qmi_grammar_word(grammar, "."), digits(grammar, 1, 17))));
+    qmi_grammar_add(grammar, whole,
+                    optional(grammar, qmi_grammar_both(grammar, qmi_grammar_word(grammar, "."), digits(grammar, 1, 17))));
     qmi_grammar_add(grammar, whole, optional(grammar, exponent));
     return whole;
 }
@@ -133,8 +135,8 @@ static qmi_expression number(qmi_grammar *grammar)
 /* ---- values ---- */
 
 /* open (blank part ("," blank part)*)? blank close */
-static qmi_expression enclosed(qmi_grammar *grammar, qmi_json_rules *rules, const char *open, qmi_expression (*part)(qmi_grammar *, qmi_json_rules *),
-                               const char *close)
+static qmi_expression enclosed(qmi_grammar *grammar, qmi_json_rules *rules, const char *open,
+                               qmi_expression (*part)(qmi_grammar *, qmi_json_rules *), const char *close)
 {
     qmi_expression more = sequence(grammar), some = sequence(grammar), whole = sequence(grammar);
     qmi_grammar_add(grammar, more, qmi_grammar_word(grammar, ","));

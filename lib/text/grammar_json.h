@@ -1,7 +1,7 @@
 /* JSON's own parts as expressions: blanks, strings, numbers, any value. Each rule is made when it is first asked for.
  *
- * They describe what is written, not all that JSON allows: a line break and its indentation at most between two signs, numbers that
- * a double or 64 bits hold, no escapes that stand for no character. */
+ * They describe what is written, not all that JSON allows: a line break and its indentation at most between two signs, numbers
+ * that a double or 64 bits hold, no escapes that stand for no character. */
 #ifndef QMI_TEXT_GRAMMAR_JSON_H
 #define QMI_TEXT_GRAMMAR_JSON_H
 

@@ -80,8 +80,8 @@ static void offer(search *search, qmi_place place, uint64_t bytes)
         return;
     search->network->places[place].bytes = bytes;
     if (search->code >= 0)
-        search->code = qmi_reserve(&search->network->alloc, (void **)&search->heap, &search->heap_capacity, search->heap_count + 1,
-                                   sizeof *search->heap, "grammar");
+        search->code = qmi_reserve(&search->network->alloc, (void **)&search->heap, &search->heap_capacity,
+                                   search->heap_count + 1, sizeof *search->heap, "grammar");
     if (search->code < 0)
         return;
     size_t at = search->heap_count++;
@@ -225,8 +225,10 @@ static void look_at(walk *walk, const qmi_grammar *grammar, qmi_place at)
         enter(walk, place.first);
     } else if (walk->rule_state[place.first] == 1 && walk->code >= 0) {
         const qmi_grammar_rule *rule = &grammar->rules[network->rules[place.first].name];
-        walk->code = qmi_fail(QM_ERROR_OPTION, "rule '%.*s' begins with itself (left recursion); write the repetition with * or +, or "
-                              "put what repeats first", (int)rule->name_length, grammar->bytes + rule->name);
+        walk->code = qmi_fail(QM_ERROR_OPTION,
+                              "rule '%.*s' begins with itself (left recursion); write the repetition with * or +, or "
+                              "put what repeats first",
+                              (int)rule->name_length, grammar->bytes + rule->name);
     }
 }
 

@@ -1,4 +1,5 @@
-/* What is asked of a network once it is laid out: how short its texts can be, and in which order its rules begin with each other. */
+/* What is asked of a network once it is laid out: how short its texts can be, and in which order its rules begin with each
+ * other. */
 #ifndef QMI_TEXT_GRAMMAR_LENGTHS_H
 #define QMI_TEXT_GRAMMAR_LENGTHS_H
 

@@ -1,10 +1,11 @@
 /* A grammar made ready to match: a network of places, over bytes.
  *
- * Each rule is a nondeterministic automaton; a place is where one can stand in it. From a place one goes on by a byte, freely to
- * other places, or into another rule and from its end to a place behind. A repetition with numbers is a rule of its own whose
- * places stand with a count: it is not unrolled, so {0,100000} costs no more than {0,9}.
+ * Each rule is a nondeterministic automaton; a place is where one can stand in it. From a place one goes on by a byte, freely
+ * to other places, or into another rule and from its end to a place behind. A repetition with numbers is a rule of its own
+ * whose places stand with a count: it is not unrolled, so {0,100000} costs no more than {0,9}.
  *
- * Rules that can come back to their own start without a byte (left recursion) are refused, so that following all free ways ends. */
+ * Rules that can come back to their own start without a byte (left recursion) are refused, so that following all free ways
+ * ends. */
 #ifndef QMI_TEXT_GRAMMAR_NETWORK_H
 #define QMI_TEXT_GRAMMAR_NETWORK_H
 
@@ -68,8 +69,8 @@ typedef struct qmi_network {
     int32_t class_count;
 } qmi_network;
 
-/* From a grammar whose rules are all defined; `roots` are the rules that texts start with. QM_ERROR_OPTION: left recursion, no text
- * at all from a root, or too large. */
+/* From a grammar whose rules are all defined; `roots` are the rules that texts start with. QM_ERROR_OPTION: left recursion, no
+ * text at all from a root, or too large. */
 int32_t qmi_network_new(const qmi_grammar *grammar, const uint32_t *roots, size_t root_count, const qmi_alloc *alloc,
                         qmi_network **out);
 void qmi_network_free(qmi_network **network);

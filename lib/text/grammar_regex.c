@@ -92,7 +92,8 @@ static void add_ranges(reader *reader, set *set, const qmi_code_points *ranges, 
 /* \d \w \s and their opposites, as ECMA-262 has them. */
 static bool add_named(reader *reader, set *set, char name)
 {
-    static const qmi_code_points digits[] = { { '0', '9' } }, words[] = { { '0', '9' }, { 'A', 'Z' }, { '_', '_' }, { 'a', 'z' } };
+    static const qmi_code_points digits[] = { { '0', '9' } },
+                                 words[] = { { '0', '9' }, { 'A', 'Z' }, { '_', '_' }, { 'a', 'z' } };
     static const qmi_code_points blanks[] = { { 9, 13 }, { 32, 32 }, { 0xA0, 0xA0 }, { 0x1680, 0x1680 }, { 0x2000, 0x200A },
                                               { 0x2028, 0x2029 }, { 0x202F, 0x202F }, { 0x205F, 0x205F }, { 0x3000, 0x3000 },
                                               { 0xFEFF, 0xFEFF } };
@@ -322,7 +323,9 @@ static piece take_group(reader *reader)
 
 static piece take_atom(reader *reader)
 {
-    static const set but_lines = { .ranges = { { '\n', '\n' }, { '\r', '\r' }, { 0x2028, 0x2029 } }, .count = 3, .negated = true };
+    static const set but_lines = { .ranges = { { '\n', '\n' }, { '\r', '\r' }, { 0x2028, 0x2029 } },
+                                   .count = 3,
+                                   .negated = true };
     set named = { .count = 0 };
     size_t start = reader->at;
     if (take(reader, "("))
@@ -456,8 +459,9 @@ const char *qmi_regex_format(const char *name)
         { "ipv4", "^" BYTE "(\\." BYTE "){3}$" },
         { "hostname", "^" LABEL "(\\." LABEL "){0,3}$" },
         { "email", "^[A-Za-z0-9_+-]{1,32}(\\.[A-Za-z0-9_+-]{1,16}){0,3}@" LABEL "(\\." LABEL "){1,3}$" },
-        { "uri", "^[a-z][a-z0-9+.-]{0,15}://[A-Za-z0-9][A-Za-z0-9.-]{0,99}(:[0-9]{1,4})?(/[A-Za-z0-9._~!$&'()*+,;=:@-]{0,64}){0,16}"
-                 "(\\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]{0,200})?(#[A-Za-z0-9._~!$&'()*+,;=:@/?-]{0,200})?$" },
+        { "uri",
+          "^[a-z][a-z0-9+.-]{0,15}://[A-Za-z0-9][A-Za-z0-9.-]{0,99}(:[0-9]{1,4})?(/[A-Za-z0-9._~!$&'()*+,;=:@-]{0,64}){0,16}"
+          "(\\?[A-Za-z0-9._~!$&'()*+,;=:@/?-]{0,200})?(#[A-Za-z0-9._~!$&'()*+,;=:@/?-]{0,200})?$" },
     };
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++)
         if (strcmp(formats[i].name, name) == 0)

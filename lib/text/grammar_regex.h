@@ -1,8 +1,8 @@
 /* Regular expressions of JSON schemas ("pattern", "format") to expressions of a grammar.
  *
- * Understood of ECMA-262: characters and their escapes, . \d \w \s and their opposites, classes, groups, |, * + ? {m,n} (greedy or
- * not is the same here), ^ at the start and $ at the end of an alternative. Without them text may stand before and behind, as
- * JSON Schema has it. Refused: references to groups, assertions, \b, \p. */
+ * Understood of ECMA-262: characters and their escapes, . \d \w \s and their opposites, classes, groups, |, * + ? {m,n} (greedy
+ * or not is the same here), ^ at the start and $ at the end of an alternative. Without them text may stand before and behind,
+ * as JSON Schema has it. Refused: references to groups, assertions, \b, \p. */
 #ifndef QMI_TEXT_GRAMMAR_REGEX_H
 #define QMI_TEXT_GRAMMAR_REGEX_H
 

@@ -15,8 +15,9 @@
 static const struct {
     const char *name;
     int types;
-} types[] = { { "null", QMI_SCHEMA_NULL }, { "boolean", QMI_SCHEMA_BOOLEAN }, { "integer", QMI_SCHEMA_INTEGER }, { "number", NUMBER },
-              { "string", QMI_SCHEMA_STRING }, { "array", QMI_SCHEMA_ARRAY }, { "object", QMI_SCHEMA_OBJECT } };
+} types[] = { { "null", QMI_SCHEMA_NULL },    { "boolean", QMI_SCHEMA_BOOLEAN }, { "integer", QMI_SCHEMA_INTEGER },
+              { "number", NUMBER },           { "string", QMI_SCHEMA_STRING },   { "array", QMI_SCHEMA_ARRAY },
+              { "object", QMI_SCHEMA_OBJECT } };
 
 /* The keywords of JSON Schema, and OpenAPI's nullable. */
 static const struct {
@@ -24,21 +25,50 @@ static const struct {
     int types; /* that it speaks of; 0: of all */
     enum { KEPT, REFUSED } use;
 } keywords[] = {
-    { "type", 0, KEPT }, { "enum", 0, KEPT }, { "const", 0, KEPT }, { "anyOf", 0, KEPT }, { "oneOf", 0, KEPT }, { "$ref", 0, KEPT },
-    { "nullable", 0, KEPT }, { "properties", QMI_SCHEMA_OBJECT, KEPT }, { "required", QMI_SCHEMA_OBJECT, KEPT },
-    { "additionalProperties", QMI_SCHEMA_OBJECT, KEPT }, { "items", QMI_SCHEMA_ARRAY, KEPT }, { "prefixItems", QMI_SCHEMA_ARRAY, KEPT },
-    { "minItems", QMI_SCHEMA_ARRAY, KEPT }, { "maxItems", QMI_SCHEMA_ARRAY, KEPT }, { "minLength", QMI_SCHEMA_STRING, KEPT },
+    { "type", 0, KEPT },
+    { "enum", 0, KEPT },
+    { "const", 0, KEPT },
+    { "anyOf", 0, KEPT },
+    { "oneOf", 0, KEPT },
+    { "$ref", 0, KEPT },
+    { "nullable", 0, KEPT },
+    { "properties", QMI_SCHEMA_OBJECT, KEPT },
+    { "required", QMI_SCHEMA_OBJECT, KEPT },
+    { "additionalProperties", QMI_SCHEMA_OBJECT, KEPT },
+    { "items", QMI_SCHEMA_ARRAY, KEPT },
+    { "prefixItems", QMI_SCHEMA_ARRAY, KEPT },
+    { "minItems", QMI_SCHEMA_ARRAY, KEPT },
+    { "maxItems", QMI_SCHEMA_ARRAY, KEPT },
+    { "minLength", QMI_SCHEMA_STRING, KEPT },
     { "maxLength", QMI_SCHEMA_STRING, KEPT },
-    { "allOf", 0, KEPT }, { "not", 0, REFUSED }, { "if", 0, REFUSED }, { "then", 0, REFUSED }, { "else", 0, REFUSED },
-    { "$dynamicRef", 0, REFUSED }, { "$recursiveRef", 0, REFUSED }, { "pattern", QMI_SCHEMA_STRING, KEPT },
-    { "format", QMI_SCHEMA_STRING, KEPT }, { "minimum", NUMBER, KEPT }, { "maximum", NUMBER, KEPT },
-    { "exclusiveMinimum", NUMBER, KEPT }, { "exclusiveMaximum", NUMBER, KEPT },
-    { "multipleOf", NUMBER, KEPT }, { "uniqueItems", QMI_SCHEMA_ARRAY, REFUSED }, { "contains", QMI_SCHEMA_ARRAY, REFUSED },
-    { "minContains", QMI_SCHEMA_ARRAY, REFUSED }, { "maxContains", QMI_SCHEMA_ARRAY, REFUSED }, { "additionalItems", QMI_SCHEMA_ARRAY, REFUSED },
-    { "unevaluatedItems", QMI_SCHEMA_ARRAY, REFUSED }, { "patternProperties", QMI_SCHEMA_OBJECT, REFUSED },
-    { "propertyNames", QMI_SCHEMA_OBJECT, REFUSED }, { "minProperties", QMI_SCHEMA_OBJECT, REFUSED }, { "maxProperties", QMI_SCHEMA_OBJECT, REFUSED },
-    { "dependencies", QMI_SCHEMA_OBJECT, REFUSED }, { "dependentRequired", QMI_SCHEMA_OBJECT, REFUSED },
-    { "dependentSchemas", QMI_SCHEMA_OBJECT, REFUSED }, { "unevaluatedProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "allOf", 0, KEPT },
+    { "not", 0, REFUSED },
+    { "if", 0, REFUSED },
+    { "then", 0, REFUSED },
+    { "else", 0, REFUSED },
+    { "$dynamicRef", 0, REFUSED },
+    { "$recursiveRef", 0, REFUSED },
+    { "pattern", QMI_SCHEMA_STRING, KEPT },
+    { "format", QMI_SCHEMA_STRING, KEPT },
+    { "minimum", NUMBER, KEPT },
+    { "maximum", NUMBER, KEPT },
+    { "exclusiveMinimum", NUMBER, KEPT },
+    { "exclusiveMaximum", NUMBER, KEPT },
+    { "multipleOf", NUMBER, KEPT },
+    { "uniqueItems", QMI_SCHEMA_ARRAY, REFUSED },
+    { "contains", QMI_SCHEMA_ARRAY, REFUSED },
+    { "minContains", QMI_SCHEMA_ARRAY, REFUSED },
+    { "maxContains", QMI_SCHEMA_ARRAY, REFUSED },
+    { "additionalItems", QMI_SCHEMA_ARRAY, REFUSED },
+    { "unevaluatedItems", QMI_SCHEMA_ARRAY, REFUSED },
+    { "patternProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "propertyNames", QMI_SCHEMA_OBJECT, REFUSED },
+    { "minProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "maxProperties", QMI_SCHEMA_OBJECT, REFUSED },
+    { "dependencies", QMI_SCHEMA_OBJECT, REFUSED },
+    { "dependentRequired", QMI_SCHEMA_OBJECT, REFUSED },
+    { "dependentSchemas", QMI_SCHEMA_OBJECT, REFUSED },
+    { "unevaluatedProperties", QMI_SCHEMA_OBJECT, REFUSED },
 };
 
 qmi_expression qmi_schema_refuse(qmi_schema *schema, const char *format, ...)
@@ -104,7 +134,8 @@ static int type_of(const json_t *value)
 /* Those of `type`; without it those of the values or those that the keywords speak of, else any. */
 int qmi_schema_types(qmi_schema *schema, const json_t *part)
 {
-    json_t *given = json_object_get(part, "type"), *values = json_object_get(part, "enum"), *only = json_object_get(part, "const");
+    json_t *given = json_object_get(part, "type"), *values = json_object_get(part, "enum"),
+           *only = json_object_get(part, "const");
     int all = 0;
     for (size_t i = 0; json_is_array(given) && i < json_array_size(given); i++)
         all |= type_named(schema, json_array_get(given, i));
@@ -167,7 +198,8 @@ static qmi_expression read_items(qmi_schema *schema, const json_t *part, uint32_
     qmi_grammar_add(grammar, these, qmi_grammar_call(grammar, rule));
     qmi_grammar_add(grammar, these,
                     qmi_grammar_repeat(grammar, item_after_comma(schema, qmi_grammar_call(grammar, rule)),
-                                       more_least ? more_least - 1 : 0, more_most == QMI_GRAMMAR_ENDLESS ? more_most : more_most - 1));
+                                       more_least ? more_least - 1 : 0,
+                                       more_most == QMI_GRAMMAR_ENDLESS ? more_most : more_most - 1));
     return qmi_grammar_repeat(grammar, these, more_least > 0, 1);
 }
 
@@ -244,7 +276,8 @@ static qmi_expression read_alternatives(qmi_schema *schema, const json_t *list, 
     if (!json_is_array(list) || json_array_size(list) == 0)
         return qmi_schema_refuse(schema, "%s has to be an array of schemas", keyword);
     if (keyword[0] == 'o' && !qmi_schema_exclusive(schema, list))
-        return qmi_schema_refuse(schema, "the alternatives of oneOf cannot be told apart, so JSON might fit two of them; use anyOf, or "
+        return qmi_schema_refuse(schema,
+                                 "the alternatives of oneOf cannot be told apart, so JSON might fit two of them; use anyOf, or "
                                  "give them different types or a required member that differs");
     for (size_t i = 0; i < json_array_size(list); i++) {
         snprintf(name, sizeof name, "/%s/%zu", keyword, i);
@@ -280,7 +313,8 @@ const json_t *qmi_schema_target(qmi_schema *schema, const json_t *reference)
         at = json_is_array(at) ? (number ? json_array_get(at, index) : NULL) : json_object_get(at, name);
     }
     if (!at)
-        qmi_schema_refuse(schema, "$ref names %.*s, which is not there", (int)(pointer.length < 200 ? pointer.length : 200), pointer.data);
+        qmi_schema_refuse(schema, "$ref names %.*s, which is not there", (int)(pointer.length < 200 ? pointer.length : 200),
+                          pointer.data);
     return at;
 }
 
@@ -345,7 +379,8 @@ static qmi_expression read_keywords(qmi_schema *schema, const json_t *part)
 {
     qmi_grammar *grammar = schema->grammar;
     size_t count = count_keywords(part);
-    json_t *any = json_object_get(part, "anyOf"), *one = json_object_get(part, "oneOf"), *reference = json_object_get(part, "$ref");
+    json_t *any = json_object_get(part, "anyOf"), *one = json_object_get(part, "oneOf"),
+           *reference = json_object_get(part, "$ref");
     qmi_schema_check(schema, part);
     if (grammar->code < 0)
         return 0;
@@ -431,8 +466,9 @@ qmi_expression qmi_schema_read_text(qmi_grammar *grammar, const char *text, size
         return 0;
     }
     qmi_schema_start(&schema, grammar, root);
-    qmi_expression read = json_is_object(root) && json_object_size(root) == 0 ? qmi_json_call(grammar, &schema.rules, QMI_JSON_OBJECT)
-                                                                                : qmi_schema_read(&schema, root, "");
+    qmi_expression read = json_is_object(root) && json_object_size(root) == 0
+                              ? qmi_json_call(grammar, &schema.rules, QMI_JSON_OBJECT)
+                              : qmi_schema_read(&schema, root, "");
     qmi_schema_end(&schema);
     json_decref(root);
     return read;

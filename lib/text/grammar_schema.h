@@ -1,13 +1,14 @@
 /* JSON schemas to grammars.
  *
  * Every text of the grammar is JSON that fits the schema; not every such JSON is a text of it: members come in the order of
- * `properties`, blanks are few (grammar_json.h), and members that only the default of `additionalProperties` allows are not written.
+ * `properties`, blanks are few (grammar_json.h), and members that only the default of `additionalProperties` allows are not
+ * written.
  *
- * Understood: type (also an array of types), enum, const, allOf, anyOf, oneOf (where the alternatives can be told apart), $ref to
- * places in the schema, also recursive ones; properties, required, additionalProperties; items, prefixItems, minItems, maxItems;
- * minLength, maxLength, pattern and format (grammar_regex.h); minimum, maximum, exclusiveMinimum, exclusiveMaximum, multipleOf
- * (schema_number.h); nullable. What restricts and is not understood is refused. Keywords that JSON Schema does not define restrict
- * nothing and are passed over. The schema {} as a whole stands for any object ("JSON mode"). */
+ * Understood: type (also an array of types), enum, const, allOf, anyOf, oneOf (where the alternatives can be told apart), $ref
+ * to places in the schema, also recursive ones; properties, required, additionalProperties; items, prefixItems, minItems,
+ * maxItems; minLength, maxLength, pattern and format (grammar_regex.h); minimum, maximum, exclusiveMinimum, exclusiveMaximum,
+ * multipleOf (schema_number.h); nullable. What restricts and is not understood is refused. Keywords that JSON Schema does not
+ * define restrict nothing and are passed over. The schema {} as a whole stands for any object ("JSON mode"). */
 #ifndef QMI_TEXT_GRAMMAR_SCHEMA_H
 #define QMI_TEXT_GRAMMAR_SCHEMA_H
 

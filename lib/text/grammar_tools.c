@@ -39,7 +39,8 @@ static qmi_expression word(tools *tools, const char *text)
 
 static qmi_expression refuse(tools *tools, qmi_view name, const char *why)
 {
-    qmi_grammar_refuse(tools->grammar, "option tools: function '%.*s': %s", (int)(name.length < 64 ? name.length : 64), name.data, why);
+    qmi_grammar_refuse(tools->grammar, "option tools: function '%.*s': %s", (int)(name.length < 64 ? name.length : 64),
+                       name.data, why);
     return 0;
 }
 
@@ -165,7 +166,8 @@ static bool is_in(const json_t *names, const char *name)
 /* Each property in its order, those that are not required perhaps. */
 static qmi_expression fitting_parameters(qmi_schema *schema, tools *tools, qmi_view function)
 {
-    json_t *properties = json_object_get(schema->root, "properties"), *required = json_object_get(schema->root, "required"), *part;
+    json_t *properties = json_object_get(schema->root, "properties"), *required = json_object_get(schema->root, "required"),
+           *part;
     const char *name;
     char path[64];
     qmi_expression all = list(tools, QMI_EXPRESSION_SEQUENCE);
@@ -224,7 +226,8 @@ static qmi_expression read_tool(tools *tools, const json_t *tool, const char *wa
     const json_t *name = json_object_get(described, "name");
     json_t *parameters = json_object_get(described, "parameters");
     if (!json_is_object(tool) || !qmi_json_is_string(name) || json_string_length(name) == 0) {
-        qmi_grammar_refuse(tools->grammar, "option tools: each tool has to be an object with a name, or with a function that has one");
+        qmi_grammar_refuse(tools->grammar,
+                           "option tools: each tool has to be an object with a name, or with a function that has one");
         return 0;
     }
     if (wanted && !qmi_json_equals(name, wanted))

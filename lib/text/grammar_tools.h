@@ -1,4 +1,5 @@
-/* Answers with tool calls as grammars: calls name one of the tools, and the arguments of those that are "strict" fit its schema. */
+/* Answers with tool calls as grammars: calls name one of the tools, and the arguments of those that are "strict" fit its
+ * schema. */
 #ifndef QMI_TEXT_GRAMMAR_TOOLS_H
 #define QMI_TEXT_GRAMMAR_TOOLS_H
 

@@ -58,7 +58,8 @@ static json_t *merge_types(json_t *a, json_t *b)
             json_array_append(both, type);
         for (size_t k = 0; k < json_array_size(other); k++) {
             const json_t *against = json_array_get(other, k);
-            bool narrows = (is_type(type, "number") && is_type(against, "integer")) || (is_type(type, "integer") && is_type(against, "number"));
+            bool narrows = (is_type(type, "number") && is_type(against, "integer")) ||
+                           (is_type(type, "integer") && is_type(against, "number"));
             if (narrows && !is_listed(both, integer))
                 json_array_append(both, integer);
         }

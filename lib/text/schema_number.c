@@ -66,7 +66,8 @@ static qmi_expression whole_between(digits *d, const char *low, const char *high
         add_way(d, any, first, first, whole_between(d, low + 1, NULL, count - 1));
     if (high)
         add_way(d, any, last, last, whole_between(d, NULL, high + 1, count - 1));
-    add_way(d, any, low ? (char)(first + 1) : '0', high ? (char)(last - 1) : '9', any_digits(d, (uint32_t)count - 1, (uint32_t)count - 1));
+    add_way(d, any, low ? (char)(first + 1) : '0', high ? (char)(last - 1) : '9',
+            any_digits(d, (uint32_t)count - 1, (uint32_t)count - 1));
     return any;
 }
 
@@ -123,7 +124,8 @@ static qmi_expression fraction(digits *d, const bound *low, const bound *high)
     if (reaches && stays)
         qmi_grammar_add(d->grammar, any, 0);
     if (d->places > 0)
-        qmi_grammar_add(d->grammar, any, qmi_grammar_both(d->grammar, qmi_grammar_word(d->grammar, "."), fraction_rest(d, low, high, 0, false)));
+        qmi_grammar_add(d->grammar, any,
+                        qmi_grammar_both(d->grammar, qmi_grammar_word(d->grammar, "."), fraction_rest(d, low, high, 0, false)));
     return any;
 }
 
@@ -181,7 +183,8 @@ static qmi_expression between(digits *d, const bound *low, const bound *high)
 
 /* ---- bounds ---- */
 
-/* Digits and exponent ("-12.5e-3") to a bound; false when it has too many digits behind the point. Too many before it: endless. */
+/* Digits and exponent ("-12.5e-3") to a bound; false when it has too many digits behind the point. Too many before it: endless.
+ */
 static bool read_limit(const char *text, limit *out)
 {
     char all[64] = "";
@@ -238,7 +241,8 @@ static bool take_limit(qmi_schema *schema, const json_t *part, const char *keywo
         if (writer.failed && schema->grammar->code >= 0)
             schema->grammar->code = QM_ERROR_MEMORY;
         if (!fine)
-            qmi_schema_refuse(schema, "%s has to be a number of at most %d digits behind the point", i ? exclusive : keyword, FRACTION_MOST);
+            qmi_schema_refuse(schema, "%s has to be a number of at most %d digits behind the point", i ? exclusive : keyword,
+                              FRACTION_MOST);
         read[i].size.exclusive = i == 1 || json_is_true(values[1]);
     }
     if (read[0].given && read[1].given) {
@@ -273,8 +277,10 @@ qmi_expression qmi_schema_number(qmi_schema *schema, const json_t *part, bool wh
     if (!bounded && !json_object_get(part, "multipleOf"))
         return qmi_json_call(grammar, &schema->rules, whole ? QMI_JSON_INTEGER : QMI_JSON_NUMBER);
     const bound zero = { .whole = "0" }, none = { .endless = true };
-    bool zero_above = !low.given || low.negative || (!*low.size.fraction && strcmp(low.size.whole, "0") == 0 && !low.size.exclusive);
-    bool zero_below = !high.given || (!high.negative && (high.size.endless || !high.size.exclusive || compare(&high.size, &zero) > 0));
+    bool zero_above =
+        !low.given || low.negative || (!*low.size.fraction && strcmp(low.size.whole, "0") == 0 && !low.size.exclusive);
+    bool zero_below =
+        !high.given || (!high.negative && (high.size.endless || !high.size.exclusive || compare(&high.size, &zero) > 0));
     qmi_expression any = qmi_grammar_list(grammar, QMI_EXPRESSION_ALTERNATIVES);
     if (!high.given || !high.negative) {
         bound from = low.given && !low.negative ? low.size : zero;

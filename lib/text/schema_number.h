@@ -4,8 +4,8 @@
 
 #include "text/schema_object.h"
 
-/* By minimum, maximum, exclusiveMinimum, exclusiveMaximum and multipleOf (of 1, 0.1, 0.01 ...), written without an exponent when there
- * are any. whole: only integers. */
+/* By minimum, maximum, exclusiveMinimum, exclusiveMaximum and multipleOf (of 1, 0.1, 0.01 ...), written without an exponent
+ * when there are any. whole: only integers. */
 qmi_expression qmi_schema_number(qmi_schema *schema, const json_t *part, bool whole);
 
 #endif

@@ -95,8 +95,9 @@ static void define_members(object *object)
         char name[64];
         snprintf(name, sizeof name, "/properties/%s", member->key);
         member->rule = qmi_grammar_rule_new(object->grammar, member->key, strlen(member->key));
-        qmi_grammar_define(object->grammar, member->rule,
-                           key_and_value(object, qmi_json_literal_text(object->grammar, qmi_view_of(member->key)), member->schema, name));
+        qmi_grammar_define(
+            object->grammar, member->rule,
+            key_and_value(object, qmi_json_literal_text(object->grammar, qmi_view_of(member->key)), member->schema, name));
     }
 }
 
@@ -256,7 +257,8 @@ static qmi_expression all_members(object *object, bool *may_be_none)
         all_optional = !object->members[i].required;
     }
     if (all_optional && object->has_additional)
-        qmi_grammar_add(grammar, any, qmi_grammar_both(grammar, qmi_grammar_call(grammar, object->additional_rule), more_additional(object)));
+        qmi_grammar_add(grammar, any,
+                        qmi_grammar_both(grammar, qmi_grammar_call(grammar, object->additional_rule), more_additional(object)));
     *may_be_none = all_optional;
     return any;
 }

@@ -3,15 +3,17 @@
 #include "text/grammar_regex.h"
 #include "text/schema_object.h"
 
-/* A character of the string: between quotation marks, or plain, where < would begin what ends it. apart: one that neither an array
- * nor an object nor a blank begins with. */
+/* A character of the string: between quotation marks, or plain, where < would begin what ends it. apart: one that neither an
+ * array nor an object nor a blank begins with. */
 static qmi_expression character(qmi_schema *schema, bool plain, bool apart)
 {
     static const qmi_code_points starts[] = { { '<', '<' }, { 0, 0 }, { '[', '[' }, { '{', '{' }, { 0, ' ' } };
-    return plain ? qmi_grammar_class(schema->grammar, starts, apart ? 5 : 2, true) : qmi_json_character(schema->grammar, &schema->rules);
+    return plain ? qmi_grammar_class(schema->grammar, starts, apart ? 5 : 2, true)
+                 : qmi_json_character(schema->grammar, &schema->rules);
 }
 
-static qmi_expression read_pattern(qmi_schema *schema, const char *pattern, size_t length, bool plain, uint32_t least, uint32_t most)
+static qmi_expression read_pattern(qmi_schema *schema, const char *pattern, size_t length, bool plain, uint32_t least,
+                                   uint32_t most)
 {
     qmi_regex regex = { .grammar = schema->grammar, .rules = &schema->rules, .plain = plain };
     const char *why;
@@ -36,7 +38,8 @@ static qmi_expression content(qmi_schema *schema, const json_t *part, bool plain
     if (least > most)
         return qmi_schema_refuse(schema, "minLength is more than maxLength");
     if (format && !known)
-        return qmi_schema_refuse(schema, "format has to be date, time, date-time, uuid, ipv4, hostname, email or uri; others are not "
+        return qmi_schema_refuse(schema,
+                                 "format has to be date, time, date-time, uuid, ipv4, hostname, email or uri; others are not "
                                  "supported");
     if (pattern && (format || !json_is_string(pattern)))
         return qmi_schema_refuse(schema, format ? "pattern and format cannot both be set" : "pattern has to be text");

@@ -52,7 +52,8 @@ static void allow(const qmi_token_trie *trie, uint64_t *bits, int32_t token)
 /* Whether plain bytes lead from a set back to it. 1, 0 or a code. */
 static int32_t is_plain(qmi_token_masks *masks, qmi_set set)
 {
-    int32_t code = qmi_reserve(&masks->alloc, (void **)&masks->plain, &masks->plain_capacity, (size_t)set + 1, 1, "masks of tokens");
+    int32_t code =
+        qmi_reserve(&masks->alloc, (void **)&masks->plain, &masks->plain_capacity, (size_t)set + 1, 1, "masks of tokens");
     if (code < 0)
         return code;
     if (masks->plain[set] == 0) {
@@ -150,8 +151,8 @@ static int32_t new_mask(qmi_token_masks *masks, qmi_set set, size_t *out)
     int32_t code = qmi_reserve(&masks->alloc, (void **)&masks->list, &masks->capacity, masks->count + 1, sizeof *masks->list,
                                "masks of tokens");
     if (code >= 0)
-        code = qmi_reserve(&masks->alloc, (void **)&masks->of_set, &masks->of_set_capacity, (size_t)set + 1, sizeof *masks->of_set,
-                           "masks of tokens");
+        code = qmi_reserve(&masks->alloc, (void **)&masks->of_set, &masks->of_set_capacity, (size_t)set + 1,
+                           sizeof *masks->of_set, "masks of tokens");
     if (code < 0)
         return code;
     uint64_t *bits = qmi_new(&masks->alloc, masks->words, sizeof *bits, "masks of tokens");

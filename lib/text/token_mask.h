@@ -4,8 +4,8 @@
  * tree of tokens and kept, whatever is behind; only tokens that go past the end of the place's rule are then looked at for what
  * is behind. So the text of a string costs the same walk in each field of each nested object, once.
  *
- * Where counts matter, tokens of more than QMI_TOKEN_BRIEF bytes are not allowed, which is what the automaton has to reach: shorter
- * ones can write the same. */
+ * Where counts matter, tokens of more than QMI_TOKEN_BRIEF bytes are not allowed, which is what the automaton has to reach:
+ * shorter ones can write the same. */
 #ifndef QMI_TEXT_TOKEN_MASK_H
 #define QMI_TEXT_TOKEN_MASK_H
 

@@ -30,7 +30,8 @@ static size_t list_texts(const qmi_vocab *vocab, text *texts)
         int32_t kind = qmi_vocab_kind(vocab, token);
         int64_t length;
         const char *bytes = qmi_vocab_bytes(vocab, token, &length);
-        if ((kind == QMI_TOKEN_NORMAL || kind == QMI_TOKEN_USER_DEFINED || kind == QMI_TOKEN_BYTE) && length > 0 && length <= LONGEST)
+        if ((kind == QMI_TOKEN_NORMAL || kind == QMI_TOKEN_USER_DEFINED || kind == QMI_TOKEN_BYTE) && length > 0 &&
+            length <= LONGEST)
             texts[count++] = (text){ bytes, (uint32_t)length, token };
     }
     return count;
@@ -58,7 +59,8 @@ static void fill(qmi_token_trie *trie, const text *texts, size_t count, uint32_t
             trie->nodes[open[--depth]].end = trie->count;
         for (; depth < texts[i].length; depth++) {
             open[depth] = trie->count;
-            trie->nodes[trie->count++] = (qmi_trie_node){ .token = -1, .depth = (uint16_t)depth, .byte = (uint8_t)texts[i].bytes[depth] };
+            trie->nodes[trie->count++] =
+                (qmi_trie_node){ .token = -1, .depth = (uint16_t)depth, .byte = (uint8_t)texts[i].bytes[depth] };
         }
         qmi_trie_node *last = &trie->nodes[open[depth - 1]];
         trie->same[texts[i].token] = last->token;

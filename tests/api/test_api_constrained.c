@@ -6,14 +6,17 @@
 
 #include <jansson.h>
 
-static const char schema[] = "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":40},\"n\":{\"type\":\"integer\"},"
-                             "\"more\":{\"type\":\"array\",\"items\":{\"enum\":[\"x\",null,2]}}},\"required\":[\"name\",\"n\"],"
-                             "\"additionalProperties\":false}";
+static const char schema[] =
+    "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":40},\"n\":{\"type\":\"integer\"},"
+    "\"more\":{\"type\":\"array\",\"items\":{\"enum\":[\"x\",null,2]}}},\"required\":[\"name\",\"n\"],"
+    "\"additionalProperties\":false}";
 #define SHORTEST 18 /* tokens of {"name":"","n":0}, of a byte each, and the end of the turn */
 
 static const char tools[] =
-    "[{\"type\":\"function\",\"function\":{\"name\":\"find\",\"strict\":true,\"parameters\":{\"type\":\"object\",\"properties\":{"
-    "\"what\":{\"type\":\"string\"},\"count\":{\"type\":\"integer\"},\"kind\":{\"enum\":[\"a\",\"b\"]}},\"required\":[\"what\",\"count\"],"
+    "[{\"type\":\"function\",\"function\":{\"name\":\"find\",\"strict\":true,\"parameters\":{\"type\":\"object\","
+    "\"properties\":{"
+    "\"what\":{\"type\":\"string\"},\"count\":{\"type\":\"integer\"},\"kind\":{\"enum\":[\"a\",\"b\"]}},\"required\":[\"what\","
+    "\"count\"],"
     "\"additionalProperties\":false}}},{\"name\":\"stop\",\"parameters\":{\"type\":\"object\",\"properties\":{}}}]";
 
 typedef struct answered {
@@ -73,8 +76,11 @@ static void assert_fits(const char *text)
     json_decref(value);
 }
 
-static const char *const samplings[] = { "temperature=0", "temperature=1 top-k=20 top-p=0.95 seed=1", "temperature=2 top-k=0 top-p=1 seed=2",
-                                         "temperature=3 top-k=0 top-p=0.9 seed=3", "temperature=1 top-k=100 min-p=0.01 seed=4",
+static const char *const samplings[] = { "temperature=0",
+                                         "temperature=1 top-k=20 top-p=0.95 seed=1",
+                                         "temperature=2 top-k=0 top-p=1 seed=2",
+                                         "temperature=3 top-k=0 top-p=0.9 seed=3",
+                                         "temperature=1 top-k=100 min-p=0.01 seed=4",
                                          "temperature=1 top-k=5 top-p=1 presence-penalty=1 logit-bias=34:-inf seed=5" };
 
 /* Whatever the sampling and the budget: valid if the shortest text has room, else cut. */
@@ -105,7 +111,8 @@ static void fits_any_budget(void **state)
 static void fits_the_context(void **state)
 {
     qm_model *model = load_model("tiny/hybrid.gguf", "");
-    qm_session *session = constrained_session(model, "context=50 answer-tokens=0 temperature=1 top-k=0 top-p=1 seed=7", "json-schema", schema);
+    qm_session *session =
+        constrained_session(model, "context=50 answer-tokens=0 temperature=1 top-k=0 top-p=1 seed=7", "json-schema", schema);
     const int32_t prompt[] = { 'a', 'b', 'c' };
     (void)state;
     const answered *answer = generate(session, prompt, 3);
@@ -130,8 +137,9 @@ static void thoughts_are_free(void **state)
     for (int32_t opened = 0; opened < 2; opened++) {
         const int32_t prompt[] = { start, 'a', '\n', think, '\n' };
         /* The model opens and closes its thoughts and ends its turn as soon as it may. */
-        snprintf(settings, sizeof settings, "context=400 answer-tokens=200 thinking-tokens=20 temperature=0 logit-bias=%d:%s,%d:%d,%d:50",
-                 think, opened ? "-inf" : "40", close, opened ? 0 : 30, end);
+        snprintf(settings, sizeof settings,
+                 "context=400 answer-tokens=200 thinking-tokens=20 temperature=0 logit-bias=%d:%s,%d:%d,%d:50", think,
+                 opened ? "-inf" : "40", close, opened ? 0 : 30, end);
         qm_session *session = constrained_session(model, settings, "grammar", "root ::= \"yes\" [!]{1,3}");
         const answered *answer = generate(session, prompt, opened ? 5 : 3);
         assert_string_equal(answer->finish, "end");
@@ -157,7 +165,8 @@ static void assert_calls(const qm_model *model, const answered *answer, bool req
     json_error_t error;
     assert_true(qm_chat_parse(model, answer->text, -1, tools, -1, 0, json, sizeof json) > 0);
     json_t *parsed = json_loads(json, 0, &error), *calls = json_object_get(parsed, "tool_calls");
-    if (strcmp(json_string_value(json_object_get(parsed, "status")), "complete") != 0 || (required && json_array_size(calls) == 0))
+    if (strcmp(json_string_value(json_object_get(parsed, "status")), "complete") != 0 ||
+        (required && json_array_size(calls) == 0))
         fail_msg("'%s' is parsed as %s", answer->text, json);
     for (size_t i = 0; i < json_array_size(calls); i++) {
         const json_t *call = json_array_get(calls, i), *arguments = json_object_get(call, "arguments");
@@ -173,7 +182,9 @@ static void assert_calls(const qm_model *model, const answered *answer, bool req
 
 static void calls_fit_tools(void **state)
 {
-    static const char *const formats[] = { "chat-format=qwen3", "chat-format=qwen3.5" }, *const choices[] = { "required", "find", "auto", "none" };
+    static const char *const formats[] = { "chat-format=qwen3", "chat-format=qwen3.5" }, *const choices[] = { "required",
+                                                                                                              "find", "auto",
+                                                                                                              "none" };
     const int32_t prompt[] = { 'a', '\n' };
     (void)state;
     for (size_t f = 0; f < 2; f++) {
@@ -182,7 +193,8 @@ static void calls_fit_tools(void **state)
         for (size_t c = 0; c < 4; c++) {
             for (int32_t seed = 0; seed < 12; seed++) {
                 char settings[256];
-                snprintf(settings, sizeof settings, "context=700 answer-tokens=600 temperature=1 top-k=0 top-p=1 logit-bias=%d:8 seed=%d", call, seed);
+                snprintf(settings, sizeof settings,
+                         "context=700 answer-tokens=600 temperature=1 top-k=0 top-p=1 logit-bias=%d:8 seed=%d", call, seed);
                 qm_session *session = constrained_session(model, settings, "tools", tools);
                 expect_ok(qm_session_set(session, "tool-choice", choices[c]));
                 expect_ok(qm_session_set(session, "parallel-tool-calls", seed % 2 ? "0" : "1"));
@@ -213,16 +225,18 @@ static void sessions_keep_theirs(void **state)
     const int32_t prompt[] = { 'a', 'b' };
     (void)state;
     for (int32_t i = 0; i < 3; i++) {
-        sessions[i] = constrained_session(model, "context=200 answer-tokens=100 temperature=1 top-k=0 top-p=1 seed=3", "grammar", grammars[i]);
+        sessions[i] = constrained_session(model, "context=200 answer-tokens=100 temperature=1 top-k=0 top-p=1 seed=3",
+                                          "grammar", grammars[i]);
         expect_ok(qm_prefill(sessions[i], prompt, 2));
     }
     for (int32_t i = 0; i < 2; i++)
         expect_ok(qm_session_fork(sessions[i], &sessions[3 + i]));
-    snprintf(path, sizeof path, "constrained.%d.session", (int)getpid());
+    snprintf(path, sizeof path, "/tmp/qwenmoe-constrained-%d.session", (int)getpid());
     expect_ok(qm_session_save(sessions[1], path));
     sessions[5] = new_session(model, "context=200 answer-tokens=0");
-    expect_ok(qm_session_restore(sessions[5], path));
+    int32_t restored = qm_session_restore(sessions[5], path);
     remove(path);
+    expect_ok(restored);
     qm_session_get(sessions[5], "grammar", kept, sizeof kept);
     assert_string_equal(kept, grammars[1]);
     for (int32_t i = 0; i < 6; i++)

@@ -306,6 +306,35 @@ ACTION_TEST(tokenize_job)
 ACTION_TEST(generate)
 ACTION_TEST(plan)
 
+/* A constrained answer, of a model anew each time, since models keep what they made of a schema. Late allocations are alike, so
+ * steps grow. */
+static void test_constrained(void **state)
+{
+    static const char schema[] = "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"string\",\"pattern\":\"^[a-f]{2,9}$\"},\"b\":"
+                                 "{\"type\":\"array\",\"items\":{\"enum\":[1,null]},\"maxItems\":9}},\"required\":[\"a\",\"b\"]}";
+    bool failed = true;
+    (void)state;
+    for (int64_t n = 0; failed; n += 1 + n / 16) {
+        scene s = { 0 };
+        qm_job *job = NULL;
+        start_scene(&s, "tiny/attention.gguf", false);
+        fail_after(&memory, n);
+        int32_t code = qm_session_set(s.session, "json-schema", schema);
+        if (code >= 0)
+            code = qm_submit_generate(s.session, s.tokens, 1, &job);
+        while (code >= 0 && (code = qm_job_poll(job)) == QM_JOB_RUNNING)
+            qm_job_wait(job, 1);
+        fail_after(&memory, -1);
+        failed = memory.failed;
+        assert_int_equal(code, failed ? QM_ERROR_MEMORY : QM_JOB_DONE);
+        assert_true(failed || strcmp(qm_job_finish(job), "end") == 0);
+        qm_job_free(&job);
+        assert_int_equal(qm_session_length(s.session) > 0, 1);
+        end_scene(&s);
+        assert_true(n < 100000);
+    }
+}
+
 /* Sessions take memory as they grow. Where there is no more, a call fails, its session stays as it was, and what another gives
  * back can be used. */
 static void fill_memory(const char *settings)
@@ -359,6 +388,7 @@ int main(void)
        
         cmocka_unit_test(test_set_stop),      cmocka_unit_test(test_set_bias),  cmocka_unit_test(test_tokenize),
         cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_generate),  cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_constrained),
         cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,7 +1,7 @@
 /* Fuzz target: any bytes as a grammar (GBNF), as a JSON schema and as tools; and what is made of them.
  *
- * Input: a byte of settings (bits 0-3: an allocation that fails; 4-5: GBNF, schema, tools of Qwen3's or of Qwen3.5's format), then
- * the text, then after a byte FF a text to match. */
+ * Input: a byte of settings (bits 0-3: an allocation that fails; 4-5: GBNF, schema, tools of Qwen3's or of Qwen3.5's format),
+ * then the text, then after a byte FF a text to match. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>

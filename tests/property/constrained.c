@@ -23,16 +23,21 @@ static const char *const schemas[] = {
     "{}",
     "{\"title\":\"any value\"}",
     "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":12},\"age\":{\"type\":\"integer\"},"
-    "\"mail\":{\"type\":[\"string\",\"null\"]},\"tags\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",\"b\",7]},\"minItems\":1,"
+    "\"mail\":{\"type\":[\"string\",\"null\"]},\"tags\":{\"type\":\"array\",\"items\":{\"enum\":[\"a\",\"b\",7]},\"minItems\":"
+    "1,"
     "\"maxItems\":3}},\"required\":[\"name\",\"tags\"],\"additionalProperties\":false}",
     "{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"boolean\"},\"ab\":{\"type\":\"number\"}},"
     "\"additionalProperties\":{\"type\":\"string\",\"minLength\":2}}",
-    "{\"type\":\"object\",\"properties\":{\"value\":{\"type\":\"string\"},\"children\":{\"type\":\"array\",\"items\":{\"$ref\":\"#\"}}},"
+    "{\"type\":\"object\",\"properties\":{\"value\":{\"type\":\"string\"},\"children\":{\"type\":\"array\",\"items\":{\"$ref\":"
+    "\"#\"}}},"
     "\"required\":[\"value\",\"children\"],\"additionalProperties\":false}",
-    "{\"type\":\"object\",\"properties\":{\"p\":{\"type\":\"number\",\"minimum\":-2.5,\"maximum\":17.25},\"q\":{\"type\":\"integer\","
-    "\"minimum\":98,\"maximum\":1203},\"r\":{\"type\":\"string\",\"pattern\":\"^[^a-z]{3,9}$\",\"minLength\":3,\"maxLength\":9}},"
+    "{\"type\":\"object\",\"properties\":{\"p\":{\"type\":\"number\",\"minimum\":-2.5,\"maximum\":17.25},\"q\":{\"type\":"
+    "\"integer\","
+    "\"minimum\":98,\"maximum\":1203},\"r\":{\"type\":\"string\",\"pattern\":\"^[^a-z]{3,9}$\",\"minLength\":3,\"maxLength\":9}"
+    "},"
     "\"required\":[\"p\",\"q\",\"r\"]}",
-    "{\"anyOf\":[{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\",\"minLength\":30,\"maxLength\":40}],"
+    "{\"anyOf\":[{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\",\"minLength\":30,"
+    "\"maxLength\":40}],"
     "\"items\":{\"type\":\"null\"},\"minItems\":2},{\"const\":{\"x\":[1,2.5,\"\\u00e4\\n\"]}}]}",
 };
 #define SCHEMAS (sizeof schemas / sizeof schemas[0])
@@ -82,7 +87,8 @@ static bool within(const json_t *schema, const char *least, const char *most, in
 
 static bool fits_members(const json_t *root, const json_t *schema, json_t *value)
 {
-    json_t *properties = json_object_get(schema, "properties"), *additional = json_object_get(schema, "additionalProperties"), *member;
+    json_t *properties = json_object_get(schema, "properties"), *additional = json_object_get(schema, "additionalProperties"),
+           *member;
     const json_t *required = json_object_get(schema, "required");
     const char *key;
     for (size_t i = 0; i < json_array_size(required); i++)
@@ -235,7 +241,8 @@ static qmi_set take_token(scene *scene, qmi_set set, bool shortest, qmi_random *
     const char *bytes = qmi_vocab_bytes(scene->vocab, token, &count);
     memcpy(text + *length, bytes, (size_t)count);
     *length += (size_t)count;
-    must(qmi_automaton_walk(scene->automaton, set, bytes, (size_t)count, &set) >= 0 && set != QMI_SET_DEAD, "an allowed token does not fit");
+    must(qmi_automaton_walk(scene->automaton, set, bytes, (size_t)count, &set) >= 0 && set != QMI_SET_DEAD,
+         "an allowed token does not fit");
     return set;
 }
 
@@ -291,18 +298,25 @@ static const struct {
     const char *name, *schema, *text;
 } documents[] = {
     { "any object", "{}",
-      "{\n  \"name\": \"Ada Lovelace\",\n  \"born\": 1815,\n  \"works\": [\n    {\n      \"title\": \"Notes on the Analytical Engine\",\n"
+      "{\n  \"name\": \"Ada Lovelace\",\n  \"born\": 1815,\n  \"works\": [\n    {\n      \"title\": \"Notes on the Analytical "
+      "Engine\",\n"
       "      \"year\": 1843,\n      \"subjects\": [\"mathematics\", \"computing\", \"Bernoulli numbers\"]\n    }\n  ],\n"
-      "  \"biography\": \"She wrote what is often called the first program, a way to compute Bernoulli numbers, and saw that such "
+      "  \"biography\": \"She wrote what is often called the first program, a way to compute Bernoulli numbers, and saw that "
+      "such "
       "machines could work on more than numbers.\",\n  \"alive\": false\n}" },
-    { "schema of 6 fields", "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\"},\"born\":{\"type\":\"integer\"},"
-      "\"works\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"title\":{\"type\":\"string\",\"maxLength\":200},"
-      "\"year\":{\"type\":\"integer\"},\"subjects\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}},\"required\":[\"title\",\"year\","
+    { "schema of 6 fields",
+      "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\"},\"born\":{\"type\":\"integer\"},"
+      "\"works\":{\"type\":\"array\",\"items\":{\"type\":\"object\",\"properties\":{\"title\":{\"type\":\"string\","
+      "\"maxLength\":200},"
+      "\"year\":{\"type\":\"integer\"},\"subjects\":{\"type\":\"array\",\"items\":{\"type\":\"string\"}}},\"required\":["
+      "\"title\",\"year\","
       "\"subjects\"]}},\"biography\":{\"type\":\"string\",\"maxLength\":1000},\"alive\":{\"type\":\"boolean\"}},"
       "\"required\":[\"name\",\"works\",\"biography\"]}",
-      "{\n  \"name\": \"Ada Lovelace\",\n  \"born\": 1815,\n  \"works\": [\n    {\n      \"title\": \"Notes on the Analytical Engine\",\n"
+      "{\n  \"name\": \"Ada Lovelace\",\n  \"born\": 1815,\n  \"works\": [\n    {\n      \"title\": \"Notes on the Analytical "
+      "Engine\",\n"
       "      \"year\": 1843,\n      \"subjects\": [\"mathematics\", \"computing\", \"Bernoulli numbers\"]\n    }\n  ],\n"
-      "  \"biography\": \"She wrote what is often called the first program, a way to compute Bernoulli numbers, and saw that such "
+      "  \"biography\": \"She wrote what is often called the first program, a way to compute Bernoulli numbers, and saw that "
+      "such "
       "machines could work on more than numbers.\",\n  \"alive\": false\n}" },
 };
 
@@ -355,10 +369,12 @@ static int measure_all(scene *scene)
     qmi_random random;
     qmi_random_start(&random, 1);
     printf("vocabulary of %d tokens, tree of %u nodes; microseconds a token:\n%-20s %-5s %6s %12s %12s %12s %12s\n",
-           qmi_vocab_size(scene->vocab), scene->trie->count, "text", "", "tokens", "ask about 32", "go on", "whole mask", "slowest mask");
+           qmi_vocab_size(scene->vocab), scene->trie->count, "text", "", "tokens", "ask about 32", "go on", "whole mask",
+           "slowest mask");
     for (size_t d = 0; d < sizeof documents / sizeof documents[0]; d++) {
         qmi_ids tokens = { 0 };
-        must(qmi_tokenize(scene->vocab, documents[d].text, (int64_t)strlen(documents[d].text), 0, &alloc, &tokens) >= 0, "tokenize");
+        must(qmi_tokenize(scene->vocab, documents[d].text, (int64_t)strlen(documents[d].text), 0, &alloc, &tokens) >= 0,
+             "tokenize");
         double start = now();
         open_scene(scene, documents[d].schema);
         printf("%-20s read in %.0f us\n", documents[d].name, 1e6 * (now() - start));
@@ -366,7 +382,8 @@ static int measure_all(scene *scene)
         print_costs(documents[d].name, "cold", &cold);
         print_costs(documents[d].name, "warm", &warm);
         printf("%-20s %u states, %" PRId64 " bytes of them, %" PRId64 " of masks\n", documents[d].name,
-               qmi_automaton_set_count(scene->automaton), qmi_automaton_memory(scene->automaton), qmi_token_masks_memory(scene->masks));
+               qmi_automaton_set_count(scene->automaton), qmi_automaton_memory(scene->automaton),
+               qmi_token_masks_memory(scene->masks));
         qmi_delete(&alloc, tokens.data);
         close_scene(scene);
     }

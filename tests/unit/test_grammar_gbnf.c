@@ -36,17 +36,20 @@ static void fits(void **state)
     (void)state;
     CHECK("root ::= \"abc\"", { "", BEGINS }, { "ab", BEGINS }, { "abc", COMPLETE }, { "abcd", MISFIT }, { "b", MISFIT });
     CHECK("root ::= \"\" | \"a\"", { "", COMPLETE }, { "a", COMPLETE }, { "aa", MISFIT });
-    CHECK("root ::= [a-c]+ \"!\"?", { "", BEGINS }, { "cab", COMPLETE }, { "cab!", COMPLETE }, { "!", MISFIT }, { "abd", MISFIT });
+    CHECK("root ::= [a-c]+ \"!\"?", { "", BEGINS }, { "cab", COMPLETE }, { "cab!", COMPLETE }, { "!", MISFIT },
+          { "abd", MISFIT });
     CHECK("root ::= [^a-c\\n]*", { "xyz", COMPLETE }, { "xa", MISFIT }, { "\n", MISFIT }, { "\xc3\xa4", COMPLETE });
     CHECK("root ::= . .", { "\n", BEGINS }, { "\xe2\x82\xac\xf0\x9f\x98\x80", COMPLETE }, { "\xe2\x82", BEGINS },
           { "\xed\xa0\x80", MISFIT }, { "\xff", MISFIT }, { "\xc0\x80", MISFIT }, { "\xf4\x90\x80\x80", MISFIT });
-    CHECK("root ::= [\xc3\xa4-\xc3\xbc\\u20ac\\U0001F600-\\U0001F64F\\x41\\]\\-]", { "\xc3\xa4", COMPLETE }, { "\xc3\xbd", MISFIT },
-          { "\xe2\x82\xac", COMPLETE }, { "\xf0\x9f\x99\x8f", COMPLETE }, { "\xf0\x9f\x99\x90", MISFIT }, { "A", COMPLETE },
-          { "]", COMPLETE }, { "-", COMPLETE }, { "B", MISFIT });
+    CHECK("root ::= [\xc3\xa4-\xc3\xbc\\u20ac\\U0001F600-\\U0001F64F\\x41\\]\\-]", { "\xc3\xa4", COMPLETE },
+          { "\xc3\xbd", MISFIT }, { "\xe2\x82\xac", COMPLETE }, { "\xf0\x9f\x99\x8f", COMPLETE },
+          { "\xf0\x9f\x99\x90", MISFIT }, { "A", COMPLETE }, { "]", COMPLETE }, { "-", COMPLETE }, { "B", MISFIT });
     CHECK("root ::= [a-] [-b]", { "--", COMPLETE }, { "ab", COMPLETE }, { "bb", MISFIT });
     CHECK("root ::= \"\\\"\\\\\\n\\t\\r\\x41\\u00e4\"", { "\"\\\n\t\rA\xc3\xa4", COMPLETE });
-    CHECK("root ::= (\"a\" | \"b\" (\"c\")) \"d\" # comment\n# another\n\n", { "ad", COMPLETE }, { "bcd", COMPLETE }, { "bd", MISFIT });
-    CHECK("root ::=\n  one |\n  two\none ::= \"1\"\ntwo ::= \"2\"\n  | \"zwei\"", { "1", COMPLETE }, { "2", COMPLETE }, { "zwei", COMPLETE });
+    CHECK("root ::= (\"a\" | \"b\" (\"c\")) \"d\" # comment\n# another\n\n", { "ad", COMPLETE }, { "bcd", COMPLETE },
+          { "bd", MISFIT });
+    CHECK("root ::=\n  one |\n  two\none ::= \"1\"\ntwo ::= \"2\"\n  | \"zwei\"", { "1", COMPLETE }, { "2", COMPLETE },
+          { "zwei", COMPLETE });
     CHECK("root ::= (\n \"a\"\n | \"b\"\n)+\r\n", { "abba", COMPLETE }, { "", BEGINS });
 }
 
@@ -55,12 +58,13 @@ static void repetitions(void **state)
     (void)state;
     CHECK("root ::= \"ab\"{2}", { "ab", BEGINS }, { "abab", COMPLETE }, { "ababa", MISFIT });
     CHECK("root ::= \"a\"{2,}", { "a", BEGINS }, { "aa", COMPLETE }, { "aaaaaaaaaaaaaa", COMPLETE });
-    CHECK("root ::= \"a\"{1,3} \"b\"{,2}", { "a", COMPLETE }, { "aaabb", COMPLETE }, { "aaaa", MISFIT }, { "abbb", MISFIT }, { "b", MISFIT });
+    CHECK("root ::= \"a\"{1,3} \"b\"{,2}", { "a", COMPLETE }, { "aaabb", COMPLETE }, { "aaaa", MISFIT }, { "abbb", MISFIT },
+          { "b", MISFIT });
     CHECK("root ::= \"a\"{0} \"b\"", { "a", MISFIT }, { "b", COMPLETE });
     CHECK("root ::= [ab]{20}", { "aaaaabbbbbaaaaabbbb", BEGINS }, { "aaaaabbbbbaaaaabbbbb", COMPLETE },
           { "aaaaabbbbbaaaaabbbbba", MISFIT });
-    CHECK("root ::= (\"a\" \"b\"?){9,11} \"c\"", { "aaaaaaaac", MISFIT }, { "ababababaaaaac", COMPLETE }, { "aaaaaaaaaaac", COMPLETE },
-          { "aaaaaaaaaaaa", MISFIT });
+    CHECK("root ::= (\"a\" \"b\"?){9,11} \"c\"", { "aaaaaaaac", MISFIT }, { "ababababaaaaac", COMPLETE },
+          { "aaaaaaaaaaac", COMPLETE }, { "aaaaaaaaaaaa", MISFIT });
     CHECK("root ::= (\"a\"{0,9}){10,20} \"b\"", { "b", COMPLETE }, { "aaaaaaaaaaaaaaaaaaaaaaaaaab", COMPLETE });
     CHECK("root ::= (\"a\"? | \"bc\"){12,} \"d\"", { "d", COMPLETE }, { "abcabcd", COMPLETE }, { "abd", MISFIT });
     CHECK("root ::= [a]{3,1000000000} \"b\"", { "aab", MISFIT }, { "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", COMPLETE });
@@ -75,7 +79,8 @@ static void recursion(void **state)
     CHECK("root ::= \"a\" root \"b\" | \"a\" root \"c\" | \"d\"", { "aaaaadbcbcb", COMPLETE }, { "aaaaadbcbcbc", MISFIT },
           { "aaaaadbcbc", BEGINS });
     CHECK("root ::= list\nlist ::= \"x\" list | \"x\"", { "xxxxxxxx", COMPLETE }, { "", BEGINS });
-    CHECK("root ::= empty a\na ::= empty empty \"a\" a | empty\nempty ::= \"\" | \" \"", { "", COMPLETE }, { "   a a", COMPLETE });
+    CHECK("root ::= empty a\na ::= empty empty \"a\" a | empty\nempty ::= \"\" | \" \"", { "", COMPLETE },
+          { "   a a", COMPLETE });
     CHECK("root ::= \"a\" never | \"b\"\nnever ::= \"x\" never", { "a", MISFIT }, { "b", COMPLETE });
     CHECK("root ::= e\ne ::= t (\"+\" t)*\nt ::= f (\"*\" f)*\nf ::= [0-9]+ | \"(\" e \")\"", { "1+2*(3+4)", COMPLETE },
           { "1+(2", BEGINS }, { "1++2", MISFIT });
@@ -140,7 +145,8 @@ static void hostile(void **state)
     assert_int_equal(grammar_scene_match(&scene, "aaab", 4), COMPLETE);
     grammar_scene_close(&scene);
 
-    static const char doubling[] = "root ::= a{1,8}\na ::= b{1,8}\nb ::= c{1,8}\nc ::= d{1,8}\nd ::= (e | e e){1,8}\ne ::= [a-z]{1,8} | \"\"";
+    static const char doubling[] =
+        "root ::= a{1,8}\na ::= b{1,8}\nb ::= c{1,8}\nc ::= d{1,8}\nd ::= (e | e e){1,8}\ne ::= [a-z]{1,8} | \"\"";
     assert_int_equal(grammar_scene_open(&scene, doubling, strlen(doubling), &plain_alloc), QM_OK);
     memset(text, 'x', 300);
     assert_int_equal(grammar_scene_match(&scene, text, 300), COMPLETE);

@@ -510,9 +510,10 @@ static void picks_are_enough(void **state)
 {
     (void)state;
     enum { COUNT = 500, DRAWS = 50 };
-    static const struct { const char *temperature, *top_k, *top_p, *min_p; bool taken; } cases[] = {
-        { "0", "0", "1", "0", true },      { "1", "20", "1", "0", true },  { "0.7", "20", "0.9", "0", true }, { "2", "32", "0.95", "0.02", true },
-        { "1", "1", "1", "0", true },      { "1", "33", "1", "0", false }, { "1", "0", "0.9", "0", false } };
+    static const struct { const char *temperature, *top_k, *top_p, *min_p; bool taken;
+    } cases[] = { { "0", "0", "1", "0", true },        { "1", "20", "1", "0", true }, { "0.7", "20", "0.9", "0", true },
+                  { "2", "32", "0.95", "0.02", true }, { "1", "1", "1", "0", true },  { "1", "33", "1", "0", false },
+                  { "1", "0", "0.9", "0", false } };
     qmi_pick all[COUNT];
     float logits[COUNT];
     for (size_t c = 0; c < sizeof cases / sizeof *cases; c++) {
@@ -601,7 +602,8 @@ static void allowed_tokens_keep_their_probabilities(void **state)
                 from.filter = &filter;
                 from.picks = picked && qmi_sampler_takes_picks(from.sampler) ? picks : NULL;
                 compare_draws_of(next_allowed, &from, COUNT, p, 4000);
-                if (rarity == 1 && (rows[row].top_k > 0 || rows[row].top_p >= 1)) /* all allowed, and what counts was asked about */
+                if (rarity == 1 &&
+                    (rows[row].top_k > 0 || rows[row].top_p >= 1)) /* all allowed, and what counts was asked about */
                     assert_int_equal(from.masks, 0);
                 qmi_sampler_free(&from.sampler);
             }
