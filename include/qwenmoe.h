@@ -253,7 +253,8 @@ QM_API int32_t qm_mtp_logits(qm_session *session, int32_t next, float *logits);
 QM_API int32_t qm_session_rewind(qm_session *session, int64_t length);
 /* Makes the session hold exactly these tokens, computing only those after the longest start of them that is held already: by this
  * session, by another session of the model, or by a state that was kept of one, also of one that is freed. Returns how many
- * tokens did not have to be computed. So a chat client may send its whole history each turn, rendered anew. */
+ * tokens did not have to be computed. So a chat client may send its whole history each turn, rendered anew. With option
+ * "prefix-cache" (a folder) what sessions held when they were freed is found too, also that of earlier runs and other programs. */
 QM_API int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t count);
 
 /* Writes what the session holds to a file: tokens, keys and values, states, logits, the options of scope "sampling" and the

@@ -42,6 +42,10 @@ QMI_OPTION(CHECKPOINT_MEMORY, "checkpoint-memory", MODEL, INT, "-1", -1, 1000000
            "bytes for states kept to go back to, so that prompts are not computed again; 0 keeps none, -1 takes a part of what is free")
 QMI_OPTION(CHECKPOINT_EVERY, "checkpoint-every", MODEL, INT, "256", 1, 16777216, "",
            "tokens after which another state is kept: while decoding, near the end of a prompt, and before that at the ends of its chunks (option chunk)")
+QMI_OPTION(PREFIX_CACHE, "prefix-cache", MODEL, TEXT, "", 0, 0, "",
+           "folder for what sessions have computed, so that sync finds it in later runs and other programs; empty: none. It holds their text")
+QMI_OPTION(PREFIX_CACHE_SIZE, "prefix-cache-size", MODEL, INT, "4294967296", 0, 1000000000000000, "",
+           "bytes of all files in prefix-cache; those unused for longest go first")
 QMI_OPTION(CHUNK, "chunk", MODEL, INT, "0", 0, 8192, "",
            "tokens of a prompt computed at once; 0 lets the plan choose")
 QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",

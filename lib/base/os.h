@@ -48,6 +48,15 @@ int32_t qmi_os_writer_finish(qmi_os_writer *writer); /* puts it in its place; al
 void qmi_os_writer_abandon(qmi_os_writer *writer);   /* removes what was written; accepts an all-zero one */
 bool qmi_os_read_text(const char *path, char *text, size_t size); /* a small file, cut at size - 1; false if there is none */
 
+/* ---- folders ---- */
+typedef void (*qmi_os_folder_entry)(const char *name, int64_t bytes, int64_t changed_ns, void *user);
+
+int32_t qmi_os_folder_make(const char *path); /* for the owner's eyes only; fine if it is there */
+int32_t qmi_os_folder_list(const char *path, qmi_os_folder_entry entry, void *user); /* its regular files, in any order */
+void qmi_os_file_use(const char *path);       /* it was changed now; never fails */
+void qmi_os_file_remove(const char *path);    /* if it is there; never fails */
+int64_t qmi_os_clock_ns(void);                /* what changed_ns is counted by */
+
 /* ---- memory ---- */
 void *qmi_os_pages_new(size_t size);  /* zero pages, committed when touched; NULL when there are none */
 void qmi_os_pages_free(void *pages, size_t size);

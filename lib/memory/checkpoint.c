@@ -177,36 +177,74 @@ qmi_checkpoint *qmi_checkpoints_find(qmi_checkpoints *store, qmi_page_query *que
     return best;
 }
 
-/* Of those that `collect` wants, the longest that is shorter than `below`; NULL: none. */
-static const qmi_checkpoint *longest_below(const qmi_checkpoints *store, const qmi_page_query *query, int64_t below)
+static bool holds_start(const qmi_checkpoint *checkpoint, const qmi_page_query *query)
+{
+    return checkpoint->length <= query->count &&
+           qmi_page_query_common(query, &checkpoint->pages, checkpoint->length) == checkpoint->length;
+}
+
+/* Of those with a state that hold a start of the query's tokens and are at least of that kind, the longest that is shorter than
+ * `below`; NULL: none. */
+static const qmi_checkpoint *longest_below(const qmi_checkpoints *store, const qmi_page_query *query, int64_t below,
+                                           qmi_checkpoint_kind kind)
 {
     const qmi_checkpoint *best = NULL;
     for (int32_t i = 0; i < store->count; i++) {
         const qmi_checkpoint *checkpoint = &store->list[i];
-        if (checkpoint->state && checkpoint->length < below && (!best || checkpoint->length > best->length) &&
-            checkpoint->length <= query->count &&
-            qmi_page_query_common(query, &checkpoint->pages, checkpoint->length) == checkpoint->length)
+        if (checkpoint->state && checkpoint->length < below && checkpoint->kind >= kind &&
+            (!best || checkpoint->length > best->length) && holds_start(checkpoint, query))
             best = checkpoint;
     }
     return best;
 }
 
+/* Puts it into its place in the list, unless one of that length is there. */
+static int32_t insert(qmi_checkpoints *store, const qmi_checkpoint *found, qmi_checkpoint *out, int32_t *count)
+{
+    int32_t at = *count;
+    while (at > 0 && out[at - 1].length >= found->length)
+        at--;
+    if (at < *count && out[at].length == found->length)
+        return QM_OK;
+    memmove(out + at + 1, out + at, (size_t)(*count - at) * sizeof *out);
+    out[at] = *found;
+    out[at].pages = (qmi_page_table){ 0 };
+    out[at].state = qmi_state_retain(found->state);
+    ++*count;
+    return qmi_page_table_share(store->pages, &out[at].pages, &found->pages, found->length);
+}
+
 int32_t qmi_checkpoints_collect(qmi_checkpoints *store, const int32_t *tokens, int64_t count, int32_t most, qmi_checkpoint *out,
                                 int32_t *out_count)
 {
-    qmi_page_query query = qmi_page_query_start(store->pages, tokens, count);
-    int64_t below = count + 1;
+    const qmi_page_query query = qmi_page_query_start(store->pages, tokens, count);
+    const struct {
+        qmi_checkpoint_kind kind;
+        int32_t most;
+    } rounds[] = { { QMI_CHECKPOINT_TURN, most / 2 }, { QMI_CHECKPOINT_PASSED, most } };
     *out_count = 0;
-    for (const qmi_checkpoint *found; *out_count < most && (found = longest_below(store, &query, below)) != NULL;) {
-        memmove(out + 1, out, (size_t)*out_count * sizeof *out);
-        out[0] = *found;
-        out[0].pages = (qmi_page_table){ 0 };
-        out[0].state = qmi_state_retain(found->state);
-        ++*out_count;
-        int32_t code = qmi_page_table_share(store->pages, &out[0].pages, &found->pages, found->length);
-        if (code < 0)
-            return code;
-        below = found->length;
+    for (int i = 0; i < 2; i++) {
+        int64_t below = count + 1;
+        for (const qmi_checkpoint *found; *out_count < rounds[i].most &&
+                                          (found = longest_below(store, &query, below, rounds[i].kind)) != NULL;) {
+            int32_t code = insert(store, found, out, out_count);
+            if (code < 0)
+                return code;
+            below = found->length;
+        }
     }
     return QM_OK;
+}
+
+const qmi_checkpoint *qmi_checkpoints_first_turn(qmi_checkpoints *store, const int32_t *tokens, int64_t count, int64_t least)
+{
+    const qmi_page_query query = qmi_page_query_start(store->pages, tokens, count);
+    const qmi_checkpoint *first = NULL;
+    for (int32_t i = 0; i < store->count; i++) {
+        const qmi_checkpoint *checkpoint = &store->list[i];
+        if (checkpoint->state && checkpoint->kind == QMI_CHECKPOINT_TURN && checkpoint->length >= least &&
+            (!first || checkpoint->length < first->length) && holds_start(checkpoint, &query))
+            first = checkpoint;
+    }
+    return first;
 }

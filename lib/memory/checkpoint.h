@@ -46,9 +46,12 @@ void qmi_checkpoints_keep(qmi_checkpoints *store, const qmi_page_table *pages, i
                           qmi_checkpoint_kind kind);
 /* The one that saves most of computing tokens[0, count), and how many: those of a state only whole. NULL: none. */
 qmi_checkpoint *qmi_checkpoints_find(qmi_checkpoints *store, qmi_page_query *query, int64_t *length);
-/* The last ones, at most `most`, that hold a start of these tokens with a state, in order, each with references of its own. */
+/* Of those that hold a start of these tokens with a state at most `most`, in order, each with references of its own: half of them
+ * the last ones where a turn begins, since an answer may have many behind its start; the others the last of all. */
 int32_t qmi_checkpoints_collect(qmi_checkpoints *store, const int32_t *tokens, int64_t count, int32_t most, qmi_checkpoint *out,
                                 int32_t *out_count);
+/* The shortest that holds a start of at least `least` of these tokens, with a state, and lies where a turn begins; NULL: none. */
+const qmi_checkpoint *qmi_checkpoints_first_turn(qmi_checkpoints *store, const int32_t *tokens, int64_t count, int64_t least);
 void qmi_checkpoints_use(qmi_checkpoints *store, qmi_checkpoint *checkpoint); /* it was of use */
 
 #endif

@@ -23,8 +23,8 @@ qmi_kv_choice qmi_kv_choice_of(const qmi_settings *settings);
 void qmi_kv_layout_make(const qmi_hparams *hparams, const qmi_kv_choice *choice, bool mtp, qmi_kv_layout *out);
 int64_t qmi_kv_pages_for(const qmi_kv_layout *layout, int64_t tokens); /* pages that hold so many tokens */
 int64_t qmi_kv_token_bytes(const qmi_kv_layout *layout);               /* bytes a token */
-/* Bytes [offset, offset + size) of a page are here; zeroes among them what lies behind the page's first `tokens` tokens (more than
- * page_tokens: what the multi-token-prediction block has of the last one counts too). */
+/* Bytes [offset, offset + size) of a page are here; zeroes among them what lies behind the page's first `tokens` tokens (more
+ * than page_tokens: what the multi-token-prediction block has of the last one counts too). */
 void qmi_kv_clear_behind(const qmi_kv_layout *layout, int64_t tokens, uint8_t *bytes, int64_t offset, int64_t size);
 
 #endif

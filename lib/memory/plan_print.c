@@ -184,8 +184,8 @@ int64_t qmi_split_table(const qmi_split *split, const qmi_plan *plan, const qmi_
     }
     put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB; this version computes on one device)\n", plan->context,
         split->chunk, split->checkpoints);
-    put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.", "batch", "sum",
-        "has");
+    put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.",
+        "batch", "sum", "has");
     for (int32_t i = 0; i < split->count; i++)
         put_share(&w, &split->shares[i], devices[i].name);
     return w.length;

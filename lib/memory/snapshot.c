@@ -548,6 +548,60 @@ int32_t qmi_snapshot_load(const qmi_snapshot_place *place, const char *path, int
     return code;
 }
 
+/* ---- looking into a file ---- */
+
+uint64_t qmi_snapshot_identity(const qmi_snapshot_place *place)
+{
+    const head ours = make_head(place); /* the sizes of what a file holds are zero in it */
+    return qmi_fnv_add(QMI_FNV_START, &ours, sizeof ours);
+}
+
+/* The longest start of the tokens after which the file has a state; of models that need none, the longest start. */
+static int64_t usable(const arrival *a, const int32_t *tokens, int64_t count)
+{
+    const head *h = a->head;
+    int64_t common = 0, best = 0, words = h->table_bytes / 4;
+    while (common < count && common < h->tokens && a->out->tokens[common] == tokens[common])
+        common++;
+    if (h->recurrent_bytes == 0 || common == h->tokens)
+        return common;
+    int64_t at = 1 + qmi_kv_pages_for(a->s->place->pages->layout, h->tokens);
+    for (int64_t i = 0, length; i < h->checkpoints && at >= 1 && at + 4 <= words; i++) {
+        memcpy(&length, a->tables + at, sizeof length);
+        if (length < 1 || length > h->tokens)
+            break; /* loading will say so */
+        best = length <= common && length > best ? length : best;
+        at += 4 + qmi_kv_pages_for(a->s->place->pages->layout, length);
+    }
+    return best;
+}
+
+int64_t qmi_snapshot_probe(const qmi_snapshot_place *place, const char *path, const int32_t *tokens, int64_t count)
+{
+    qmi_snapshot found = { 0 };
+    head h;
+    stream *s = qmi_new(place->alloc, 1, sizeof *s, "a session's file");
+    int64_t code = s ? start_stream(s, place) : QM_ERROR_MEMORY;
+    if (code >= 0)
+        code = qmi_os_map_open(path, &s->file);
+    if (code >= 0) {
+        code = get_head(s, &h, INT64_MAX);
+        arrival a = { .s = s, .head = &h, .out = &found };
+        if (code >= 0)
+            code = get_lists(&a);
+        if (code >= 0)
+            code = usable(&a, tokens, count);
+        qmi_delete(place->alloc, a.tables);
+        qmi_os_map_close(&s->file);
+    }
+    qmi_delete(place->alloc, found.tokens);
+    qmi_delete(place->alloc, found.extra);
+    if (s)
+        qmi_delete(place->alloc, s->piece);
+    qmi_delete(place->alloc, s);
+    return code;
+}
+
 typedef struct departure {
     const qmi_snapshot_place *place;
     qmi_snapshot *snapshot;

@@ -48,4 +48,10 @@ int32_t qmi_snapshot_save(const qmi_snapshot_place *place, const qmi_snapshot *s
 int32_t qmi_snapshot_load(const qmi_snapshot_place *place, const char *path, int64_t context, qmi_snapshot *out);
 void qmi_snapshot_free(const qmi_snapshot_place *place, qmi_snapshot *snapshot); /* gives back pages and states, too */
 
+/* Tells apart what a file may be of: the model, and how its pages and states lie. */
+uint64_t qmi_snapshot_identity(const qmi_snapshot_place *place);
+/* How many of tokens[0, count) need not be computed with that file; or a code: QM_ERROR_FORMAT and _UNSUPPORTED where it can be
+ * of no use here. Reads neither states nor pages. */
+int64_t qmi_snapshot_probe(const qmi_snapshot_place *place, const char *path, const int32_t *tokens, int64_t count);
+
 #endif

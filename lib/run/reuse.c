@@ -58,8 +58,8 @@ void qmi_reuse_prefilled(qm_job *job)
 
 /* The places inside a prompt where another may branch off: the end of the system prompt, which other conversations share; where
  * the last message begins, which may be edited; where the answer begins, for the next prompt renders the answer anew, mostly
- * without its thoughts; and of text without turns shortly before its end. Fewer than APART tokens before the answer are too few to
- * be worth a chunk. */
+ * without its thoughts; and of text without turns shortly before its end. Fewer than APART tokens before the answer are too few
+ * to be worth a chunk. */
 static void mark_turns(qm_job *job)
 {
     const qm_session *session = job->sessions[0];
@@ -150,6 +150,11 @@ static source find_source(qm_session *session, const int32_t *tokens, int64_t co
     if (checkpoint && length > best.length)
         best = (source){ .pages = &checkpoint->pages, .state = checkpoint->state, .length = length, .checkpoint = checkpoint };
     return best;
+}
+
+int64_t qmi_reuse_held(const qm_job *job)
+{
+    return find_source(job->sessions[0], job->tokens, job->token_count).length;
 }
 
 /* Makes the session hold what `from` holds, with its pages and state instead of the session's own. */

@@ -15,6 +15,9 @@ int32_t qmi_reuse_begin(qm_job *job);
  * as it was. */
 int32_t qmi_reuse_overflow(qm_job *job);
 
+/* How many of a job's tokens are held already by any session or checkpoint. */
+int64_t qmi_reuse_held(const qm_job *job);
+
 /* Where a prompt's chunk should end so that a checkpoint lies where the conversation may branch: at most `limit` tokens from the
  * job's next one. Returns the number of tokens. */
 int64_t qmi_reuse_chunk(qm_job *job, int64_t limit);

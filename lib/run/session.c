@@ -6,6 +6,7 @@
 #include "run/constraint.h"
 #include "run/job.h"
 #include "run/load.h"
+#include "run/prefix.h"
 #include "run/reuse.h"
 
 /* ---- life ---- */
@@ -223,6 +224,7 @@ void qmi_session_free(qm_session *session)
         qmi_os_condition_wait(engine->answered, engine->mutex, -1);
     }
     qmi_os_mutex_unlock(engine->mutex);
+    qmi_prefix_keep(session);
     destroy(session);
 }
 

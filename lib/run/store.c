@@ -48,11 +48,10 @@ static int32_t call_engine(void *user, int32_t (*function)(void *), void *argume
     return qmi_engine_call(user, function, argument);
 }
 
-static int32_t find_place(qm_job *job, qmi_snapshot_place *out)
+int32_t qmi_store_place(qm_model *model, const int32_t *cancel, qmi_snapshot_place *out)
 {
-    qm_model *model = job->model;
     *out = (qmi_snapshot_place){ .pages = &model->pages, .states = &model->states, .alloc = &model->settings.alloc,
-                                 .call = call_engine, .user = model, .cancel = &job->cancel };
+                                 .call = call_engine, .user = model, .cancel = cancel };
     return identify(&model->parts, &out->model);
 }
 
@@ -136,20 +135,23 @@ typedef struct exchange {
     qmi_sampler **sampler;
 } exchange;
 
-/* References on what is saved, so that it stays. */
-static int32_t collect(void *argument)
+int32_t qmi_store_collect(const qmi_store_collected *what, int32_t most)
 {
-    const exchange *e = argument;
-    qm_session *session = e->session;
+    const qm_session *session = what->session;
     qm_model *model = session->model;
-    qmi_snapshot *snapshot = e->snapshot;
+    qmi_snapshot *snapshot = what->snapshot;
     int32_t code = qmi_page_table_share(&model->pages, &snapshot->pages, &session->pages, session->count);
     if (code < 0)
         return code;
     snapshot->count = session->count;
     snapshot->state = qmi_state_retain(session->state);
-    return qmi_checkpoints_collect(&model->checkpoints, session->tokens, session->count, QMI_SNAPSHOT_CHECKPOINTS,
-                                   snapshot->checkpoints, &snapshot->checkpoint_count);
+    return qmi_checkpoints_collect(&model->checkpoints, session->tokens, session->count, most, snapshot->checkpoints,
+                                   &snapshot->checkpoint_count);
+}
+
+static int32_t collect(void *argument)
+{
+    return qmi_store_collect(argument, QMI_SNAPSHOT_CHECKPOINTS);
 }
 
 static int32_t save(qm_job *job)
@@ -157,10 +159,10 @@ static int32_t save(qm_job *job)
     qm_session *session = job->sessions[0];
     qmi_snapshot_place place;
     qmi_snapshot snapshot = { 0 };
-    int32_t code = find_place(job, &place);
+    int32_t code = qmi_store_place(job->model, &job->cancel, &place);
     if (code < 0)
         return code;
-    code = qmi_engine_call(job->model, collect, &(exchange){ .session = session, .snapshot = &snapshot });
+    code = qmi_engine_call(job->model, collect, &(qmi_store_collected){ session, &snapshot });
     snapshot.tokens = code >= 0 ? qmi_new(place.alloc, (size_t)session->count, sizeof *snapshot.tokens, "tokens") : NULL;
     if (code >= 0 && !snapshot.tokens)
         code = QM_ERROR_MEMORY;
@@ -215,7 +217,7 @@ static int32_t restore(qm_job *job)
     qmi_snapshot snapshot;
     qmi_settings settings;
     qmi_sampler *sampler = NULL;
-    int32_t code = find_place(job, &place);
+    int32_t code = qmi_store_place(job->model, &job->cancel, &place);
     if (code >= 0)
         code = qmi_snapshot_load(&place, job->text, session->context, &snapshot);
     if (code < 0)

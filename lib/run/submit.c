@@ -4,6 +4,7 @@
 #include <string.h>
 #include "run/generate.h"
 #include "run/load.h"
+#include "run/prefix.h"
 #include "run/store.h"
 
 static int32_t check_tokens(const qm_model *model, const int32_t *tokens, int64_t count)
@@ -187,6 +188,13 @@ int32_t qmi_submit_sync(qm_session *session, const int32_t *tokens, int64_t coun
     if (code >= 0)
         code = keep_tokens(job, tokens, count);
     job->replaces = true;
+    if (code >= 0 && qmi_prefix_is_on(job->model)) {
+        code = qmi_os_thread_start(&job->thread, qmi_prefix_fetch_main, job, "qwenmoe-job");
+        if (code >= 0) {
+            *out = job;
+            return code;
+        }
+    }
     return close_job(job, code, out);
 }
 
