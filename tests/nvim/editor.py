@@ -165,13 +165,16 @@ class Editor:
     def close(self):
         """Quits as a person would, and returns the exit code; it must not take long."""
         self.send("nvim_command", "qa!")
+        end = time.monotonic() + 20
+        while self.hear(0.1) and time.monotonic() < end:
+            pass
         try:
-            self.process.stdin.close()
-            return self.process.wait(20)
+            return self.process.wait(max(1, end - time.monotonic()))
         except subprocess.TimeoutExpired:
             self.process.kill()
             return "had to be killed"
         finally:
+            self.process.stdin.close()
             self.process.stdout.close()
             self.selector.close()
 

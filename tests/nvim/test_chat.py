@@ -84,6 +84,58 @@ def test_stop():
     nvim.finish()
 
 
+def test_end_thinking():
+    """:Qwen answer ends the thoughts of an answer that would think for ever; it goes on outside the fold."""
+    nvim = Plugin(endless()).ready()
+    nvim.command(f"Qwen chat {QUESTION}")
+
+    def shown():
+        """The line in which the thoughts end, 0 before they begin, and the number of lines."""
+        return nvim.lua("""
+            local buffer = vim.fn.bufnr("^qwenmoe://chat$")
+            local window = vim.fn.bufwinid(buffer)
+            local last = vim.api.nvim_buf_line_count(buffer)
+            return vim.api.nvim_win_call(window, function()
+                for line = last, 1, -1 do
+                    if vim.fn.foldclosed(line) > 0 then return { line, last } end
+                end
+                return { 0, last }
+            end)""")
+
+    nvim.until(lambda: 0 < shown()[0] == shown()[1], "thinking")
+    nvim.command("Qwen answer")
+    nvim.until(lambda: 0 < shown()[0] < shown()[1], "an answer after the thoughts")
+    expect(busy(nvim), True, "the answer goes on")
+    nvim.finish()
+
+
+def test_commands():
+    """Completions off and on; the model gone and back; the state shown; names completed."""
+    nvim = Plugin().ready()
+    expect(nvim.lua("return vim.fn.getcompletion('Qwen re', 'cmdline')"), ["reject", "rewrite"], "completed names")
+    nvim.command("silent Qwen disable")
+    nvim.open(BODY, 6, 3)
+    nvim.keys("x")
+    nvim.until(lambda: nvim.lines()[5] == "    x", "typing")
+    expect(nvim.statistics()["requests"], 0, "requests while off")
+    nvim.command("silent Qwen toggle")
+    nvim.keys("y")
+    nvim.answered()
+    nvim.keys("<Esc>")
+    nvim.command("Qwen unload")
+    expect(nvim.state(), "unloaded", "state after :Qwen unload")
+    nvim.command("Qwen load")
+    nvim.ready()
+    nvim.keys("A = ")
+    nvim.until(lambda: nvim.statistics()["answers"] > 1, "an answer of the model that was loaded again")
+    nvim.keys("<Esc>")
+    status = nvim.call("nvim_exec", "Qwen status", True)
+    for part in ("model: ready", "qwenmoe-py", "completions: on"):
+        expect_in(part, status, "the status")
+    nvim.command("silent messages clear")
+    nvim.finish()
+
+
 def test_rewrite():
     """The result is a difference until it is accepted; rejected, or with the text changed meanwhile, nothing happens."""
     base = ["import os", "", "def add(a, b):", "    return a - b", "", "print(add(1, 2))"]

@@ -33,7 +33,7 @@ def failure(settings, **more):
     nvim.open(BODY, 2, 0)
     nvim.keys("x = 1<Esc>")
     nvim.until(lambda: nvim.lines()[1] == "x = 1", "typing")
-    nvim.command("checkhealth qwenmoe")
+    nvim.command("silent checkhealth qwenmoe")
     health = "\n".join(nvim.lines())
     nvim.finish()
     return said, health
@@ -93,7 +93,7 @@ def test_first_result():
         nvim.command("edit x.py")
         nvim.keys("idef add(a, b):<CR>")
         nvim.offered()
-        nvim.command("checkhealth qwenmoe")
+        nvim.command("silent checkhealth qwenmoe")
         expect_in("it can complete", "\n".join(nvim.lines()), "health")
         nvim.command("help qwenmoe")
         nvim.finish()
@@ -143,7 +143,7 @@ def test_settings():
 
 def test_health():
     nvim = Plugin().ready()
-    nvim.command("checkhealth qwenmoe")
+    nvim.command("silent checkhealth qwenmoe")
     text = "\n".join(nvim.lines())
     for part in ("LuaJIT", "libqwenmoe 0.", "the settings are right", "qwenmoe-py", "it can complete"):
         expect_in(part, text, "health")
