@@ -125,7 +125,7 @@ tier_python() {
         "$python" -m pytest -q -p no:cacheprovider tests/python
     check "python: types" env MYPYPATH=bindings/python "$python" -m mypy --strict --cache-dir="$builds/python/mypy" -p qwenmoe
     check "python: installed library" tests/python/check_installed.sh "$library" "$python"
-    check "python: README" tests/python/check_readme.sh
+    check "python: README" tests/python/check_newcomer.sh
 }
 
 tier_nvim() {

@@ -31,7 +31,8 @@ says "the system's" libqwenmoe.so.0 env LD_LIBRARY_PATH="$work" "$python" -c "$a
 
 [ -e "$top/.git" ] || exit 0 # source packages are made from what git knows
 cd "$top/bindings/python"
-QWENMOE_LIBRARY=$library "$python" -c 'import mesonpy, sys; mesonpy.build_sdist(sys.argv[1])' "$work" > "$work/log" 2>&1 || { cat "$work/log"; exit 1; }
+QWENMOE_LIBRARY=$library "$python" -c 'import mesonpy, sys; mesonpy.build_sdist(sys.argv[1])' "$work" > "$work/log" 2>&1 ||
+    { cat "$work/log"; exit 1; }
 mkdir "$work/source"
 tar -xzf "$work"/qwenmoe-*.tar.gz -C "$work/source" --strip-components 1
 for part in include/qwenmoe.h lib/qwenmoe.map meson.build subprojects/jansson.wrap; do

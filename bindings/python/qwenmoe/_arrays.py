@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
-from typing import TYPE_CHECKING, Any, Iterable, Union
+from typing import TYPE_CHECKING, Any, Iterable
 
 try:
     import numpy
@@ -13,8 +13,8 @@ except ImportError:
 if TYPE_CHECKING:
     import numpy.typing
 
-    #: float32. numpy.ndarray, or a memoryview of format "f" where NumPy is not installed.
-    Floats = Union["numpy.typing.NDArray[numpy.float32]", memoryview]
+    #: float32; where NumPy is not installed, a memoryview of format "f".
+    Floats = numpy.typing.NDArray[numpy.float32]
 
 #: Token ids: a list, an array, anything of integers. Buffers of 32-bit integers are taken as they are.
 Tokens = Iterable[int]

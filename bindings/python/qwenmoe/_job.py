@@ -229,7 +229,10 @@ class TokenLogprob(NamedTuple):
     top: List[Tuple[int, float]]
 
 
-class Generation(Job["Generation"]):
+Answer = TypeVar("Answer", bound="Generation")
+
+
+class Generation(Job[Any]):
     """Text under way: an iterator of its pieces, for `for` and for `async for`. It is computed whether it is listened to or not,
     until it ends, is cancelled or closed, or nothing refers to it any more.
 
@@ -293,6 +296,13 @@ class Generation(Job["Generation"]):
     def _outcome(self) -> Any:
         super()._outcome()
         return self
+
+    def wait(self: Answer, timeout: Optional[float] = None) -> Answer:
+        """Itself, ended; or its error raised. After `timeout` seconds: TimeoutError, and it runs on."""
+        return super().wait(timeout)  # type: ignore[no-any-return]
+
+    def __await__(self: Answer) -> Generator[Any, None, Answer]:
+        return super().__await__()
 
     # ---- reading ----
 

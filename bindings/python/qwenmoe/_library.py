@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from typing import Any, Callable, Dict, Optional, Union
+from typing import Any, Callable, Dict, Optional, TypeVar, Union
 
 from . import _api
 from ._errors import Error, LibraryError, make_error
@@ -124,6 +124,9 @@ atexit.register(_end)
 os.register_at_fork(after_in_child=_forget)
 
 
+Kind = TypeVar("Kind", bound="Handle")
+
+
 class Handle:
     """What Model, Session and Job have in common: they are context managers, and may be closed in any order."""
 
@@ -151,7 +154,7 @@ class Handle:
         with self._lock:
             self._owned = None
 
-    def __enter__(self) -> Any:
+    def __enter__(self: Kind) -> Kind:
         return self
 
     def __exit__(self, *_: Any) -> None:

@@ -8,7 +8,7 @@ from . import _api
 from ._arrays import Tokens, int_array
 from ._chat import Message, Parts, Tool, messages_text, parse
 from ._job import Job, read_tokens
-from ._library import Handle, Owned, Path, c_path, library as open_library
+from ._library import Handle, Owned, Path, c_path, c_text, library as open_library
 from ._options import MODEL, SAMPLING, SESSION, Callbacks, Log, Progress, Value, make_options
 from ._session import Session
 
@@ -69,13 +69,13 @@ class Model(Handle):
         "parameters", "file_bytes", "memory_free" (bytes), ..., or any integer key of the file's metadata. qwenmoe.h, at
         qm_model_number, has all."""
         value = ctypes.c_int64()
-        self._lib.check(self._lib.qm_model_number(self._handle, c_path(name), ctypes.byref(value)))
+        self._lib.check(self._lib.qm_model_number(self._handle, c_text(name), ctypes.byref(value)))
         return value.value
 
     def text(self, name: str) -> str:
         """A fact that is a text: "architecture", "name", "tokenizer", "chat_format", "device", "isa", "file", or any key of the
         file's metadata."""
-        return self._lib.text(self._lib.qm_model_text, self._handle, c_path(name)).decode("utf-8", "replace")
+        return self._lib.text(self._lib.qm_model_text, self._handle, c_text(name)).decode("utf-8", "replace")
 
     @property
     def vocabulary(self) -> int:

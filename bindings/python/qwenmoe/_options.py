@@ -11,7 +11,7 @@ from typing import Any, Callable, Dict, Iterable, List, Mapping, NamedTuple, Opt
 
 from . import _api
 from ._errors import OptionError
-from ._library import Library, Owned, Path, c_text, library as open_library
+from ._library import Library, Owned, Path, c_path, c_text, library as open_library
 
 #: What an option may be given as; None sets its default again.
 Value = Union[None, bool, int, float, str, "os.PathLike[str]", List[Any], Tuple[Any, ...], Mapping[Any, Any]]
@@ -182,4 +182,4 @@ def plan_table(path: Path, *, library: Optional[Path] = None, **options: Value) 
 def _plan(path: Path, form: str, library: Optional[Path], keywords: Mapping[str, Value]) -> str:
     lib = open_library(library)
     made = make_options(lib, keywords, (MODEL, SESSION, SAMPLING))
-    return lib.text(lib.qm_plan, c_text(os.fsencode(path)), made, form.encode(), size=4096).decode()
+    return lib.text(lib.qm_plan, c_path(path), made, form.encode(), size=4096).decode()

@@ -74,8 +74,11 @@ class Session(Handle):
 
     def get(self, name: str) -> Union[bool, int, float, str]:
         """The value of an option, by its name or keyword."""
-        row = table(self._lib).find(name)
         self._settle_last()
+        return self._get(name)
+
+    def _get(self, name: str) -> Union[bool, int, float, str]:
+        row = table(self._lib).find(name)
         return from_text(row, self._lib.text(self._lib.qm_session_get, self._handle, row.name.encode()).decode())
 
     def _change(self, options: Mapping[str, Value]) -> Dict[bytes, bytes]:
@@ -150,6 +153,7 @@ class Session(Handle):
     # ---- jobs ----
 
     def _settle_last(self) -> None:
+        # Not with the lock held: a job takes its own lock first, then its session's.
         last = self._last()
         if last is not None:
             last._look()  # puts the settings of an answer that has ended back
@@ -296,7 +300,7 @@ class Session(Handle):
         with self._lock:
             before = self._change(options)
             try:
-                answer = start(lambda: self._put_back(before), int(self.get("logprobs")))
+                answer = start(lambda: self._put_back(before), int(self._get("logprobs")))
             except Exception:
                 self._put_back(before)
                 raise
