@@ -32,9 +32,13 @@ def test_appears():
     nvim.finish()
 
 
-def offer(nvim, text):
-    """Puts a completion of known text into the cache for the cursor's place, and has it shown."""
-    nvim.lua("require('qwenmoe.complete').remember(...)", text)
+def saying(text):
+    """An editor in which every completion is this text, by a grammar that allows nothing else, and comes only when asked for."""
+    quoted = text.replace('"', '\\"').replace("\n", "\\n")
+    return Plugin({"completion": {"enabled": False, "options": {"grammar": f'root ::= "{quoted}"'}}}).ready()
+
+
+def ask(nvim, text):
     nvim.keys("<M-Space>")
     nvim.until(lambda: nvim.ghost() == text, "the completion")
 
@@ -44,13 +48,13 @@ def test_accept():
     text = "    with open(path) as file:\n        return sum(1 for _ in file)"
     shown = "with open(path) as file:\nreturn sum(1 for _ in file)"
     base = "def f(path):\n\n\nprint(f)".split("\n")
-    nvim = Plugin({"completion": {"enabled": False}}).ready()
+    nvim = saying(text)
 
     def fresh():
         nvim.keys("<Esc>")
         nvim.until(lambda: nvim.call("nvim_get_mode")["mode"] == "n", "normal mode")
         nvim.open("\n".join(base), 2, 0)
-        offer(nvim, text)
+        ask(nvim, text)
 
     fresh()
     nvim.until(lambda: nvim.grey() == shown, "two grey lines")
@@ -71,16 +75,20 @@ def test_accept():
     expect(nvim.ghost(), text[len("    with open(path"):], "what is left")
     nvim.keys("<C-]>")
     nvim.until(lambda: nvim.ghost() == "" and nvim.grey() == "", "taking it away")
-    # Within a line the rest moves behind the text; a key without anything to take does what it always does.
-    nvim.keys("<Esc>")
+    nvim.finish()
+
+
+def test_within_line():
+    """The rest of the line moves behind the text; a key without anything to take does what it always does."""
+    nvim = saying("3,")
     nvim.open("x = f(1)\ny = 2", 1, 5)
-    offer(nvim, "3, ")
-    nvim.until(lambda: nvim.screen()[0] == "x = f(3, 1)", "the moved rest")
+    ask(nvim, "3,")
+    nvim.until(lambda: nvim.screen()[0] == "x = f(3,1)", "the moved rest")
     nvim.keys("<Tab>")
-    nvim.until(lambda: nvim.lines()[0] == "x = f(3, 1)", "taking it")
+    nvim.until(lambda: nvim.lines()[0] == "x = f(3,1)", "taking it")
     nvim.command("set noexpandtab softtabstop=0")
     nvim.keys("<Tab>")
-    nvim.until(lambda: nvim.lines()[0] == "x = f(3, \t1)", "a tab")
+    nvim.until(lambda: nvim.lines()[0] == "x = f(3,\t1)", "a tab")
     nvim.finish()
 
 
@@ -179,6 +187,25 @@ def test_other_buffers():
     wanted = ("<|file_sep|>alpha.py\ndef alpha_helper(x):\n    return x\n<|file_sep|>beta.py\ndef beta_helper(x):\n    return x\n"
               "<|file_sep|>gamma.py\n<|fim_prefix|><|fim_suffix|>\n<|fim_middle|>be")
     expect(text[:len(wanted)], wanted, "the prompt")
+    nvim.finish()
+
+
+def test_long_lines():
+    """Nothing is asked in a line of megabytes, and of long lines no more is taken than is soon read."""
+    nvim = Plugin().ready()
+    nvim.open("x" * 200000 + "\n\n" + "y" * 200000, 1, 5)
+    nvim.keys("a")
+    nvim.until(lambda: len(nvim.lines()[0]) == 200001, "typing")
+    nvim.keys("<Esc>jib")
+    nvim.answered()
+    expect(nvim.statistics()["requests"], 1, "requests")
+    expect(nvim.statistics()["tokens"] < 32, True, "few tokens")
+    nvim.keys("<Esc>")
+    nvim.open("\n".join("z" * 2000 for _ in range(600)) + "\n", 601, 0)
+    sizes = nvim.lua("""
+        local place = require("qwenmoe.context").at(0, 400, 0, require("qwenmoe.config").current.completion, nil)
+        return { #place.prefix, #place.suffix }""")
+    expect(0 < sizes[0] <= 65536 and 0 < sizes[1] <= 16384 + 2001, True, f"sizes of prefix and suffix ({sizes})")
     nvim.finish()
 
 

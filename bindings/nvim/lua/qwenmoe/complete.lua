@@ -334,6 +334,9 @@ function M.update(asked)
         context.take_all(settings)
     end
     local place = context.at(buffer, row, column, settings, last)
+    if not place then
+        return M.reset()
+    end
     local same = last and last.prefix == place.prefix and last.suffix == place.suffix and last.chunks == place.chunks
     place.key = same and last.key or key_of(place)
     last, seen = place, { buffer, tick, row, column }
@@ -375,14 +378,6 @@ function M.forget()
     M.reset()
     active, pending, stable, last, taken = nil, nil, nil, nil, false
     cache, cache_order = {}, {}
-end
-
--- Keeps `text` as the answer for where the cursor is, as if the model had given it.
-function M.remember(text)
-    local cursor, buffer = vim.api.nvim_win_get_cursor(0), vim.api.nvim_get_current_buf()
-    local place = context.at(buffer, cursor[1] - 1, cursor[2], config.current.completion, last)
-    place.key = key_of(place)
-    cache_put(place.key, place.typed, text)
 end
 
 function M.busy()

@@ -8,7 +8,8 @@ local M = {}
 
 local STEP = 64 -- the first line moves on by this many at once: each time, the prefix is computed anew
 local ANCHOR_LINES = 24 -- typed since the anchor; more would make the middle longer than models are used to
-local CHUNK_LARGEST = 1048576 -- bytes; larger buffers give no pieces
+-- Bytes, so that no key takes long in files with long lines.
+local LINE_LARGEST, BEFORE_LARGEST, AFTER_LARGEST, CHUNK_LARGEST = 4096, 65536, 16384, 16384
 
 local chunks = {} -- { buffer =, name =, text = }, those that were taken first in front
 
@@ -21,8 +22,26 @@ local function lines_before(buffer, first, row)
     return first < row and join(buffer, first, row) .. "\n" or ""
 end
 
-local function first_line(row, before)
-    return math.max(0, math.ceil((row - before) / STEP) * STEP)
+-- Bytes of lines first .. last - 1, which are not looked at.
+local function size(buffer, first, last)
+    return vim.api.nvim_buf_get_offset(buffer, last) - vim.api.nvim_buf_get_offset(buffer, first)
+end
+
+local function first_line(buffer, row, before)
+    local first = math.max(0, math.ceil((row - before) / STEP) * STEP)
+    while first < row and size(buffer, first, row) > BEFORE_LARGEST do
+        first = math.min(row, first + STEP)
+    end
+    return first
+end
+
+-- The line after the last of `count` lines from `first` on, or of as many as are not too large.
+local function last_line(buffer, first, count, largest)
+    local last = math.min(first + count, vim.api.nvim_buf_line_count(buffer))
+    while first < last and size(buffer, first, last) > largest do
+        last = first + math.floor((last - first) / 2)
+    end
+    return last
 end
 
 local function short_name(buffer)
@@ -30,11 +49,15 @@ local function short_name(buffer)
     return name ~= "" and vim.fn.fnamemodify(name, ":.") or "untitled." .. vim.bo[buffer].filetype
 end
 
--- The context at a cursor (row from 0, column in bytes). `last`, an earlier one, gives its anchor where that still holds.
+-- The context at a cursor (row from 0, column in bytes). `last`, an earlier one, gives its anchor where that still holds. nil
+-- in a line that is too long.
 function M.at(buffer, row, column, settings, last)
+    if size(buffer, row, row + 1) > LINE_LARGEST then
+        return nil
+    end
     local line = vim.api.nvim_buf_get_lines(buffer, row, row + 1, false)[1] or ""
     local rest = line:sub(column + 1)
-    local after = join(buffer, row + 1, row + 1 + settings.lines_after)
+    local after = join(buffer, row + 1, last_line(buffer, row + 1, settings.lines_after, AFTER_LARGEST))
     local suffix = rest .. "\n" .. after
     local context = { buffer = buffer, row = row, column = column, suffix = suffix, rest = rest, after = after,
         line = line:sub(1, column) }
@@ -45,7 +68,7 @@ function M.at(buffer, row, column, settings, last)
         context.first, context.prefix = last.first, last.prefix
         context.chunks = last.chunks
     else
-        context.first = first_line(row, settings.lines_before)
+        context.first = first_line(buffer, row, settings.lines_before)
         context.prefix = lines_before(buffer, context.first, row)
         context.chunks = M.chunks(buffer)
     end
@@ -58,8 +81,7 @@ end
 -- ---- pieces of other buffers ----
 
 local function is_text(buffer)
-    return vim.api.nvim_buf_is_loaded(buffer) and vim.bo[buffer].buftype == "" and vim.bo[buffer].buflisted and
-        vim.api.nvim_buf_get_offset(buffer, vim.api.nvim_buf_line_count(buffer)) <= CHUNK_LARGEST
+    return vim.api.nvim_buf_is_loaded(buffer) and vim.bo[buffer].buftype == "" and vim.bo[buffer].buflisted
 end
 
 -- Takes the lines round the cursor that a buffer has or had last. What was taken of it before is replaced if it is different.
@@ -73,7 +95,7 @@ function M.take(buffer, settings)
         row = vim.api.nvim_win_get_cursor(window)[1]
     end
     local first = math.max(0, row - 1 - math.floor(settings.chunk_lines / 2))
-    local text = join(buffer, first, first + settings.chunk_lines)
+    local text = join(buffer, first, last_line(buffer, first, settings.chunk_lines, CHUNK_LARGEST))
     if not text:find("%S") then
         return
     end
