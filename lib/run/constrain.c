@@ -29,6 +29,7 @@ struct qmi_constrained {
     chars ending;             /* bytes of a completion */
     qmi_ids forced;           /* tokens of the completion that is being written */
     size_t forced_at;
+    int64_t tokens, masks;    /* chosen by the logits, and how often that took a mask: for the log */
 };
 
 int32_t qmi_constrained_new(qm_session *session, bool inside_thoughts, bool may_think, const qmi_alloc *alloc,
@@ -77,8 +78,11 @@ void qmi_constrained_free(qmi_constrained **constrained)
 
 void qmi_constrained_end(qmi_constrained *constrained)
 {
-    if (constrained->joined)
+    if (constrained->joined) {
         qmi_constraint_leave(constrained->constraint, &constrained->match);
+        qmi_log_line(&constrained->model->settings.log, QM_LOG_DEBUG, "constrained answer: %lld tokens chosen, %lld of them by a mask",
+                     (long long)constrained->tokens, (long long)constrained->masks);
+    }
     constrained->joined = false;
 }
 
@@ -149,6 +153,7 @@ static int32_t mask(void *user, const uint64_t **bits)
 {
     qmi_constrained *constrained = user;
     const uint64_t *text;
+    constrained->masks++;
     int32_t code = qmi_token_masks_find(constrained->constraint->masks, constrained->match.set, &text);
     if (code < 0)
         return code;
@@ -284,6 +289,7 @@ int32_t qmi_constrained_choose(qmi_constrained *constrained, qm_session *session
         return *token >= 0;
     }
     const qmi_filter filter = { .allows = allows, .mask = mask, .room = constrained->room, .user = constrained };
+    constrained->tokens++;
     if (code >= 0)
         code = qmi_session_choose_among(session, &filter, token);
     if (code >= 0)
