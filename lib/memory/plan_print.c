@@ -107,7 +107,10 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
     snprintf(note, sizeof note, "2 x %d%s values x 4 bytes", h->vocabulary, plan->mtp ? " and the hidden state's" : "");
     put_row(&w, "last logits", plan->logits_session, note);
-    snprintf(note, sizeof note, "%d states to go back to, and a page of keys and values each", plan->checkpoints);
+    if (plan->checkpoints)
+        snprintf(note, sizeof note, "%d states to go back to, and a page of keys and values each", plan->checkpoints);
+    else
+        snprintf(note, sizeof note, "none: a prompt that differs from the one before is computed from its start");
     put_row(&w, "checkpoints", plan->checkpoint_memory, h->delta_layers ? note : "");
     put_row(&w, "sum, with one session", plan->total, "");
     if (plan->available >= 0)

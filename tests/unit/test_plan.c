@@ -374,6 +374,12 @@ static void prints(void **state)
     assert_int_equal(small[9], 0);
     assert_true(qmi_plan_json(&plan, text, sizeof text) > 0);
     assert_non_null(strstr(text, "\"kv\": 167772160"));
+    qmi_plan_table(&plan, text, sizeof text); /* checkpoint-memory is 0 */
+    assert_non_null(strstr(text, "none: a prompt that differs"));
+    set(&f, "checkpoint-memory", "1000000000");
+    plan = make(&f, -1);
+    qmi_plan_table(&plan, text, sizeof text);
+    assert_non_null(strstr(text, "14 states to go back to")); /* of 68 MB each, with their page */
     end(&f);
 }
 
