@@ -84,6 +84,29 @@ def test_stop():
     nvim.finish()
 
 
+def test_fold():
+    """Thoughts are folded to their last line, and the answer begins behind it, whatever line ends they have."""
+    nvim = Plugin(setup=False)
+    for pieces, wanted in (
+            ((("one\ntwo", True), ("answer", False)), ["head", "+one", "+two", "answer"]),
+            ((("one\n", True), ("two\n\n", True), ("\n\nanswer\n", False), ("more", False)),
+             ["head", "+one", "+two", "+", "answer", "more"]),
+            ((("one", True), ("answer", False), ("again", True), ("end", False)), ["head", "+one", "answer", "+again", "end"])):
+        found = nvim.lua("""
+            local view = require("qwenmoe.view").open("qwenmoe://test", "text", "vsplit")
+            view:append("head\\n", false)
+            for _, piece in ipairs(...) do view:append(piece[1], piece[2]) end
+            local lines = vim.api.nvim_win_call(view:window(), function()
+                return vim.tbl_map(function(line)
+                    return (vim.fn.foldclosed(line) > 0 and "+" or "") .. vim.fn.getline(line)
+                end, vim.fn.range(1, vim.fn.line("$")))
+            end)
+            view:close()
+            return lines""", [list(piece) for piece in pieces])
+        expect(found, wanted, f"lines of {pieces}")
+    nvim.finish()
+
+
 def test_end_thinking():
     """:Qwen answer ends the thoughts of an answer that would think for ever; it goes on outside the fold."""
     nvim = Plugin(endless()).ready()

@@ -75,6 +75,7 @@ function View:append(text, thought)
         table.insert(self.thoughts, { row + (column > 0 and 2 or 1), 0 })
     elseif not thought and self.thinking then
         self.thinking = false
+        self.thoughts[#self.thoughts][2] = column > 0 and row + 1 or row
         text = (column > 0 and "\n" or "") .. text:gsub("^\n+", "")
     end
     change(self, row, column, row, column, text)
