@@ -126,7 +126,7 @@ class Editor:
         self.process.stdin.flush()
         return self.serial
 
-    def call(self, method, *arguments, timeout=20):
+    def call(self, method, *arguments, timeout=180):
         serial, end = self.send(method, *arguments), time.monotonic() + timeout
         while serial not in self.answers:
             if not self.hear(0.1):
@@ -151,7 +151,7 @@ class Editor:
     def lines(self):
         return self.call("nvim_buf_get_lines", 0, 0, -1, False)
 
-    def until(self, condition, what, timeout=30):
+    def until(self, condition, what, timeout=180):
         """Waits until condition() is true, and returns what it gave."""
         end = time.monotonic() + timeout
         while True:

@@ -231,7 +231,7 @@ def test_completion_first():
         expect(busy(nvim), True, "the answer still goes on")
         return " ".join(f"{t:.0f}" for t in found)
 
-    long = "\n".join(f"value_{i} = {i * i}" for i in range(600))
+    long = "\n".join(f"value_{i} = {i * i}" for i in range(400))
     nvim.lua("require('qwenmoe.chat').ask('Explain this.', { text = ..., filetype = 'python' })", long)
     nvim.keys("A")
     report("first text of a completion while a long prompt is computed, ms from the request: " + times("abcd"))

@@ -191,9 +191,9 @@ def test_other_buffers():
 
 
 def test_long_lines():
-    """Nothing is asked in a line of megabytes, and of long lines no more is taken than is soon read."""
+    """Nothing is asked in a line of 200 KB, and of long lines no more is taken than is soon read."""
     nvim = Plugin().ready()
-    nvim.open("x" * 200000 + "\n\n" + "y" * 200000, 1, 5)
+    nvim.open("x" * 200000 + "\n\n" + "y" * 200000, 1, 5, filetype="text")
     nvim.keys("a")
     nvim.until(lambda: len(nvim.lines()[0]) == 200001, "typing")
     nvim.keys("<Esc>jib")
@@ -201,7 +201,7 @@ def test_long_lines():
     expect(nvim.statistics()["requests"], 1, "requests")
     expect(nvim.statistics()["tokens"] < 32, True, "few tokens")
     nvim.keys("<Esc>")
-    nvim.open("\n".join("z" * 2000 for _ in range(600)) + "\n", 601, 0)
+    nvim.open("\n".join("z" * 2000 for _ in range(600)) + "\n", 601, 0, filetype="text")
     sizes = nvim.lua("""
         local place = require("qwenmoe.context").at(0, 400, 0, require("qwenmoe.config").current.completion, nil)
         return { #place.prefix, #place.suffix }""")
