@@ -322,6 +322,9 @@ static void on_completed(void *user, struct MHD_Connection *connection, void **c
 
 /* ---- listening ---- */
 
+/* What the system keeps for a client that reads slowly; more waits in the task. */
+#define SEND_BUFFER (256 << 10)
+
 static int open_listener(const http_settings *settings)
 {
     char port[8];
@@ -332,9 +335,10 @@ static int open_listener(const http_settings *settings)
         fprintf(stderr, "qwenmoe-server: --host %s: %s\n", settings->host, gai_strerror(code));
         return -1;
     }
-    int one = 1, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int one = 1, buffer = SEND_BUFFER, fd = socket(found->ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) < 0 ||
-        bind(fd, found->ai_addr, found->ai_addrlen) < 0 || listen(fd, 128) < 0) {
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer) < 0 || bind(fd, found->ai_addr, found->ai_addrlen) < 0 ||
+        listen(fd, 128) < 0) {
         fprintf(stderr, "qwenmoe-server: cannot listen at %s port %u: %m\n", settings->host, settings->port);
         if (fd >= 0)
             close(fd);

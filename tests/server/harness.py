@@ -1,5 +1,6 @@
 """Starts the server for a test and asks it by plain HTTP. The program's path is in the environment variable QWENMOE_SERVER."""
 import atexit
+import concurrent.futures
 import contextlib
 import http.client
 import json
@@ -9,13 +10,17 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
+import threading
+import unittest
 
 import scripted_model
 
 WORK = tempfile.mkdtemp(prefix="qwenmoe-server-")
 atexit.register(shutil.rmtree, WORK, ignore_errors=True)
 SCRIPTED = os.path.join(WORK, "scripted.gguf")
+MAKING = threading.Lock()
 FAST = ["--threads", "1", "--pin", "0", "--temperature", "0"]
 
 
@@ -25,12 +30,13 @@ class Server:
     def __init__(self, *arguments, model=None):
         if model is None:
             model = SCRIPTED
-            if not os.path.exists(SCRIPTED):
-                scripted_model.write_model(SCRIPTED)
+            with MAKING:
+                if not os.path.exists(SCRIPTED):
+                    scripted_model.write_model(SCRIPTED)
             arguments = ("--chat-format", "qwen3.5", "--context", "2048", *arguments)
         self.process = subprocess.Popen([os.environ["QWENMOE_SERVER"], "-m", model, "--port", "0", *FAST, *arguments],
                                         stderr=subprocess.PIPE, text=True)
-        self.messages = []
+        self.messages, self.stopped = [], False
         for line in self.process.stderr:
             self.messages.append(line)
             found = re.search(r"at http://(\S+):(\d+)$", line)
@@ -45,12 +51,14 @@ class Server:
         return self
 
     def __exit__(self, kind, *rest):
+        died = self.process.poll() is not None and not self.stopped
         code = self.stop()
-        if kind is None and code != 0:
-            raise RuntimeError(f"the server ended with {code}: {self.rest}")
+        if code != 0 or died:
+            raise RuntimeError(f"the server ended with {code}{' by itself' if died else ''}: {self.rest}")
 
     def stop(self, how=signal.SIGTERM):
         """Its exit code."""
+        self.stopped = True
         if self.process.poll() is None:
             self.process.send_signal(how)
         self.rest = self.process.communicate(timeout=60)[1]
@@ -115,3 +123,18 @@ class Server:
     def metric(self, name):
         text = self.ask("GET", "/metrics")[2].decode()
         return float(re.search(rf"^qwenmoe_{name} (\S+)$", text, re.M)[1])
+
+
+def run_together(case):
+    """Runs the tests of a class at the same time: those that mostly wait, each with a server of its own. Exits with 1 if one failed."""
+    def run(test):
+        result = unittest.TestResult()
+        test.run(result)
+        return result
+    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(run, unittest.defaultTestLoader.loadTestsFromTestCase(case)))
+    failures = [failure for result in results for failure in result.failures + result.errors]
+    for test, text in failures:
+        print(f"{test}\n{text}", file=sys.stderr)
+    print(f"{len(results)} tests, {len(failures)} failed", file=sys.stderr)
+    sys.exit(1 if failures or not results else 0)
