@@ -186,13 +186,14 @@ static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
  * block's alone. */
 #define STEP 64
 
-static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t blocks)
+static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident)
 {
+    const int64_t places = (int64_t)run->processors * resident; /* blocks that run at a time */
     const int64_t steps = (run->longest + STEP - 1) / STEP, room = ATTEND_PARTIALS / ((int64_t)run->rows * op->heads);
     int64_t limit = steps < ATTEND_SPLITS_MOST ? steps : ATTEND_SPLITS_MOST, best = 1, best_cost = INT64_MAX, best_each = steps;
     limit = limit < room ? limit : room;
     for (int64_t splits = 1; splits <= limit; splits++) {
-        const int64_t waves = (blocks * splits + run->processors - 1) / run->processors, each = (steps + splits - 1) / splits;
+        const int64_t waves = (blocks * splits + places - 1) / places, each = (steps + splits - 1) / splits;
         const int64_t cost = waves * (each + 3) + (splits > 1 ? 3 : 0);
         if (cost < best_cost || best_each > 64) {
             best = splits;
@@ -247,9 +248,9 @@ static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *o
 }
 
 /* Partial results first: their rows of a multiple of 64 values keep what follows aligned. */
-static void share(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, attend_arguments *a)
+static void share(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident, attend_arguments *a)
 {
-    a->splits = splits_of(run, op, blocks);
+    a->splits = splits_of(run, op, blocks, resident);
     a->partial = (float *)run->scratch;
     a->marks = a->partial + (int64_t)a->rows * a->heads * a->splits * a->head_size;
 }
@@ -273,11 +274,17 @@ static void turn_back(const cuda_run *run, const attend_arguments *a)
                 attend_turn_back, *a);
 }
 
+/* Decode turns its results back itself. */
+static bool turns_back_later(const cuda_run *run, const qmi_op_attend *op)
+{
+    return op->rotate_values && !(run->single && has_kernels(op));
+}
+
 static void attend(const cuda_run *run, const qmi_op_attend *op, attend_arguments a)
 {
     const bool halves = op->key_type == QMI_KV_F16 && op->value_type == QMI_KV_F16 && !op->rotate_keys && !op->rotate_values;
     const int taken = halves ? ATTEND_HALVES : ATTEND_ANY;
-    a.gated = a.gated && !op->rotate_values; /* turned back first */
+    a.gated = a.gated && !turns_back_later(run, op);
     if (!has_kernels(op)) {
         cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size, attend_any, a);
         return;
@@ -285,10 +292,10 @@ static void attend(const cuda_run *run, const qmi_op_attend *op, attend_argument
     if (run->single) {
         const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized &&
                            op->page_tokens % 16 == 0 && op->key_offset % 16 == 0 && op->value_offset % 16 == 0;
-        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, &a);
+        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, codes ? attend_decode_resident() : 1, &a);
         attend_decode(run, &a, codes ? ATTEND_CODES : taken);
     } else {
-        share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, &a);
+        share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, 1, &a);
         attend_prefill(run, &a, taken);
     }
     if (a.splits > 1)
@@ -302,7 +309,7 @@ void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
     if (!run->single || !has_kernels(op))
         append(run, &a);
     attend(run, op, a);
-    if (op->rotate_values)
+    if (turns_back_later(run, op))
         turn_back(run, &a);
 }
 

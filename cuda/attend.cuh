@@ -46,6 +46,7 @@ typedef struct attend_arguments {
 void attend_decode(const cuda_run *run, const attend_arguments *a, int taken);
 void attend_prefill(const cuda_run *run, const attend_arguments *a, int taken);
 int32_t attend_decode_heads(void);                           /* the most for block_heads */
+int32_t attend_decode_resident(void);                        /* blocks of codes that a processor has at a time */
 int32_t attend_prefill_heads(void);
 int64_t attend_prefill_tiles(const cuda_run *run, const attend_arguments *a); /* at most, of all sequences */
 cudaError_t attend_decode_setup(int32_t shared_most);

@@ -15,7 +15,8 @@
 #define HEADS 8
 #define CHUNK 16
 #define RING_DEEP 4  /* halves of chunks (keys or values) on their way or in use, a warp: 128 KB a block for heads of 256 */
-#define RING_CODES 8 /* the same of codes, of which a chunk takes at most 4.25 KB then */
+#define RING_CODES 3 /* the same of codes, of which a chunk takes 4.25 KB then at most: two blocks fit into a processor, since */
+#define RESIDENT 2   /* unpacking takes the time of twice as many warps */
 #define RING_SHALLOW 2
 
 template <int T, int D, int RING> struct decode_memory {
@@ -28,6 +29,7 @@ template <int T, int D, int RING> struct decode_memory {
     float gate[HEADS][D];
     float norm[2][D], cosine[D / 2], sine[D / 2];
     float largest[WARPS][HEADS], sum[WARPS][HEADS];
+    float2 whole[HEADS];                 /* largest and sum of all warps */
 };
 
 /* The block's place in the work. */
@@ -320,9 +322,21 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     chip_copy_commit(); /* gates, where no copies came after them */
     chip_copy_wait<0>();
     __syncthreads();
+    const bool turns = T != ATTEND_HALVES && a.rotate_values;
+    auto put = [&](int h, int d, float4 y, float most, float all) {
+        const int head = w.first_head + h;
+        if (a.splits == 1)
+            attend_finish(a, w.row, head, d, y, all, *(const float4 *)(m->gate[h] + d));
+        else {
+            const int64_t mark = attend_mark(a, w.row, head, w.split);
+            *(float4 *)(a.partial + mark * D + d) = y;
+            if (d == 0)
+                *(float2 *)(a.marks + 2 * mark) = make_float2(most, all);
+        }
+    };
 #pragma unroll 1
     for (int i = threadIdx.x; i < w.heads * (D / 4); i += WARPS * QMI_WARP) {
-        const int h = i / (D / 4), d = i % (D / 4) * 4, head = w.first_head + h;
+        const int h = i / (D / 4), d = i % (D / 4) * 4;
         float most = m->largest[0][h], all = 0;
         float4 y = make_float4(0, 0, 0, 0);
 #pragma unroll
@@ -338,14 +352,21 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
             y.z += factor * x.z;
             y.w += factor * x.w;
         }
-        if (a.splits == 1)
-            attend_finish(a, w.row, head, d, y, all, *(const float4 *)(m->gate[h] + d));
-        else {
-            const int64_t mark = attend_mark(a, w.row, head, w.split);
-            *(float4 *)(a.partial + mark * D + d) = y;
+        if (turns) {
+            *(float4 *)(m->head[h] + d) = y;
             if (d == 0)
-                *(float2 *)(a.marks + 2 * mark) = make_float2(most, all);
-        }
+                m->whole[h] = make_float2(most, all);
+        } else
+            put(h, d, y, most, all);
+    }
+    if (!turns)
+        return;
+    __syncthreads();
+    for (int h = warp; h < w.heads; h += WARPS) { /* also of a part of the tokens: turning is linear */
+        attend_spread<D>(m->head[h], true, lane);
+#pragma unroll 1
+        for (int d = 4 * lane; d < D; d += 4 * QMI_WARP)
+            put(h, d, *(const float4 *)(m->head[h] + d), m->whole[h].x, m->whole[h].y);
     }
 }
 
@@ -361,7 +382,8 @@ template <int T, int D> static void launch_size(const cuda_run *run, const atten
     /* The deep ring fills a processor; more blocks than processors are better off when several share one. */
     const int64_t blocks = (int64_t)a->splits * a->kv_heads * a->head_blocks * a->rows;
     constexpr int deep = T == ATTEND_CODES ? RING_CODES : RING_DEEP;
-    if ((int32_t)sizeof(decode_memory<T, D, deep>) <= run->shared_most && blocks <= run->processors)
+    constexpr int resident = T == ATTEND_CODES ? RESIDENT : 1;
+    if ((int32_t)sizeof(decode_memory<T, D, deep>) <= run->shared_most && blocks <= resident * run->processors)
         launch<T, D, deep>(run, a);
     else
         launch<T, D, RING_SHALLOW>(run, a);
@@ -390,6 +412,11 @@ void attend_decode(const cuda_run *run, const attend_arguments *a, int taken)
 int32_t attend_decode_heads(void)
 {
     return HEADS;
+}
+
+int32_t attend_decode_resident(void)
+{
+    return RESIDENT;
 }
 
 template <int T, int D, int RING> static cudaError_t set_up(int32_t shared_most)

@@ -322,7 +322,7 @@ static __device__ __forceinline__ void attend_unpack_type(__half *tile, const ui
 {
     constexpr int pieces = D / 8, together = QMI_WARP / pieces;
     constexpr int bytes = D / QMI_KV_BLOCK * (attend_low(TYPE) + attend_high(TYPE) + 2);
-#pragma unroll
+#pragma unroll 4 /* kernels' code is not in the processor's cache when a token's turn comes */
     for (int i = 0; i < ROWS; i += together) {
         const int row = i + lane / pieces, piece = lane % pieces;
         uint4 x = make_uint4(0, 0, 0, 0);
