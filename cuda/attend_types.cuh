@@ -63,7 +63,8 @@ static __device__ __forceinline__ float attend_value(int type, uint64_t record, 
 
 /* A lane has a number of a block (of those beyond the head: 0): stored in the record of `blocks` where `writes`. Returns what
  * was stored. All lanes of a warp together. */
-static __device__ __forceinline__ float attend_pack(int type, uint64_t record, int blocks, int block, float x, bool writes, int lane)
+static __device__ __forceinline__ float attend_pack(int type, uint64_t record, int blocks, int block, float x, bool writes,
+                                                    int lane)
 {
     const int bits = attend_bits(type), half = 1 << (bits - 1);
     const float most = chip_warp_max(fabsf(x));
@@ -262,8 +263,8 @@ template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_
 }
 
 template <int TYPE, int D, int ROWS, int COUNT>
-static __device__ __forceinline__ void attend_fetch_type(const attend_arguments &a, __half *tile, int first_row, attend_place place,
-                                                         bool value, int real, int lane)
+static __device__ __forceinline__ void attend_fetch_type(const attend_arguments &a, __half *tile, int first_row,
+                                                         attend_place place, bool value, int real, int lane)
 {
     constexpr int pieces = D / 8, together = QMI_WARP / pieces;
 #pragma unroll 4
