@@ -34,8 +34,8 @@ template <> struct block<QMI_TYPE_Q8_0> { uint4 q[2]; uint32_t d; };
 template <> struct block<QMI_TYPE_Q4_0> { uint4 q; uint32_t d; };
 template <> struct block<QMI_TYPE_IQ4_NL> { uint4 q; uint32_t d; };
 template <> struct block<QMI_TYPE_Q5_0> { uint4 q; uint32_t high, d; };
-template <> struct block<QMI_TYPE_Q4_K> { uint4 q, mins; };
-template <> struct block<QMI_TYPE_Q5_K> { uint4 q, mins; uint32_t high; };
+template <> struct block<QMI_TYPE_Q4_K> { uint4 q; uint32_t mins, d; };
+template <> struct block<QMI_TYPE_Q5_K> { uint4 q; uint32_t mins, d, high; };
 template <> struct block<QMI_TYPE_Q6_K> { uint4 q; uint2 high; uint32_t scales, d; };
 template <> struct block<QMI_TYPE_IQ4_XS> { uint4 q; uint2 scales; };
 
@@ -46,7 +46,6 @@ template <> struct block<QMI_TYPE_IQ4_XS> { uint4 q; uint2 scales; };
  * multiple of eight. */
 struct block_index {
     int64_t i;
-    static constexpr bool again = false; /* what eight blocks have together will be read again soon, for the others */
     __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const { return plane + i * bytes; }
     __device__ __forceinline__ const uint8_t *eight(const uint8_t *plane, int bytes) const { return plane + (i >> 3) * bytes; }
 };
@@ -54,7 +53,6 @@ struct block_index {
 struct block_of_row {
     int64_t first;
     int b;
-    static constexpr bool again = true;
     __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const
     {
         return plane + (int64_t)b * bytes + first * bytes;
@@ -80,8 +78,10 @@ template <uint32_t T, class AT> static __device__ __forceinline__ void block_loa
             w.d = chip_load2(at.one(m.plane[2], 2));
         if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
             w.high = chip_load4(at.one(m.plane[1], 4));
-        if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-            w.mins = AT::again ? chip_load16_again(at.eight(m.plane[2], 16)) : chip_load16(at.eight(m.plane[2], 16));
+        if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
+            w.mins = chip_load2(at.one(m.plane[2], 2));
+            w.d = chip_load4(at.eight(m.plane[3], 4));
+        }
         if constexpr (T == QMI_TYPE_Q6_K) {
             w.high = chip_load8(at.one(m.plane[1], 8));
             w.scales = chip_load2(at.one(m.plane[2], 2)); /* two int8, of the block's halves */
@@ -107,6 +107,8 @@ template <uint32_t T> static __device__ __forceinline__ cuda_matrix block_from(c
         from.plane[0] += i * 16;
     if constexpr (T == QMI_TYPE_Q5_0 || T == QMI_TYPE_Q5_K)
         from.plane[1] += i * 4;
+    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
+        from.plane[3] += (i >> 3) * 4;
     if constexpr (T == QMI_TYPE_Q6_K) {
         from.plane[1] += i * 8;
         from.plane[3] += (i >> 3) * 2;
@@ -121,13 +123,11 @@ template <uint32_t T> static __device__ __forceinline__ cuda_matrix block_from(c
 
 /* ---- pieces ---- */
 
-/* Scale and minimum of block b of 8 (layout.h, MINS). */
-static __device__ __forceinline__ void block_mins(uint4 mins, int b, float *scale, float *minimum)
+/* Scale and minimum from their bytes and d and dmin. A byte in the low bits of 2^23 is that number more: no conversion. */
+static __device__ __forceinline__ void block_mins(uint32_t mins, uint32_t d, float *scale, float *minimum)
 {
-    int s = ((mins.y >> (4 * b)) & 15) | (((mins.w >> (2 * b)) & 3) << 4);
-    int m = ((mins.z >> (4 * b)) & 15) | (((mins.w >> (16 + 2 * b)) & 3) << 4);
-    *scale = chip_half_low(mins.x) * (float)s;
-    *minimum = chip_half_high(mins.x) * (float)m;
+    *scale = chip_half_low(d) * (__uint_as_float(__byte_perm(mins, 0x4b000000u, 0x7540)) - 8388608.f);
+    *minimum = chip_half_high(d) * (__uint_as_float(__byte_perm(mins, 0x4b000000u, 0x7541)) - 8388608.f);
 }
 
 static __device__ __forceinline__ float block_iq4_xs_scale(uint2 scales, int b)
@@ -215,7 +215,7 @@ template <uint32_t T> static __device__ __forceinline__ float block_dot(const bl
     }
     if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
         float scale, minimum;
-        block_mins(w.mins, (int)(i & 7), &scale, &minimum);
+        block_mins(w.mins, w.d, &scale, &minimum);
         return a.scale * (scale * (float)(low + high) - minimum * (float)(sum_low + sum_high));
     }
     return 0;
@@ -243,7 +243,7 @@ template <uint32_t T> static __device__ __forceinline__ void block_values(const 
         if constexpr (T == QMI_TYPE_IQ4_XS)
             scale = scale_high = block_iq4_xs_scale(w.scales, (int)(i & 7));
         if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
-            block_mins(w.mins, (int)(i & 7), &scale, &minimum);
+            block_mins(w.mins, w.d, &scale, &minimum);
             scale_high = scale;
         }
         if constexpr (T == QMI_TYPE_Q6_K) {
@@ -317,12 +317,9 @@ template <uint32_t T> static __device__ __forceinline__ block_factors block_fact
 {
     block_factors f = {};
     if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) { /* block_mins on halves: each product is rounded once, as there */
-        const int b = (int)(i & 7);
-        const uint32_t low = __byte_perm(w.mins.y >> (4 * b), w.mins.z >> (4 * b), 0x5410) & 0x000f000fu;
-        const uint32_t high = (w.mins.w >> (2 * b)) & 0x00030003u;
         const __half2 most = __half2half2(__ushort_as_half(0x7bff)), gains = __floats2half2_rn(block_gain<T>(), -block_gain<T>());
-        __half2 pair = __hsub2(block_pair(low | high << 4 | 0x64006400u), __half2half2(__float2half_rn(1024.f)));
-        pair = __hmul2(__hmul2(pair, gains), block_pair(w.mins.x));
+        __half2 pair = __hsub2(block_pair(__byte_perm(w.mins, 0x64646464u, 0x4140)), __half2half2(__float2half_rn(1024.f)));
+        pair = __hmul2(__hmul2(pair, gains), block_pair(w.d));
         pair = __hmax2(__hmin2(pair, most), __hneg2(most));
         f.scale[0] = f.scale[1] = __low2half2(pair);
         f.minimum = __high2half2(pair);

@@ -46,13 +46,6 @@ static __device__ __forceinline__ uint4 chip_load16(const void *p)
     return v;
 }
 
-static __device__ __forceinline__ uint4 chip_load16_again(const void *p) /* what should stay in L1 */
-{
-    uint4 v;
-    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3},[%4];" : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(p));
-    return v;
-}
-
 static __device__ __forceinline__ uint2 chip_load8(const void *p)
 {
     uint2 v;
@@ -86,6 +79,17 @@ static __device__ __forceinline__ void chip_copy16(void *to_shared, const void *
     asm volatile("cp.async.cg.shared.global [%0],[%1],16,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "r"(real ? 16 : 0));
 }
 
+/* 8 and 4 bytes. */
+static __device__ __forceinline__ void chip_copy8(void *to_shared, const void *from, bool real)
+{
+    asm volatile("cp.async.ca.shared.global [%0],[%1],8,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "r"(real ? 8 : 0));
+}
+
+static __device__ __forceinline__ void chip_copy4(void *to_shared, const void *from, bool real)
+{
+    asm volatile("cp.async.ca.shared.global [%0],[%1],4,%2;" ::"r"(chip_shared_address(to_shared)), "l"(from), "r"(real ? 4 : 0));
+}
+
 static __device__ __forceinline__ void chip_copy_commit(void)
 {
     asm volatile("cp.async.commit_group;");
@@ -94,12 +98,6 @@ static __device__ __forceinline__ void chip_copy_commit(void)
 template <int LEFT> static __device__ __forceinline__ void chip_copy_wait(void)
 {
     asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
-}
-
-/* Brings the 128 bytes round an address to the L2 cache. */
-static __device__ __forceinline__ void chip_prefetch(const void *p)
-{
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(p));
 }
 
 /* x, of which the compiler knows nothing before this place: what is computed from it stays behind. */

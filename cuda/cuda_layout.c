@@ -116,8 +116,8 @@ static const struct {
     [QMI_TYPE_Q4_0] = { { 128, 0, 16 } },
     [QMI_TYPE_IQ4_NL] = { { 128, 0, 16 } },
     [QMI_TYPE_Q5_0] = { { 128, 32, 16 } },
-    [QMI_TYPE_Q4_K] = { { 128, 0, 16 } },
-    [QMI_TYPE_Q5_K] = { { 128, 32, 16 } },
+    [QMI_TYPE_Q4_K] = { { 128, 0, 16, 4 } },
+    [QMI_TYPE_Q5_K] = { { 128, 32, 16, 4 } },
     [QMI_TYPE_Q6_K] = { { 128, 64, 16, 2 } },
     [QMI_TYPE_IQ4_XS] = { { 128, 0, 8 } },
 };

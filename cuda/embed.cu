@@ -36,7 +36,7 @@ template <uint32_t T> static __device__ __forceinline__ float4 word_of_codes(con
         return floats_of_bytes(values[k >> 2], scale);
     } else if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) {
         float scale, minimum;
-        block_mins(w.mins, (int)(i & 7), &scale, &minimum);
+        block_mins(w.mins, w.d, &scale, &minimum);
         return floats_of_codes(block_codes(w, k), 0, scale, minimum);
     } else if constexpr (T == QMI_TYPE_Q6_K) {
         int scale = (int)(int8_t)(w.scales >> (k < 4 ? 0 : 8));

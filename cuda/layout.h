@@ -1,5 +1,6 @@
 /* How a matrix lies on the card. The file's blocks of bytes are taken apart into planes, so that every load is 16, 8, 4 or 2
- * bytes wide and aligned, and a warp's loads touch whole sectors. No bit is lost or added.
+ * bytes wide and aligned, and a warp's loads touch whole sectors. No bit is lost; the scales of Q4_K and Q5_K, 6 bits in the
+ * file, take a byte here, as unpacking them would cost more time than reading them.
  *
  * A row is cut into blocks of 32 values (the last one filled with zeros). Block b of row r is number r * blocks + b, and each
  * plane holds so many bytes of it, one block after another:
@@ -10,8 +11,8 @@
  *   Q8_0            32                              2: d
  *   Q4_0, IQ4_NL    16                              2: d
  *   Q5_0            16               4              2: d
- *   Q4_K            16                              16 for 8 blocks: MINS
- *   Q5_K            16               4              16 for 8 blocks: MINS
+ *   Q4_K            16                              scale, minimum: a byte each   4 for 8 blocks: d, dmin
+ *   Q5_K            16               4              scale, minimum: a byte each   4 for 8 blocks: d, dmin
  *   Q6_K            16               8              16 for 8 blocks: int8 scale   2 for 8 blocks: d
  *                                                   of each 16 values
  *   IQ4_XS          16                              8 for 8 blocks: d, 16 bits of
@@ -20,7 +21,6 @@
  * 4-bit codes: the low half of byte j is that of value j, the high half that of value 16 + j.
  * High bits of 5-bit codes: bit 8 j + w of the word is that of value 4 w + j (j < 4, w < 8).
  * High pairs of 6-bit codes: values 0-15 in the first word, 16-31 in the second; pair 8 j + 2 w is that of value 4 w + j (w < 4).
- * MINS: half d, half dmin; 8 low nibbles of the scales; 8 low nibbles of the minima; 8 high pairs of the scales, 8 of the minima.
  * Nibbles and pairs are numbered from the lowest bits of a word, words are little endian. */
 #ifndef QMI_CUDA_LAYOUT_H
 #define QMI_CUDA_LAYOUT_H

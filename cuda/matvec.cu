@@ -61,27 +61,81 @@ static bool is_quantized(const matvec_job *job)
     return false;
 }
 
-/* Warps share rows until there is work for nearly all warps of one block a multiprocessor, and there are two blocks where
- * there is work for both (then the one's loads hide behind the other's products). */
-static void plan(const cuda_run *run, matvec_job *job)
+/* How many warps share a group of rows (matvec_unit): so that the busiest warp of a block of so many rows (pairs) has the fewest
+ * units. */
+static int32_t best_split(const matvec_job *job, int32_t rows, int32_t *units_of_best)
 {
-    int64_t groups = 0, warps = (int64_t)MATVEC_WARPS * run->processors;
-    int32_t chunks = matvec_ceil(job->in.blocks, 32);
+    const int32_t group = (job->in.count == 1 ? 4 : 2) / (job->pair ? 2 : 1), chunks = matvec_ceil(job->in.blocks, 32);
+    int32_t best = 0, best_units = INT32_MAX;
+    for (int32_t bits = 0; bits <= 3 && 1 << bits <= chunks; bits++) {
+        const int32_t units = matvec_ceil(rows, (MATVEC_WARPS >> bits) * group) * matvec_ceil(chunks, 1 << bits);
+        if (units < best_units) {
+            best = bits;
+            best_units = units;
+        }
+    }
+    *units_of_best = best_units;
+    return best;
+}
+
+/* Bytes of a warp's ring that serves all matrices. */
+static int32_t ring_bytes(const matvec_job *job, int32_t fillers)
+{
+    const int32_t unit = job->in.count == 1 ? 4 : 2;
+    int32_t bytes = 0;
+    for (int32_t i = 0; i < job->count; i++) {
+        const uint32_t type = job->matrix[i].type;
+        if (matvec_is_float(type))
+            continue;
+        int32_t own = ring_depth(ring_most(type, unit, MATVEC_RING_BYTES), fillers) * unit * ring_row_bytes(type);
+        bytes = own > bytes ? own : bytes;
+    }
+    return bytes;
+}
+
+/* The deepest ring that lets the next kernel into a processor's shared memory, or else any; the bytes of it, 0 where there is not
+ * enough. Where a warp has few units the next kernel is likely a small one too. */
+static int64_t plan_shared(const cuda_run *run, matvec_job *job, bool few_units)
+{
+    const int32_t rows = job->quantized ? job->in.count : 0, eighths[] = { few_units ? 5 : 4, 8 };
+    for (int32_t i = 0; i < 2; i++)
+        for (job->fillers = 0; job->fillers < 3; job->fillers++) {
+            job->ring_bytes = ring_bytes(job, job->fillers);
+            int64_t bytes = matvec_rows_shared(job->in.count, rows, job->in.blocks, job->ring_bytes);
+            if (bytes <= matvec_eighths(run, eighths[i]))
+                return bytes;
+        }
+    return 0;
+}
+
+/* One block a processor: its loads are deep enough, and the next kernel finds room beside it. Very large matrices take a few
+ * blocks a processor, one after the other, as not all processors read equally fast. Float weights come without a ring, and two
+ * blocks hide each other's loads. Returns the bytes of shared memory as plan_shared does. */
+static int64_t plan(const cuda_run *run, matvec_job *job)
+{
+    int64_t rows = 0;
     for (int32_t i = 0; i < job->count; i++)
-        groups += job->pair ? job->matrix[i].rows : matvec_ceil(job->matrix[i].rows, 2);
-    job->quantized = is_quantized(job);
-    for (job->split_bits = 0; 2 << job->split_bits <= chunks && job->split_bits < 3 && groups << job->split_bits < warps * 7 / 8;)
-        job->split_bits++;
-    bool both = job->in.count <= 4 && groups << job->split_bits > warps * 5 / 4;
-    cut_evenly(job, both ? 2 * (int64_t)run->processors : run->processors);
+        rows += job->matrix[i].rows;
+    const int32_t each = (int32_t)((rows + run->processors - 1) / run->processors);
+    int32_t units, turns = 1;
+    job->split_bits = best_split(job, each, &units);
+    if (job->quantized)
+        turns = units < 32 ? 1 : units > 64 ? 4 : units / 16;
+    else if (job->in.count <= 4 && each > 2 * MATVEC_WARPS)
+        turns = 2;
+    cut_evenly(job, (int64_t)turns * run->processors);
+    return plan_shared(run, job, units <= RING_DEPTH_MOST);
 }
 
 static bool launch_rows(const cuda_run *run, matvec_job *job)
 {
-    int64_t shared = matvec_rows_shared(is_quantized(job) ? job->in.count : 0, job->in.blocks);
-    if (shared > run->shared_most || (job->pair && job->matrix[0].type != job->matrix[1].type))
+    job->quantized = is_quantized(job);
+    const int64_t shared = plan(run, job);
+    for (int32_t i = 0; i < job->count; i++)
+        if ((int64_t)job->matrix[i].rows * job->in.blocks > INT32_MAX)
+            return false;
+    if (!shared || (job->pair && job->matrix[0].type != job->matrix[1].type))
         return false;
-    plan(run, job);
     const dim3 blocks((uint32_t)job->first_block[job->count]);
     cuda_launch(run, blocks, dim3(MATVEC_THREADS), (size_t)shared, kernel_of(job->in.count, job->pair), *job);
     return true;

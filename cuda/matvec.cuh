@@ -1,18 +1,29 @@
 /* What the decode kernels share: a few rows of activations as 8-bit numbers in shared memory, and their products with weights
- * that come straight from memory to registers. Decode reads each weight once and is bound by three things: bytes, the chain of
- * kernels that wait for each other, and instructions (a block of 32 weights costs about 45). So
- *   - a warp's first weights are on their way before it waits for its predecessor;
+ * that come through rings (matvec_ring.cuh). Decode reads each weight once and is bound by three things: bytes, the chain of
+ * kernels that wait for each other, and instructions (a block of 32 weights costs about 55, copies and all). So
+ *   - a kernel has half of a processor at most, and its first weights under way before it waits for its predecessor;
+ *   - a warp has blocks of four rows in its registers at once: four chains of instructions that do not wait for each other;
  *   - every block normalises and quantizes the activations for itself: one round of loads, one barrier, and no kernel between;
  *   - the factor of the norm is a number a row, and multiplies the finished sums. */
 #ifndef QMI_CUDA_MATVEC_CUH
 #define QMI_CUDA_MATVEC_CUH
 
-#include "block.cuh"
+#include "matvec_ring.cuh"
 
 #define MATVEC_THREADS 512
 #define MATVEC_WARP_BITS 4
 #define MATVEC_WARPS (1 << MATVEC_WARP_BITS)
-#define MATVEC_SQUARES_BYTES (CUDA_VECTOR_ROWS * MATVEC_WARPS * 4)
+
+/* Rows of the kernel that takes so many: 1, 4 or 8; and the bytes of shared memory for sums of their squares. */
+static inline __host__ __device__ int matvec_kernel_rows(int rows)
+{
+    return rows == 1 ? 1 : rows <= 4 ? 4 : 8;
+}
+
+constexpr __host__ __device__ int matvec_squares_bytes(int kernel_rows)
+{
+    return kernel_rows * MATVEC_WARPS * 4;
+}
 
 static inline __host__ __device__ bool matvec_is_float(uint32_t type)
 {
@@ -78,7 +89,7 @@ template <int V> static __device__ __forceinline__ float matvec_reduce(float (&v
 struct matvec_input {
     const float *rows, *norm; /* norm: NULL when there is none */
     const int32_t *order;
-    float epsilon;
+    float epsilon, inverse_columns;
     int32_t columns, blocks, count;
 };
 
@@ -115,32 +126,54 @@ static __device__ __forceinline__ const float *matvec_row(const matvec_input &in
     return in.rows + (int64_t)(in.order ? in.order[n] : n) * in.columns;
 }
 
+/* Rounded to an integer, in the low byte: the sum's last bit is 1. For values of -127 .. 127. */
+static __device__ __forceinline__ uint32_t matvec_round(float v, float to)
+{
+    return __float_as_uint(fmaf(v, to, 12582912.f)); /* 1.5 * 2^23 */
+}
+
+static __device__ __forceinline__ uint32_t matvec_round4(float4 v, float to)
+{
+    const uint32_t low = __byte_perm(matvec_round(v.x, to), matvec_round(v.y, to), 0x0040);
+    return __byte_perm(low, __byte_perm(matvec_round(v.z, to), matvec_round(v.w, to), 0x0040), 0x5410);
+}
+
+static __device__ __forceinline__ float matvec_most4(float4 v)
+{
+    return fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+}
+
+static __device__ __forceinline__ float matvec_steps(float most) /* 127 / most; below 1e-30 that overflows */
+{
+    return most > 1e-30f ? __fdividef(127.f, most) : 0.f;
+}
+
+/* What belongs to a block besides its values, of which the halves have these sums. */
+static __device__ __forceinline__ void matvec_describe(matvec_activation *block, float scale, int low, int high)
+{
+    block->scale = scale;
+    block->total = scale * (float)(low + high);
+    block->sums = ((uint32_t)low & 0xffff) | (uint32_t)high << 16;
+}
+
 /* Quantizes four values a thread; the eight threads from a multiple of eight on hold a block. All lanes of the warp take part,
- * those without a block write nothing. `gain` multiplies the values. */
-static __device__ __forceinline__ void matvec_quantize(matvec_activation *block, float4 v, float gain, bool real)
+ * those without a block write nothing. */
+static __device__ __forceinline__ void matvec_quantize(matvec_activation *block, float4 v, bool real)
 {
     const int word = threadIdx.x & 7;
-    float most = fmaxf(fmaxf(fabsf(v.x), fabsf(v.y)), fmaxf(fabsf(v.z), fabsf(v.w)));
+    float most = matvec_most4(v);
 #pragma unroll
     for (int d = 1; d < 8; d <<= 1)
         most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
-    const float to = most > 1e-30f ? __fdividef(127.f, most) : 0.f; /* below, 127 / most overflows */
-    const uint32_t a = (uint32_t)__float2int_rn(v.x * to), b = (uint32_t)__float2int_rn(v.y * to);
-    const uint32_t c = (uint32_t)__float2int_rn(v.z * to), d = (uint32_t)__float2int_rn(v.w * to);
-    const uint32_t q = __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+    const uint32_t q = matvec_round4(v, matvec_steps(most));
+    if (real)
+        ((uint32_t *)block)[word] = q;
     int sum = chip_dot4_signed(q, 0x01010101u, 0);
     sum += __shfl_xor_sync(~0u, sum, 1);
     sum += __shfl_xor_sync(~0u, sum, 2);
     const int other = __shfl_xor_sync(~0u, sum, 4);
-    if (!real)
-        return;
-    ((uint32_t *)block)[word] = q;
-    if (word == 0) {
-        const float scale = most * (1.f / 127) * gain;
-        block->scale = scale;
-        block->total = scale * (float)(sum + other);
-        block->sums = ((uint32_t)sum & 0xffff) | (uint32_t)other << 16;
-    }
+    if (real && word == 0)
+        matvec_describe(block, most * (1.f / 127), sum, other);
 }
 
 /* Loads in flight at once: so many times four columns a thread, for N rows. */
@@ -155,11 +188,12 @@ template <int N> struct matvec_norm_weights {
 };
 
 template <int N>
-static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, matvec_norm_weights<N> &norm)
+static __device__ __forceinline__ void matvec_fetch_norm(const matvec_input &in, int base, int threads,
+                                                         matvec_norm_weights<N> &norm)
 {
 #pragma unroll
     for (int b = 0; b < matvec_batch<N>(); b++) {
-        const int u = base + b * MATVEC_THREADS + (int)threadIdx.x;
+        const int u = base + b * threads + (int)threadIdx.x;
         norm.w[b] = make_float4(1, 1, 1, 1);
         if (in.norm && 4 * u + 3 < in.columns)
             norm.w[b] = ((const float4 *)in.norm)[u];
@@ -174,22 +208,22 @@ template <int N> static __device__ __forceinline__ void matvec_keep_squares(floa
         squares[(threadIdx.x & 31) / (32 / N)][threadIdx.x >> 5] = sum;
 }
 
-/* Reads the rows: their blocks go to the area, the sums of their squares to squares. The columns are a multiple of 32. A
- * barrier must follow. */
+/* Reads the rows: their blocks go to the area, the sums of their squares to squares (which has a number of each warp: others
+ * must write 0). By the first `threads` threads, whole warps. The columns are a multiple of 32. A barrier must follow. */
 template <int N>
-static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, matvec_norm_weights<N> &norm,
+static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in, int threads, matvec_norm_weights<N> &norm,
                                                           matvec_activation *area, float (*squares)[MATVEC_WARPS])
 {
     constexpr int batch = matvec_batch<N>();
     const int units = in.columns >> 2, thread = (int)threadIdx.x;
     float square[N] = {};
 #pragma unroll 1
-    for (int base = 0; base < units; base += batch * MATVEC_THREADS) {
+    for (int base = 0; base < units; base += batch * threads) {
         float4 x[batch][N];
 #pragma unroll
         for (int b = 0; b < batch; b++) {
-            const int u = base + b * MATVEC_THREADS + thread;
-            if (b && base + b * MATVEC_THREADS >= units)
+            const int u = base + b * threads + thread;
+            if (b && base + b * threads >= units)
                 break;
 #pragma unroll
             for (int n = 0; n < N; n++) {
@@ -199,17 +233,17 @@ static __device__ __forceinline__ void matvec_stage_input(const matvec_input &in
             }
         }
         if (base)
-            matvec_fetch_norm<N>(in, base, norm);
+            matvec_fetch_norm<N>(in, base, threads, norm);
 #pragma unroll
         for (int b = 0; b < batch; b++) {
-            const int u = base + b * MATVEC_THREADS + thread;
-            if (b && base + b * MATVEC_THREADS >= units)
+            const int u = base + b * threads + thread;
+            if (b && base + b * threads >= units)
                 break;
 #pragma unroll
             for (int n = 0; n < N; n++)
                 if (n < in.count) {
                     square[n] += matvec_dot4(x[b][n], x[b][n]);
-                    matvec_quantize(area + n * in.blocks + (u >> 3), matvec_multiply(x[b][n], norm.w[b]), 1, u < units);
+                    matvec_quantize(area + n * in.blocks + (u >> 3), matvec_multiply(x[b][n], norm.w[b]), u < units);
                 }
         }
     }
@@ -246,7 +280,7 @@ static __device__ __forceinline__ float matvec_factor(const matvec_input &in, co
 #pragma unroll
     for (int i = 0; i < MATVEC_WARPS / 4; i++)
         sum += s[i].x + s[i].y + s[i].z + s[i].w;
-    return rsqrtf(sum / (float)in.columns + in.epsilon);
+    return rsqrtf(sum * in.inverse_columns + in.epsilon);
 }
 
 /* Bytes of eight blocks in a plane (layout.h). */
@@ -256,7 +290,7 @@ constexpr __host__ __device__ int matvec_eight(uint32_t type, int plane)
     case 0: return type == QMI_TYPE_Q8_0 ? 256 : 128;
     case 1: return type == QMI_TYPE_Q5_0 || type == QMI_TYPE_Q5_K ? 32 : type == QMI_TYPE_Q6_K ? 64 : 0;
     case 2: return type == QMI_TYPE_IQ4_XS ? 8 : 16;
-    default: return type == QMI_TYPE_Q6_K ? 2 : 0;
+    default: return type == QMI_TYPE_Q4_K || type == QMI_TYPE_Q5_K ? 4 : type == QMI_TYPE_Q6_K ? 2 : 0;
     }
 }
 
@@ -266,21 +300,6 @@ constexpr __host__ __device__ int matvec_eight(uint32_t type, int plane)
 static __device__ __forceinline__ int matvec_divide(int v, float inverse)
 {
     return (int)(((float)v + 0.5f) * inverse);
-}
-
-/* Brings a row's codes to the L2 cache. */
-static __device__ __forceinline__ void matvec_prefetch_row(const cuda_matrix &m, int row)
-{
-    const int bytes = m.blocks * (matvec_eight(m.type, 0) / 8);
-    const uint8_t *start = m.plane[0] + (int64_t)row * bytes;
-    for (int at = (int)(threadIdx.x & 31) * 128; at < bytes; at += 32 * 128)
-        chip_prefetch(start + at);
-}
-
-/* Chunks of 32 blocks (one a lane) of a row that a warp has on their way at once: as many as registers allow. */
-template <uint32_t T, int N, bool PAIR> constexpr __host__ __device__ int matvec_chunks(void)
-{
-    return N == 1 && sizeof(block<T>) <= 32 && !(PAIR && T == QMI_TYPE_Q6_K) ? 2 : 1;
 }
 
 /* ---- products with activations of 8 bits ---- */
@@ -311,7 +330,7 @@ template <uint32_t T> static __device__ __forceinline__ void matvec_unpack(const
     if constexpr (T == QMI_TYPE_IQ4_XS)
         c.scale = block_iq4_xs_scale(w.scales, b & 7);
     if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-        block_mins(w.mins, b & 7, &c.scale, &c.other);
+        block_mins(w.mins, w.d, &c.scale, &c.other);
     if constexpr (T == QMI_TYPE_Q6_K) {
         c.scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
         c.other = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
@@ -342,10 +361,10 @@ static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, con
         const int sum_low = (int)(int16_t)(a.sums & 0xffff), sum_high = (int)a.sums >> 16;
         return fmaf(a.scale, fmaf(c.scale, (float)(low - 32 * sum_low), c.other * (float)(high - 32 * sum_high)), sum);
     } else {
-        low = T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q4_K ? high >> 4 : high; /* exact: all are multiples of 16 */
 #pragma unroll
         for (int k = 0; k < 4; k++)
             low = matvec_dot_word<T>(c.low[k], block_word(a.low, k), low);
+        low += T == QMI_TYPE_Q4_0 || T == QMI_TYPE_Q4_K ? high >> 4 : high; /* exact: all are multiples of 16 */
         sum = fmaf(c.scale * a.scale, (float)low, sum);
         if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
             sum = fmaf(-c.other, a.total, sum);
@@ -355,24 +374,48 @@ static __device__ __forceinline__ float matvec_dot(const matvec_codes<T> &c, con
     }
 }
 
-/* A block of R rows with those of N rows of activations whose bit is set: sums[r * N + n] grows by the part of this lane. Row
- * n of activations has its block at area[n * stride]; b: the block's place in its row. */
-template <uint32_t T, int N, int R>
-static __device__ __forceinline__ void matvec_dots(const block<T> (&w)[R], int b, const matvec_activation *area, int stride,
-                                                   uint32_t inputs, float (&sums)[R * N])
+/* Rows of weights that a unit has: as many as share each load of activations, and as registers allow. */
+template <int N> constexpr __host__ __device__ int matvec_unit(void)
+{
+    return N == 1 ? 4 : 2;
+}
+
+/* A unit: the lane's blocks of R rows in a slot with those of the N rows of activations whose bit is set: sums[r * N + n] grows
+ * by the lane's part. Row n of activations has its block at area[n * stride]; i, next, M: as in ring_fetch, but of the lane's
+ * block. */
+template <uint32_t T, int N, int R, int M>
+static __device__ __forceinline__ void matvec_unit_dots(const uint8_t *slot, uint32_t i, uint32_t next,
+                                                        const matvec_activation *area, int stride, uint32_t inputs,
+                                                        float (&sums)[R * N])
 {
     matvec_codes<T> codes[R];
+    block<T> w[R];
+    if constexpr (N == 1) {
+        const matvec_activation a = area[0];
 #pragma unroll
-    for (int r = 0; r < R; r++)
-        matvec_unpack<T>(w[r], b, codes[r]);
+        for (int r = 0; r < R; r++)
+            ring_take<T, R>(w[r], slot, r, i + r / M * next);
 #pragma unroll
-    for (int n = 0; n < N; n++)
-        if (N == 1 || ((inputs >> n) & 1)) {
-            const matvec_activation a = area[n * stride];
-#pragma unroll
-            for (int r = 0; r < R; r++)
-                sums[r * N + n] = matvec_dot<T>(codes[r], a, sums[r * N + n]);
+        for (int r = 0; r < R; r++) {
+            matvec_unpack<T>(w[r], i, codes[r]);
+            sums[r] = matvec_dot<T>(codes[r], a, sums[r]);
         }
+        (void)stride, (void)inputs;
+    } else {
+#pragma unroll
+        for (int r = 0; r < R; r++) {
+            ring_take<T, R>(w[r], slot, r, i + r / M * next);
+            matvec_unpack<T>(w[r], i, codes[r]);
+        }
+#pragma unroll
+        for (int n = 0; n < N; n++)
+            if ((inputs >> n) & 1) {
+                const matvec_activation a = area[n * stride];
+#pragma unroll
+                for (int r = 0; r < R; r++)
+                    sums[r * N + n] = matvec_dot<T>(codes[r], a, sums[r * N + n]);
+            }
+    }
 }
 
 /* ---- products with float weights: both sides straight from memory ---- */
@@ -414,17 +457,6 @@ static __device__ __forceinline__ void matvec_float_dots(const ROWS &rows, int c
                         sums[r * N + n] += matvec_dot4(w, matvec_load4(matvec_row(in, n), u, in.columns));
             }
         }
-}
-
-/* Brings whole rows of so many bytes to the L2 cache. */
-template <class ROWS>
-static __device__ __forceinline__ void matvec_float_prefetch(const ROWS &rows, int count, int blocks, int block_bytes)
-{
-    for (int r = 0; r < count; r++) {
-        const uint8_t *row = matvec_row_plane(rows, r, 0) + matvec_row_first(rows, r) * block_bytes;
-        for (int at = (int)(threadIdx.x & 31) * 128; at < blocks * block_bytes; at += 32 * 128)
-            chip_prefetch(row + at);
-    }
 }
 
 #endif

@@ -73,25 +73,68 @@ static bool is_regular(const matvec_experts_job *job)
     return routed && (shared || !job->shared_inner);
 }
 
-/* Bytes of shared memory: the choice, sums, activation blocks. */
-static int64_t gate_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
+/* ---- shared memory: the choice, sums, rings, activation blocks ---- */
+
+#define GATE_EIGHTHS 5 /* of a processor's, for gate and up */
+
+static int32_t ring_bytes(uint32_t type, int32_t rows, int32_t budget, int32_t least, int32_t fillers)
 {
-    const int64_t blocks = (int64_t)job->in.count * job->in.blocks;
-    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + blocks * (int64_t)sizeof(matvec_activation);
+    return ring_depth(ring_most(type, rows, budget, least), fillers) * rows * ring_row_bytes(type);
 }
 
-static int64_t down_shared(const matvec_expert_kernels *kernels, const matvec_experts_job *job)
+/* Sets the ring's sizes for gate and up. */
+static int64_t gate_shared(const matvec_expert_kernels *kernels, matvec_experts_job *job, int32_t fillers)
 {
-    const int64_t blocks = (int64_t)job->in.count * job->width;
-    return kernels->choice_bytes + MATVEC_SQUARES_BYTES + blocks * (int64_t)sizeof(matvec_activation);
+    const int32_t chunks = matvec_ceil(job->in.blocks, 32);
+    job->fillers = fillers;
+    job->shared_slots = job->shared_inner ? chunks < MATVEC_SHARED_SLOTS ? chunks : MATVEC_SHARED_SLOTS : 0;
+    if (fillers > 1 && job->shared_slots)
+        job->shared_slots = 1;
+    job->shared_ring_bytes = job->shared_slots ? job->shared_slots * 2 * ring_row_bytes(job->shared_gate.type) : 0;
+    job->ring_bytes = ring_bytes(job->gate.type, job->in.count == 1 ? 4 : 2, MATVEC_GATE_RING, 2, fillers);
+    return kernels->choice_bytes + matvec_squares_bytes(kernels->rows) +
+           (int64_t)MATVEC_WARPS * (job->ring_bytes + job->shared_ring_bytes) +
+           (int64_t)job->in.count * job->in.blocks * (int64_t)sizeof(matvec_activation);
 }
 
-static bool fits(const cuda_run *run, const matvec_experts_job *job)
+/* ... for down. */
+static int64_t down_shared(const matvec_expert_kernels *kernels, matvec_experts_job *job, int32_t fillers)
+{
+    const int32_t unit = job->in.count == 1 ? matvec_down_unit<1>() : 1;
+    job->fillers = fillers;
+    job->ring_bytes = ring_bytes(job->down.type, unit, MATVEC_DOWN_RING, 1, fillers);
+    if (job->shared_inner) {
+        int32_t own = ring_bytes(job->shared_down.type, unit, MATVEC_DOWN_RING, 1, fillers);
+        job->ring_bytes = own > job->ring_bytes ? own : job->ring_bytes;
+    }
+    return kernels->choice_bytes + 2 * matvec_squares_bytes(kernels->rows) + (int64_t)MATVEC_WARPS * job->ring_bytes +
+           (int64_t)job->in.count * job->width * (int64_t)sizeof(matvec_activation);
+}
+
+/* The deepest rings with which both kernels fit into a processor's shared memory, or else one; the job's sizes are then set. 0:
+ * none fits. */
+static int64_t plan_shared(const cuda_run *run, matvec_experts_job *job, int32_t eighths,
+                           int64_t (*shared)(const matvec_expert_kernels *, matvec_experts_job *, int32_t))
 {
     const matvec_expert_kernels kernels = kernels_of(job->in.count);
-    const int64_t pairs = (int64_t)job->in.count * job->top * job->inner, blocks = (int64_t)job->in.count * job->width;
-    return pairs < MATVEC_DIVIDE_MOST && blocks < MATVEC_DIVIDE_MOST && gate_shared(&kernels, job) <= run->shared_most &&
-           down_shared(&kernels, job) <= run->shared_most;
+    for (int32_t most = eighths; most <= 8; most += 8 - eighths)
+        for (int32_t fillers = 0; fillers < 3; fillers++) {
+            const int64_t bytes = shared(&kernels, job, fillers);
+            if (bytes <= matvec_eighths(run, most))
+                return bytes;
+        }
+    return 0;
+}
+
+static bool fits(const cuda_run *run, matvec_experts_job job)
+{
+    const int64_t pairs = (int64_t)job.in.count * job.top * job.inner, blocks = (int64_t)job.in.count * job.width;
+    const int64_t gate_blocks = (int64_t)job.experts * job.gate.rows * job.in.blocks;
+    const int64_t down_blocks = (int64_t)job.experts * job.down.rows * job.down.blocks;
+    if (gate_blocks > INT32_MAX || down_blocks > INT32_MAX || job.inner % 2)
+        return false;
+    return pairs < MATVEC_DIVIDE_MOST && blocks < MATVEC_DIVIDE_MOST && plan_shared(run, &job, GATE_EIGHTHS, gate_shared) &&
+           plan_shared(run, &job, 8 - GATE_EIGHTHS, down_shared);
 }
 
 /* The job for some of the rows. */
@@ -115,26 +158,42 @@ static int32_t rows_that_fit(const cuda_run *run, const matvec_experts_job *job)
         return 0;
     for (int32_t rows = job->in.count; rows > 0; rows = rows > 1 ? (rows + 1) / 2 : 0) {
         const matvec_experts_job part = part_of(job, 0, rows);
-        if (fits(run, &part))
+        if (fits(run, part))
             return rows;
     }
     return 0;
 }
 
+/* How many warps share a row of the result: so that a block's busiest warp has the fewest units. */
+static int32_t best_split(int32_t rows, int32_t chunks)
+{
+    int32_t best = 0, best_units = INT32_MAX;
+    for (int32_t bits = 0; bits <= 2 && 1 << bits <= chunks; bits++) {
+        int32_t units = matvec_ceil(rows, MATVEC_WARPS >> bits) * matvec_ceil(chunks, 1 << bits);
+        if (units < best_units) {
+            best = bits;
+            best_units = units;
+        }
+    }
+    return best;
+}
+
+/* One block a processor, so that the next kernel finds room beside it. */
 static void launch_experts(const cuda_run *run, const matvec_experts_job *job, int32_t size)
 {
+    const int32_t most = run->processors;
+    const dim3 threads(MATVEC_THREADS);
     for (int32_t first = 0; first < job->in.count; first += size) {
         matvec_experts_job part = part_of(job, first, job->in.count - first < size ? job->in.count - first : size);
         const matvec_expert_kernels kernels = kernels_of(part.in.count);
         const int64_t pairs = (int64_t)part.in.count * part.top * part.inner + part.shared_inner;
-        const int32_t most = part.in.count <= 4 ? 2 * run->processors : run->processors, gates = matvec_ceil(pairs, MATVEC_WARPS);
-        while (part.split_bits < 2 && (int64_t)part.down.rows << part.split_bits < (int64_t)12 * run->processors)
-            part.split_bits++;
+        const int32_t gates = matvec_ceil(pairs, MATVEC_WARPS);
+        int64_t shared = plan_shared(run, &part, GATE_EIGHTHS, gate_shared);
+        cuda_launch(run, dim3((uint32_t)(gates < most ? gates : most)), threads, (size_t)shared, kernels.gate, part);
+        part.split_bits = best_split(matvec_ceil(part.down.rows, most), matvec_ceil(part.width, 32));
+        shared = plan_shared(run, &part, 8 - GATE_EIGHTHS, down_shared);
         const int32_t downs = matvec_ceil(part.down.rows, MATVEC_WARPS >> part.split_bits);
-        const dim3 threads(MATVEC_THREADS), gate_blocks((uint32_t)(gates < most ? gates : most));
-        const dim3 down_blocks((uint32_t)(downs < most ? downs : most));
-        cuda_launch(run, gate_blocks, threads, (size_t)gate_shared(&kernels, &part), kernels.gate, part);
-        cuda_launch(run, down_blocks, threads, (size_t)down_shared(&kernels, &part), kernels.down, part);
+        cuda_launch(run, dim3((uint32_t)(downs < most ? downs : most)), threads, (size_t)shared, kernels.down, part);
     }
 }
 

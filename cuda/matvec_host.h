@@ -20,9 +20,16 @@ static inline matvec_input matvec_input_of(const cuda_run *run, qmi_slot in, con
         input.epsilon = norm->epsilon;
     }
     input.columns = matrix->columns;
+    input.inverse_columns = 1.f / (float)matrix->columns;
     input.blocks = matrix->blocks;
     input.count = count;
     return input;
+}
+
+/* Shared memory of a block that takes so many eighths of a processor's; each block costs the processor 1024 bytes more. */
+static inline int64_t matvec_eighths(const cuda_run *run, int32_t eighths)
+{
+    return ((int64_t)run->shared_most + 1024) * eighths / 8 - 1024;
 }
 
 /* Lets a kernel have all of a block's shared memory. All kernels ask for the same split of shared memory and L1 cache: a

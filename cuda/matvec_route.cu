@@ -47,7 +47,18 @@ __global__ void __launch_bounds__(MATVEC_THREADS, 2) matvec_score_kernel(const _
                 w[i] = matvec_multiply(w[i], matvec_load4(in.norm, u, in.columns));
         }
     }
+    /* The block's columns of the hidden state, and its two scores of each row: by a thread each, which fetches what it can of its
+     * first one. */
+    const int columns = (in.columns + (int)gridDim.x - 1) / (int)gridDim.x, first = (int)blockIdx.x * columns;
+    const int each = max(0, min(columns, in.columns - first)) + 2, items = in.count * each;
+    const int own_row = (int)threadIdx.x / each, own_column = (int)threadIdx.x - own_row * each - 2;
+    const bool own = (int)threadIdx.x < items && own_column >= 0;
+    float own_x = 0, own_norm = 1;
+    if (own && in.norm)
+        own_norm = in.norm[first + own_column];
     chip_wait_for_previous();
+    if (own)
+        own_x = matvec_row(in, own_row)[first + own_column];
     for (int n = 0; n < in.count; n++) {
         const float *x = matvec_row(in, n);
         float4 v[SCORE_AHEAD];
@@ -77,21 +88,21 @@ __global__ void __launch_bounds__(MATVEC_THREADS, 2) matvec_score_kernel(const _
             (lane ? squares : dots)[n][warp] = sum;
     }
     __syncthreads();
-    /* The hidden state's columns of this block, and its two scores of each row, by a thread each. */
-    const int columns = (in.columns + (int)gridDim.x - 1) / (int)gridDim.x, first = (int)blockIdx.x * columns;
-    const int count = max(0, min(columns, in.columns - first));
-    for (int i = threadIdx.x; i < in.count * (count + 2); i += MATVEC_THREADS) {
-        const int n = i / (count + 2), c = i - n * (count + 2) - 2;
+    for (int i = threadIdx.x; i < items; i += MATVEC_THREADS) {
+        const int n = i / each, c = i - n * each - 2;
         float square = 0, factor = 1;
         if (in.norm) {
 #pragma unroll
             for (int k = 0; k < ROW_WARPS; k++)
                 square += squares[n][k];
-            factor = rsqrtf(square / (float)in.columns + in.epsilon);
+            factor = rsqrtf(square * in.inverse_columns + in.epsilon);
         }
         if (c >= 0) {
-            const float x = matvec_row(in, n)[first + c] * factor;
-            job.hidden[(int64_t)n * in.columns + first + c] = in.norm ? x * in.norm[first + c] : x;
+            if (i >= MATVEC_THREADS) {
+                own_x = matvec_row(in, n)[first + c];
+                own_norm = in.norm ? in.norm[first + c] : 1;
+            }
+            job.hidden[(int64_t)n * in.columns + first + c] = own_x * factor * own_norm;
         } else if ((int)blockIdx.x * 2 + c + 2 < job.router.rows + job.gate.rows) {
             float dot = 0;
 #pragma unroll
@@ -155,6 +166,7 @@ static __device__ void choose_of_many(const float *scores, int experts, int top,
 /* A block a row. */
 __global__ void __launch_bounds__(MATVEC_THREADS, 2) matvec_choose_kernel(const __grid_constant__ matvec_experts_job job)
 {
+    __shared__ __align__(16) uint32_t keys[MATVEC_FEW];
     __shared__ int32_t expert[QMI_TOP_MAX];
     __shared__ float weight[QMI_TOP_MAX + 1];
     chip_let_next_start();
@@ -169,7 +181,7 @@ __global__ void __launch_bounds__(MATVEC_THREADS, 2) matvec_choose_kernel(const 
         return;
     }
     if (threadIdx.x < 32)
-        matvec_choose(job, n, expert, weight);
+        matvec_choose(job, n, keys, expert, weight);
     __syncthreads();
     for (int k = threadIdx.x; k <= top; k += MATVEC_THREADS) {
         if (k < top)

@@ -1,10 +1,10 @@
 /* The decode kernel of PROJECT, GLU, PROJECT_ADD and LOGITS, for up to N rows.
  *
- * A block has rows of one matrix (PAIR: of gate and up, the same rows of each); a warp takes two rows (a pair) at a time, each
- * lane one block of 32 columns. Where rows are few and long, several warps share a row.
+ * A block has rows of one matrix (PAIR: of gate and up, the same rows of each); a warp takes a group of four (several rows of
+ * activations: two) at a time, each lane one block of 32 columns. Where rows are few and long, several warps share a group.
  *
- * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.2 MB / 4.6 TB/s = 3.1 us, of which 60 %
- * are on their way before the wait; latency after the wait: load of the input 0.35 us, normalise and quantize 0.2, dots 1.1
+ * Floors, for PROJECT of a delta layer of 35B-A3B (12352 x 2048, Q4_K, H200): bytes 14.6 MB / 4.6 TB/s = 3.2 us, which are on
+ * their way before the wait; latency after the wait: load of the input 0.35 us, normalise and quantize 0.2, dots 1.1
  * (188 x 32 blocks a multiprocessor, 45 instructions each, 4 issued a cycle), sums 0.15. */
 #ifndef QMI_CUDA_MATVEC_ROWS_CUH
 #define QMI_CUDA_MATVEC_ROWS_CUH
@@ -20,17 +20,25 @@ struct matvec_job {
     int32_t per_block[QMI_PROJECT_MAX];  /* rows (pair: pairs) a block */
     int32_t count;                       /* matrices; pair: 1 */
     int32_t pair, add, quantized;        /* 0 or 1; quantized: some matrix is */
-    int32_t split_bits;                  /* 2^split_bits warps share a row */
+    int32_t split_bits;                  /* 2^split_bits warps share a group of rows */
+    int32_t fillers, ring_bytes;         /* of a warp's ring, as deep as it is (matvec_ring.cuh) */
     float *normed;                       /* [normed_count][columns]: the input's rows normalised, in their order; or NULL */
     int32_t normed_count;
 };
 
-#define MATVEC_PARTS_BYTES (MATVEC_WARPS * 2 * CUDA_VECTOR_ROWS * 4)
+#define MATVEC_RING_BYTES 7104 /* of a warp: three units of Q4_K; with 16 warps half of a processor's */
 
-/* Shared memory of a launch: squares' sums, sums of warps that share rows, activation blocks. */
-static inline __host__ __device__ int64_t matvec_rows_shared(int rows, int blocks)
+/* Shared memory of a launch: squares' sums, sums of warps that share rows, rings, activation blocks. */
+constexpr __host__ __device__ int matvec_parts_bytes(int kernel_rows) /* two passes' */
 {
-    return MATVEC_SQUARES_BYTES + MATVEC_PARTS_BYTES + (int64_t)rows * blocks * (int64_t)sizeof(matvec_activation);
+    return 2 * MATVEC_WARPS * (kernel_rows == 1 ? 4 : 2 * kernel_rows) * 4;
+}
+
+static inline int64_t matvec_rows_shared(int rows, int staged, int blocks, int ring_bytes)
+{
+    const int kernel_rows = matvec_kernel_rows(rows);
+    return matvec_squares_bytes(kernel_rows) + matvec_parts_bytes(kernel_rows) + (int64_t)MATVEC_WARPS * ring_bytes +
+           (int64_t)staged * blocks * (int64_t)sizeof(matvec_activation);
 }
 
 /* One row of the input, normalised, to memory: what speculation starts from (op.h, LOGITS). By one block. */
@@ -75,95 +83,108 @@ static __device__ __forceinline__ matvec_share matvec_share_of(const matvec_job 
     return s;
 }
 
-/* Lane (r * N + n) * width has the sum of row r with row n of activations. */
+/* Lane (r * N + n) * width has the sum of row r of a group with row n of activations. */
 template <int N> constexpr __host__ __device__ int matvec_width(void)
 {
-    return 32 / (2 * N);
+    return 32 / (matvec_unit<N>() * N);
 }
 
-/* Stores a group's sums: rows first and first + 1 (pair: silu(gate) * up of row first); `old` is what was in the lane's place. */
+/* Where the lane's sum goes to; NULL: nowhere. A group's first row (pair) is `first`; PAIR: lanes of even r have a pair. */
 template <int N, bool PAIR>
-static __device__ __forceinline__ void matvec_store(const matvec_job &job, const matvec_share &s, int first, float value,
-                                                    float old)
+static __device__ __forceinline__ float *matvec_place(const matvec_job &job, const matvec_share &s, int first)
 {
     constexpr int width = matvec_width<N>();
-    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N, row = first + (PAIR ? 0 : r);
-    if (PAIR)
-        value = chip_silu(value) * __shfl_down_sync(~0u, value, (N * width) & 31);
-    if (lane % width == 0 && row < s.begin + s.count && n < job.in.count && !(PAIR && r))
-        job.out[s.matrix][(int64_t)n * job.out_stride[s.matrix] + row] = old + value;
+    const int lane = threadIdx.x & 31, r = lane / width / N, n = lane / width % N, row = first + (PAIR ? r >> 1 : r);
+    const bool has = lane % width == 0 && row < s.begin + s.count && n < job.in.count && !(PAIR && (r & 1));
+    return has ? job.out[s.matrix] + (int64_t)n * job.out_stride[s.matrix] + row : NULL;
 }
 
-template <int N> static __device__ __forceinline__ float matvec_old(const matvec_job &job, const matvec_share &s, int first)
+/* silu(gate) * up to the lanes of even r. */
+template <int N> static __device__ __forceinline__ float matvec_gated(float value)
 {
-    constexpr int width = matvec_width<N>();
-    const int lane = threadIdx.x & 31, n = lane / width % N, row = first + lane / width / N;
-    if (!job.add || lane % width || row >= s.begin + s.count || n >= job.in.count)
-        return 0;
-    return job.out[s.matrix][(int64_t)n * job.out_stride[s.matrix] + row];
+    return chip_silu(value) * __shfl_down_sync(~0u, value, N * matvec_width<N>());
 }
 
-/* All of the block, from the wait on: `stage` waits and brings the activations. */
+/* Groups of rows that a warp has. */
+static __device__ __forceinline__ int matvec_passes(int count, int bits, int group)
+{
+    const int groups = (count + group - 1) / group;
+    return (groups + (MATVEC_WARPS >> bits) - 1) >> (MATVEC_WARP_BITS - bits);
+}
+
+/* All of the block: `stage` waits and brings the activations. A warp's work is units: a group of rows (PAIR: gate and up in
+ * turns) and 32 columns a lane; they pass through its ring. */
 template <uint32_t T, int N, bool PAIR, class STAGE>
 static __device__ __forceinline__ void matvec_quantized_rows(const matvec_share &s, const matvec_job &job,
-                                                             const matvec_activation *area, float *parts, STAGE stage)
+                                                             const matvec_activation *area, float *parts, uint8_t *ring,
+                                                             STAGE stage)
 {
-    constexpr int C = matvec_chunks<T, N, PAIR>(), per_group = PAIR ? 1 : 2;
-    const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, blocks = job.in.blocks, last = s.begin + s.count - 1;
-    const int bits = job.split_bits, part = warp & ((1 << bits) - 1), place = warp >> bits, per_pass = MATVEC_WARPS >> bits;
-    const int groups = (s.count + per_group - 1) / per_group, passes = (groups + per_pass - 1) >> (MATVEC_WARP_BITS - bits);
-    const int stride = 32 << bits, steps = (blocks + stride * C - 1) >> (5 + bits + (C == 2));
-    const cuda_matrix a = job.matrix[s.matrix], up = job.matrix[PAIR ? s.matrix + 1 : s.matrix];
+    constexpr int R = matvec_unit<N>(), M = PAIR ? 2 : 1, group = R / M, most = ring_most(T, R, MATVEC_RING_BYTES);
+    constexpr int slot_bytes = R * ring_row_bytes(T), width = matvec_width<N>();
+    const int warp = threadIdx.x >> 5, lane = chip_here((int)threadIdx.x & 31), blocks = job.in.blocks;
+    const int bits = job.split_bits, part = warp & ((1 << bits) - 1), place = warp >> bits;
+    const int per_pass = (MATVEC_WARPS >> bits) * group;
+    const int passes = matvec_passes(s.count, bits, group), stride = 32 << bits, start = 32 * part;
+    const int steps = (blocks + stride - 1) >> (5 + bits), begin = s.begin + place * group, depth = ring_depth(most, job.fillers);
+    const cuda_matrix &a = job.matrix[s.matrix], &up = job.matrix[PAIR ? s.matrix + 1 : s.matrix];
     const uint32_t inputs = (1u << job.in.count) - 1;
-    block<T> w[C][2];
-    int first = s.begin + place * per_group, at = 32 * part + lane; /* of the weights on their way */
-    const auto load = [&]() {
-        const int64_t row = (int64_t)min(first, last) * blocks, next = PAIR ? row : (int64_t)min(first + 1, last) * blocks;
-#pragma unroll
-        for (int c = 0; c < C; c++) {
-            const int b = min(at + c * stride, blocks - 1);
-            block_load<T>(w[c][0], a, row + b);
-            block_load<T>(w[c][1], up, next + b);
+    uint8_t *const slots = ring + warp * job.ring_bytes;
+
+    int left = passes * steps, ahead_at = start, ahead = s.begin + s.count - begin, slot = 0; /* ahead: rows from the group on */
+    uint32_t ahead_i = (uint32_t)(begin * blocks + start);
+    const auto fetch = [&]() {
+        if (left > 0) {
+            left--;
+            ring_fetch<T, R, M>(slots + slot * slot_bytes, a, up, ahead_i, blocks, 0, ahead, blocks - ahead_at);
+            ahead_at += stride;
+            ahead_i += stride;
+            if (ahead_at >= blocks) {
+                ahead_i += per_pass * blocks - (ahead_at - start);
+                ahead_at = start;
+                ahead -= per_pass;
+            }
         }
+        slot = slot + 1 == depth ? 0 : slot + 1;
+        ring_commit(job.fillers);
     };
-    load();
+#pragma unroll 1
+    for (int i = 0; i < depth; i++)
+        fetch();
     const float factor = stage();
+    int first = begin;
 #pragma unroll 1
-    for (int pass = 0; pass < passes; pass++) {
-        float sums[2 * N] = {};
-        const int group = first;
-        const float old = PAIR || part ? 0 : matvec_old<N>(job, s, group);
+    for (int pass = 0; pass < passes; pass++, first += per_pass) {
+        float sums[R * N] = {};
+        float *const to = part ? NULL : matvec_place<N, PAIR>(job, s, first);
+        const float old = to && job.add ? *to : 0;
+        int b = start + lane;
 #pragma unroll 1
-        for (int step = 0; step < steps; step++) {
-#pragma unroll
-            for (int c = 0; c < C; c++) {
-                const int b = at + c * stride;
-                if (b < blocks)
-                    matvec_dots<T, N, 2>(w[c], b, area + b, blocks, inputs, sums);
-            }
-            at += C * stride;
-            if (step + 1 == steps) {
-                at = 32 * part + lane;
-                first += per_pass * per_group;
-            }
-            if (step + 1 < steps || pass + 1 < passes)
-                load();
+        for (int step = 0; step < steps; step++, b += stride) {
+            chip_copy_wait<most - 1>();
+            __syncwarp();
+            if (b < blocks)
+                matvec_unit_dots<T, N, R, M>(slots + slot * slot_bytes, (uint32_t)(first * blocks + b), blocks, area + b, blocks,
+                                             inputs, sums);
+            __syncwarp();
+            fetch();
         }
-        float value = matvec_reduce<2 * N>(sums);
+        float value = matvec_reduce<R * N>(sums);
         if (bits) {
-            constexpr int width = matvec_width<N>();
-            if (pass)
-                __syncthreads();
+            float *mine = parts + (pass & 1) * (MATVEC_WARPS * R * N);
             if (lane % width == 0)
-                parts[warp * 2 * N + lane / width] = value;
+                mine[warp * R * N + lane / width] = value;
             __syncthreads();
             if (part)
                 continue;
 #pragma unroll 1
             for (int i = 1; i < 1 << bits; i++)
-                value += parts[(warp + i) * 2 * N + lane / width];
+                value += mine[(warp + i) * R * N + lane / width];
         }
-        matvec_store<N, PAIR>(job, s, group, value * factor, old);
+        value *= factor;
+        if (PAIR)
+            value = matvec_gated<N>(value);
+        if (to)
+            *to = old + value;
     }
 }
 
@@ -175,27 +196,32 @@ template <bool PAIR> struct matvec_float_group {
 
 template <bool PAIR> static __device__ __forceinline__ int64_t matvec_row_first(const matvec_float_group<PAIR> &g, int r)
 {
-    return (int64_t)(g.first + (PAIR ? 0 : r)) * g.job->in.blocks;
+    return (int64_t)(g.first + (PAIR ? r >> 1 : r)) * g.job->in.blocks;
 }
 
 template <bool PAIR>
 static __device__ __forceinline__ const uint8_t *matvec_row_plane(const matvec_float_group<PAIR> &g, int r, int plane)
 {
-    return g.job->matrix[g.matrix + (PAIR ? r : 0)].plane[plane];
+    return g.job->matrix[g.matrix + (PAIR ? r & 1 : 0)].plane[plane];
 }
 
 template <uint32_t T, int N, bool PAIR>
 static __device__ __forceinline__ void matvec_float_rows(const matvec_share &s, const matvec_job &job, float factor)
 {
-    constexpr int per_group = PAIR ? 1 : 2;
+    constexpr int R = matvec_unit<N>(), group = PAIR ? R / 2 : R;
+    const int end = s.begin + s.count;
 #pragma unroll 1
-    for (int first = s.begin + (int)(threadIdx.x >> 5) * per_group; first < s.begin + s.count;
-         first += MATVEC_WARPS * per_group) {
-        float sums[2 * N] = {};
-        const float old = PAIR ? 0 : matvec_old<N>(job, s, first);
-        const matvec_float_group<PAIR> group = { &job, s.matrix, first };
-        matvec_float_dots<T, N, 2>(group, PAIR ? 2 : min(2, s.begin + s.count - first), job.in, sums);
-        matvec_store<N, PAIR>(job, s, first, matvec_reduce<2 * N>(sums) * factor, old);
+    for (int first = s.begin + (int)(threadIdx.x >> 5) * group; first < end; first += MATVEC_WARPS * group) {
+        float sums[R * N] = {};
+        float *const to = matvec_place<N, PAIR>(job, s, first);
+        const float old = to && job.add ? *to : 0;
+        const matvec_float_group<PAIR> rows = { &job, s.matrix, first };
+        matvec_float_dots<T, N, R>(rows, min(R, (end - first) * (PAIR ? 2 : 1)), job.in, sums);
+        float value = matvec_reduce<R * N>(sums) * factor;
+        if (PAIR)
+            value = matvec_gated<N>(value);
+        if (to)
+            *to = old + value;
     }
 }
 
@@ -205,16 +231,17 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_rows_ke
     CHIP_SHARED(uint8_t, shared);
     chip_let_next_start();
     float (*squares)[MATVEC_WARPS] = (float (*)[MATVEC_WARPS])shared;
-    float *parts = (float *)(shared + MATVEC_SQUARES_BYTES);
-    matvec_activation *area = (matvec_activation *)(shared + MATVEC_SQUARES_BYTES + MATVEC_PARTS_BYTES);
+    float *parts = (float *)(shared + matvec_squares_bytes(N));
+    uint8_t *ring = (uint8_t *)parts + matvec_parts_bytes(N);
+    matvec_activation *area = (matvec_activation *)(ring + MATVEC_WARPS * job.ring_bytes);
     const matvec_share s = matvec_share_of(job);
     const uint32_t type = job.matrix[s.matrix].type;
     matvec_norm_weights<N> norm;
-    matvec_fetch_norm<N>(job.in, 0, norm);
+    matvec_fetch_norm<N>(job.in, 0, MATVEC_THREADS, norm);
     const auto stage = [&]() {
         chip_wait_for_previous();
         if (job.quantized)
-            matvec_stage_input<N>(job.in, norm, area, squares);
+            matvec_stage_input<N>(job.in, MATVEC_THREADS, norm, area, squares);
         else
             matvec_square_input<N>(job.in, squares);
         __syncthreads();
@@ -224,7 +251,7 @@ __global__ void __launch_bounds__(MATVEC_THREADS, N <= 4 ? 2 : 1) matvec_rows_ke
         const float factor = stage();
         MATVEC_FOR_FLOAT(type, matvec_float_rows<T, N, PAIR>(s, job, factor));
     } else
-        MATVEC_FOR_QUANTIZED(type, matvec_quantized_rows<T, N, PAIR>(s, job, area, parts, stage));
+        MATVEC_FOR_QUANTIZED(type, matvec_quantized_rows<T, N, PAIR>(s, job, area, parts, ring, stage));
     if (job.normed) /* the last blocks have the fewest rows */
         for (int row = (int)(gridDim.x - 1 - blockIdx.x); row < job.normed_count; row += (int)gridDim.x)
             matvec_write_normed(job, row, squares[0]);

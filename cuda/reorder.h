@@ -51,30 +51,22 @@ REORDER void reorder_store_codes(uint8_t *to, const uint32_t codes[8])
                                         codes[3] | codes[7] << 4 } };
 }
 
-/* The low 4 (2) bits of four bytes, side by side. */
-REORDER uint32_t reorder_nibbles(uint32_t bytes)
+/* Scale and minimum of sub-block i % 8, and d and dmin where it is the first: from the 12 bytes whose meaning qmi_q4_k_scale
+ * gives. */
+REORDER void reorder_mins(const uint8_t *d, const uint8_t *scales, int64_t i, uint8_t *const plane[])
 {
-    bytes &= 0x0f0f0f0f;
-    bytes = (bytes | bytes >> 4) & 0x00ff00ff;
-    return (bytes | bytes >> 8) & 0xffff;
-}
-
-REORDER uint32_t reorder_pairs(uint32_t bytes)
-{
-    bytes &= 0x03030303;
-    bytes = (bytes | bytes >> 6) & 0x000f000f;
-    return (bytes | bytes >> 12) & 0xff;
-}
-
-/* MINS from d, dmin and the 12 bytes whose meaning qmi_q4_k_scale gives: a has scales 0-3 and, on top, high bits of scales 4-7; b
- * the same of the minima; c low halves of scales 4-7 and of minima 4-7. */
-REORDER void reorder_store_mins(uint8_t *to, uint32_t d_dmin, const uint8_t *scales)
-{
-    const uint32_t a = reorder_load4(scales), b = reorder_load4(scales + 4), c = reorder_load4(scales + 8);
-    const uint32_t scales_high = reorder_pairs(a >> 4) | reorder_pairs(a >> 6) << 8;
-    const uint32_t minima_high = reorder_pairs(b >> 4) | reorder_pairs(b >> 6) << 8;
-    *(reorder_16 *)to = (reorder_16){ { d_dmin, reorder_nibbles(a) | reorder_nibbles(c) << 16,
-                                        reorder_nibbles(b) | reorder_nibbles(c >> 4) << 16, scales_high | minima_high << 16 } };
+    const int j = (int)(i % 8);
+    uint32_t scale, minimum;
+    if (j < 4) {
+        scale = scales[j] & 63;
+        minimum = scales[j + 4] & 63;
+    } else {
+        scale = (scales[j + 4] & 15) | scales[j - 4] >> 6 << 4;
+        minimum = scales[j + 4] >> 4 | scales[j] >> 6 << 4;
+    }
+    reorder_store2(plane[2] + 2 * i, scale | minimum << 8);
+    if (j == 0)
+        *(uint32_t *)(plane[3] + i / 2) = reorder_load4(d);
 }
 
 REORDER void reorder_q5_0(const qmi_block_q5_0 *block, int64_t i, uint8_t *const plane[])
@@ -105,8 +97,7 @@ REORDER void reorder_q5_k(const qmi_block_q5_k *block, int64_t i, uint8_t *const
     for (int k = 0; k < 8; k++)
         word |= (reorder_load4(block->high + 4 * k) >> j & 0x01010101) << k;
     *(uint32_t *)(plane[1] + 4 * i) = word;
-    if (j == 0)
-        reorder_store_mins(plane[2] + 2 * i, reorder_load4(block->d), block->scales);
+    reorder_mins(block->d, block->scales, i, plane);
 }
 
 REORDER void reorder_q6_k(const qmi_block_q6_k *block, int64_t i, uint8_t *const plane[])
@@ -149,8 +140,7 @@ REORDER void reorder_block(uint32_t type, const uint8_t *from, int64_t i, uint8_
     case QMI_TYPE_Q4_K: {
         const qmi_block_q4_k *block = (const qmi_block_q4_k *)from;
         reorder_halves(block->q, (int)(i % 8), plane[0] + 16 * i);
-        if (i % 8 == 0)
-            reorder_store_mins(plane[2] + 2 * i, reorder_load4(block->d), block->scales);
+        reorder_mins(block->d, block->scales, i, plane);
         break;
     }
     case QMI_TYPE_Q5_K:

@@ -18,21 +18,31 @@ template <class T> static inline T emulator_load(const void *p, const char *file
     return v;
 }
 static inline uint4 chip_load16(const void *p, EMULATOR_PLACE) { return emulator_load<uint4>(p, file, line); }
-static inline uint4 chip_load16_again(const void *p, EMULATOR_PLACE) { return emulator_load<uint4>(p, file, line); }
 static inline uint2 chip_load8(const void *p, EMULATOR_PLACE) { return emulator_load<uint2>(p, file, line); }
 static inline uint32_t chip_load4(const void *p, EMULATOR_PLACE) { return emulator_load<uint32_t>(p, file, line); }
 static inline uint32_t chip_load2(const void *p, EMULATOR_PLACE) { return emulator_load<uint16_t>(p, file, line); }
 
 /* ---- copies to shared memory ---- */
-static inline void chip_copy16(void *to_shared, const void *from, bool real, EMULATOR_PLACE)
+static inline void emulator_copy_some(void *to_shared, const void *from, unsigned bytes, bool real, const char *file, int line)
 {
-    if ((uintptr_t)to_shared % 16 || (real && (uintptr_t)from % 16))
-        emulator_fault("%s:%d: a copy of 16 bytes from %p to %p, not both multiples of 16", file, line, from, to_shared);
-    emulator_copy(to_shared, from, real ? 16 : 0, real ? 0 : 16);
+    if ((uintptr_t)to_shared % bytes || (real && (uintptr_t)from % bytes))
+        emulator_fault("%s:%d: a copy of %u bytes from %p to %p, not both multiples of that", file, line, bytes, from, to_shared);
+    emulator_copy(to_shared, from, real ? bytes : 0, real ? 0 : bytes);
+}
+static inline void chip_copy16(void *to, const void *from, bool real, EMULATOR_PLACE)
+{
+    emulator_copy_some(to, from, 16, real, file, line);
+}
+static inline void chip_copy8(void *to, const void *from, bool real, EMULATOR_PLACE)
+{
+    emulator_copy_some(to, from, 8, real, file, line);
+}
+static inline void chip_copy4(void *to, const void *from, bool real, EMULATOR_PLACE)
+{
+    emulator_copy_some(to, from, 4, real, file, line);
 }
 static inline void chip_copy_commit(void) { emulator_copy_commit(); }
 template <int LEFT> static inline void chip_copy_wait(void) { emulator_copy_wait(LEFT); }
-static inline void chip_prefetch(const void *p) { (void)p; }
 static inline int chip_here(int x) { return x; }
 
 /* ---- moves of matrices between lanes ----

@@ -25,7 +25,8 @@ static void look_at_copy(const struct copy *c)
 {
     if (!emulator_checks)
         return;
-    emulator_check_access(c->from, c->size, false, false, c->pc);
+    if (c->size > 0)
+        emulator_check_access(c->from, c->size, false, false, c->pc);
     emulator_check_access(c->to, c->size + c->zeros, true, false, c->pc);
 }
 

@@ -49,8 +49,8 @@ static const card_type card_types[] = {
     { QMI_TYPE_Q4_0, { { 16, 1 }, { 0, 1 }, { 2, 1 } } },
     { QMI_TYPE_IQ4_NL, { { 16, 1 }, { 0, 1 }, { 2, 1 } } },
     { QMI_TYPE_Q5_0, { { 16, 1 }, { 4, 1 }, { 2, 1 } } },
-    { QMI_TYPE_Q4_K, { { 16, 1 }, { 0, 1 }, { 16, 8 } } },
-    { QMI_TYPE_Q5_K, { { 16, 1 }, { 4, 1 }, { 16, 8 } } },
+    { QMI_TYPE_Q4_K, { { 16, 1 }, { 0, 1 }, { 2, 1 }, { 4, 8 } } },
+    { QMI_TYPE_Q5_K, { { 16, 1 }, { 4, 1 }, { 2, 1 }, { 4, 8 } } },
     { QMI_TYPE_Q6_K, { { 16, 1 }, { 8, 1 }, { 16, 8 }, { 2, 8 } } },
     { QMI_TYPE_IQ4_XS, { { 16, 1 }, { 0, 1 }, { 8, 8 } } },
 };
@@ -121,11 +121,8 @@ static float read_value(const card_type *card, const uint8_t *planes, const int6
         const int scale = (int)(bit_field(at[2] + 4, 4 * b, 4) + 16 * bit_field(at[2] + 2, 2 * b, 2));
         return half_at(at[2]) * (float)(scale - 32) * (float)levels[code];
     }
-    default: { /* MINS */
-        const uint32_t scale = bit_field(at[2] + 4, 4 * b, 4) + 16 * bit_field(at[2] + 12, 2 * b, 2);
-        const uint32_t minimum = bit_field(at[2] + 8, 4 * b, 4) + 16 * bit_field(at[2] + 14, 2 * b, 2);
-        return half_at(at[2]) * (float)scale * (float)code - half_at(at[2] + 2) * (float)minimum;
-    }
+    default: /* Q4_K, Q5_K */
+        return half_at(at[3]) * (float)at[2][0] * (float)code - half_at(at[3] + 2) * (float)at[2][1];
     }
 }
 
