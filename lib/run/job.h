@@ -57,6 +57,7 @@ struct qm_job {
     qm_session **sessions;
     int32_t session_count, session_done;
     bool overflows;              /* `tokens` do not fit behind the session's: its oldest turns have to go first */
+    bool synced;                 /* its tokens come again, with more: states are kept close to each other near their end */
     bool replaces;               /* `tokens` are all that the session shall hold, and it was not moved to them yet */
     int32_t *tokens;             /* to append, one by one session for a decode job */
     int64_t turns[4];            /* indices of tokens before which a chunk ends; -1: none */

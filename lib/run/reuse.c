@@ -56,10 +56,10 @@ void qmi_reuse_prefilled(qm_job *job)
     }
 }
 
-/* The places inside a prompt where another may branch off: the end of the system prompt, which other conversations share; where
- * the last message begins, which may be edited; where the answer begins, for the next prompt renders the answer anew, mostly
- * without its thoughts; and of text without turns shortly before its end. Fewer than APART tokens before the answer are too few
- * to be worth a chunk. */
+/* The places inside a prompt where another may branch off: the end of the system prompt, which other conversations share;
+ * where the last message begins, which may be edited; where the answer begins, for the next prompt renders the answer anew,
+ * mostly without its thoughts; and of text that comes again without turns, shortly before its end. Fewer than APART tokens
+ * before the answer are too few to be worth a chunk. */
 static void mark_turns(qm_job *job)
 {
     const qm_session *session = job->sessions[0];
@@ -72,7 +72,7 @@ static void mark_turns(qm_job *job)
         before_last = last;
         last = i;
     }
-    if (job->token_count - (last < 0 ? 0 : last) > APART_TURNS)
+    if (job->synced && job->token_count - (last < 0 ? 0 : last) > APART_TURNS)
         end = job->token_count - BEFORE_END;
     if (first >= 0 && first < APART)
         first = -1;
@@ -85,12 +85,12 @@ static void mark_turns(qm_job *job)
     job->turns_marked = true;
 }
 
-/* At the end of a long prompt chunks are as small as the distance of states that are kept. */
+/* At the end of a long prompt that will come again, chunks are as small as the distance of states that are kept. */
 static int64_t limit_near_end(const qm_job *job, int64_t size)
 {
     const qm_model *model = job->model;
     int64_t every = model->checkpoint_every, chunk = model->plan.chunk, dense = job->token_count - DENSE * every;
-    if (every >= size || (chunk > 2 * every && job->token_count < DENSE_CHUNKS * chunk))
+    if (!job->synced || every >= size || (chunk > 2 * every && job->token_count < DENSE_CHUNKS * chunk))
         return size;
     return job->token_done + size > dense ? every : size;
 }

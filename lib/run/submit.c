@@ -187,7 +187,7 @@ int32_t qmi_submit_sync(qm_session *session, const int32_t *tokens, int64_t coun
     code = check_room(session, count - session->count);
     if (code >= 0)
         code = keep_tokens(job, tokens, count);
-    job->replaces = true;
+    job->replaces = job->synced = true;
     if (code >= 0 && qmi_prefix_is_on(job->model)) {
         code = qmi_os_thread_start(&job->thread, qmi_prefix_fetch_main, job, "qwenmoe-job");
         if (code >= 0) {
