@@ -21,9 +21,16 @@ struct block_activation {
 
 /* Unpacked weights of quantized types are multiplied by this, so that small scales stay clear of half's subnormal numbers; divide the
  * products' sum by it. */
+#define BLOCK_GAIN 64.f
+#define BLOCK_GAIN_FLOAT 1.f
 template <uint32_t T> __device__ constexpr float block_gain(void)
 {
-    return T == QMI_TYPE_F16 || T == QMI_TYPE_BF16 || T == QMI_TYPE_F32 ? 1.f : 64.f;
+    return T == QMI_TYPE_F16 || T == QMI_TYPE_BF16 || T == QMI_TYPE_F32 ? BLOCK_GAIN_FLOAT : BLOCK_GAIN;
+}
+
+template <uint32_t T> __host__ __device__ constexpr bool block_is_float(void)
+{
+    return T == QMI_TYPE_F32 || T == QMI_TYPE_F16 || T == QMI_TYPE_BF16;
 }
 
 template <uint32_t T> struct block;
@@ -399,6 +406,21 @@ static __device__ __forceinline__ void block_unpack_quarter(const block<T> &w, c
             out[2 * half] = block_bits(even);
             out[2 * half + 1] = block_bits(odd);
         }
+    }
+}
+
+/* Floats: what rounding them to halves loses. */
+static __device__ __forceinline__ void block_rest(block<QMI_TYPE_F32> &w)
+{
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        uint32_t v[4] = { w.q[j].x, w.q[j].y, w.q[j].z, w.q[j].w };
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const float x = fminf(fmaxf(__uint_as_float(v[i]), -65504.f), 65504.f);
+            v[i] = __float_as_uint(x - __half2float(__float2half_rn(x)));
+        }
+        w.q[j] = make_uint4(v[0], v[1], v[2], v[3]);
     }
 }
 

@@ -132,6 +132,27 @@ static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/* Products of bytes, a unsigned or signed, b signed, sums of 32-bit integers: as chip_mma_half, but a0, a1 are values 4t .. 4t+3 of rows
+ * g and g+8, a2, a3 values 16+4t .. of them; b0, b1 likewise (PTX ISA, mma.m16n8k32). The half of it takes k 16. */
+template <bool SIGNED> static __device__ __forceinline__ void chip_mma_bytes(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+{
+    if constexpr (SIGNED)
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    else
+        asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+                     : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ void chip_mma_bytes_half(int c[4], uint32_t a0, uint32_t a1, uint32_t b)
+{
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.s32.u8.s8.s32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"
+                 : "+r"(c[0]), "+r"(c[1]), "+r"(c[2]), "+r"(c[3])
+                 : "r"(a0), "r"(a1), "r"(b));
+}
+
 /* Four 8 x 8 matrices of halves from shared memory: lanes 8 i .. 8 i + 7 give the addresses of the eight rows (16 bytes each) of matrix
  * i, and out[i] of lane 4 g + t is values 2 t, 2 t + 1 of its row g (PTX ISA, ldmatrix): what an mma takes as b. */
 static __device__ __forceinline__ void chip_load_matrices(uint32_t out[4], const void *row)

@@ -111,6 +111,62 @@ static __device__ __forceinline__ int convert_unit(int i)
     return 4 * (i & 3) + 2 * ((i >> 2) & 1);
 }
 
+/* Four values a thread as numbers of 8 bits; eight threads from a multiple of eight on have a block. All lanes of the warp take
+ * part. Where a block's largest value is below 1e-30, all count as 0: 127 / it would overflow. */
+static __device__ __forceinline__ void convert_bytes(matmul_bytes *to, float4 v, bool real)
+{
+    const int word = threadIdx.x & 7;
+    float most = convert_most(0, v);
+#pragma unroll
+    for (int d = 1; d < 8; d <<= 1)
+        most = fmaxf(most, __shfl_xor_sync(~0u, most, d));
+    const float gain = most > 1e-30f ? __fdividef(127.f, most) : 0.f;
+    const uint32_t a = (uint32_t)__float2int_rn(v.x * gain), b = (uint32_t)__float2int_rn(v.y * gain);
+    const uint32_t c = (uint32_t)__float2int_rn(v.z * gain), d = (uint32_t)__float2int_rn(v.w * gain);
+    const uint32_t q = __byte_perm(__byte_perm(a, b, 0x0040), __byte_perm(c, d, 0x0040), 0x5410);
+    int sum = chip_dot4_signed(q, 0x01010101u, 0);
+    sum += __shfl_xor_sync(~0u, sum, 1);
+    sum += __shfl_xor_sync(~0u, sum, 2);
+    const int other = __shfl_xor_sync(~0u, sum, 4);
+    if (!real)
+        return;
+    ((uint32_t *)to)[word] = q;
+    if (word == 0) {
+        const float scale = most * (1.f / 127);
+        to->scale = scale;
+        to->total = scale * (float)(sum + other);
+        to->sums = ((uint32_t)sum & 0xffff) | (uint32_t)other << 16;
+        to->unused = 0;
+    }
+}
+
+/* A row of 8-bit numbers by its warps. */
+static __device__ __forceinline__ void convert_row_bytes(const convert_part &part, int row, bool real, int row_warps)
+{
+    const int columns = part.columns, blocks = (columns + QMI_CUDA_BLOCK - 1) / QMI_CUDA_BLOCK;
+    const int warp = (threadIdx.x >> 5) % row_warps, first = warp * 32 + (threadIdx.x & 31), step = row_warps * 32;
+    const float *from = part.from + (int64_t)(real ? row : 0) * columns;
+    float sum = 0, most = 0, factor = 1;
+    if (part.weight) {
+        for (int i = first; i < blocks * 8; i += step) {
+            const float4 x = convert_load(from, columns, 4 * i);
+            sum += x.x * x.x + x.y * x.y + x.z * x.z + x.w * x.w;
+        }
+        convert_reduce(&sum, &most, row_warps);
+        factor = 1 / sqrtf(sum / (float)columns + part.epsilon);
+    }
+    for (int i0 = warp * 32; i0 < blocks * 8; i0 += step) { /* whole blocks: 8 a row at least, or a multiple of a warp's 4 */
+        const int i = i0 + (threadIdx.x & 31);
+        const bool there = real && i < blocks * 8;
+        float4 x = i < blocks * 8 ? convert_load(from, columns, 4 * i) : make_float4(0, 0, 0, 0);
+        if (part.weight)
+            x = convert_times(x, i < blocks * 8 ? convert_load(part.weight, columns, 4 * i) : x, factor);
+        if (part.normed && there)
+            convert_store(part.normed + (int64_t)row * columns, columns, 4 * i, x);
+        convert_bytes(part.bytes + (int64_t)(real ? row : 0) * blocks + (there ? i >> 3 : 0), x, there);
+    }
+}
+
 /* The rows of one block of the launch. */
 static __device__ __forceinline__ void convert_block(const convert_work &work, int block)
 {
@@ -119,6 +175,10 @@ static __device__ __forceinline__ void convert_block(const convert_work &work, i
     const int row_warps = work.row_warps[p], warps = blockDim.x >> 5, warp = threadIdx.x >> 5;
     const int row = (block - work.first_block[p]) * (warps / row_warps) + warp / row_warps;
     const bool real = row < part.rows;
+    if (part.bytes) {
+        convert_row_bytes(part, row, real, row_warps);
+        return;
+    }
     const int columns = part.columns, chunks = (columns + MATMUL_CHUNK - 1) / MATMUL_CHUNK, items = real ? chunks * 8 : 0;
     const int first = warp % row_warps * 32 + (threadIdx.x & 31), step = row_warps * 32;
     const float *from = part.from + (int64_t)(real ? row : 0) * columns;
@@ -137,7 +197,7 @@ static __device__ __forceinline__ void convert_block(const convert_work &work, i
         }
     convert_reduce(&sum, &most, row_warps);
     const float factor = part.weight ? 1 / sqrtf(sum / (float)columns + part.epsilon) : 1;
-    const int exponent = convert_exponent(most * factor, part.split);
+    const int exponent = convert_exponent(most * factor, part.to.passes > 1);
     const float down = convert_power(-exponent);
     for (int i = first; i < items; i += step) {
         float4 x[4];
@@ -155,13 +215,14 @@ static __device__ __forceinline__ void convert_block(const convert_work &work, i
             continue;
         __half *to = part.to.x + (int64_t)row * part.to.stride + (i >> 3) * MATMUL_CHUNK + convert_unit(i) * 8;
         convert_units(to, to + 8, x);
-        if (part.split) {
-            int third = part.to.stride / 3;
-            convert_units(to + 2 * third, to + 2 * third + 8, x);
+        if (part.to.passes > 1) {
+            const int length = part.to.stride / part.to.passes;
+            if (part.to.passes > 2)
+                convert_units(to + 2 * length, to + 2 * length + 8, x);
 #pragma unroll
             for (int b = 0; b < 4; b++)
                 x[b] = convert_rest(x[b]);
-            convert_units(to + third, to + third + 8, x);
+            convert_units(to + length, to + length + 8, x);
         }
     }
     if (real && first == 0 && part.to.x)

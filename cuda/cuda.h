@@ -58,6 +58,7 @@ static inline cuda_matrix cuda_matrix_of(const qmi_matrix *m)
 }
 
 /* ---- a run ---- */
+typedef struct cuda_blas cuda_blas;
 typedef struct cuda_run {
     cudaStream_t stream;
     cuda_step step;
@@ -70,7 +71,7 @@ typedef struct cuda_run {
     bool linked;               /* programmatic dependent launch */
     const qmi_address *slots;
     uint8_t *scratch;          /* of this op: cuda_scratch_X(...) bytes */
-    void *blas;                /* handle of the dense library; NULL: there is none */
+    cuda_blas *blas;           /* the library for dense products (cuda_blas.h); NULL: there is none */
 } cuda_run;
 
 static inline float *cuda_slot(const cuda_run *run, qmi_slot slot)
@@ -159,6 +160,7 @@ void cuda_matmul_route(const cuda_run *run, const qmi_op_route *op);
 void cuda_matmul_experts(const cuda_run *run, const qmi_op_experts *op);
 void cuda_matmul_logits(const cuda_run *run, const qmi_op_logits *op);
 int64_t cuda_scratch_matmul(const qmi_op *op, int32_t rows);
+bool cuda_matmul_may_be_dense(const qmi_op *op, int32_t rows); /* by run->blas */
 
 void cuda_attend(const cuda_run *run, const qmi_op_attend *op);
 int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows);

@@ -3,6 +3,7 @@
 #define QMI_CUDA_DEVICE_H
 
 #include "cuda.h"
+#include "cuda_blas.h"
 #include "cuda_profile.h"
 #include "cuda_upload.h"
 
@@ -65,6 +66,8 @@ struct qmi_device {
     int64_t staging;                             /* bytes that it has */
     uint8_t *scratch;
     int64_t scratch_bytes;
+    cuda_blas *blas;                             /* NULL: no program needs it, or it is not installed */
+    void *blas_workspace;
     uint8_t *bounce;                             /* pinned: reading into other memory goes through it */
     cuda_prepared *prepared;
     size_t prepared_count, prepared_capacity;

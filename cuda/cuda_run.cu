@@ -181,6 +181,8 @@ void cuda_run_close(qmi_device *device)
     cuda_run_drop_graphs(device, NULL);
     free_step_room(device);
     free_picks_room(device);
+    cuda_blas_free(&device->blas, &device->alloc);
+    cuda_give(device, device->blas_workspace, CUDA_BLAS_WORKSPACE);
 }
 
 /* ---- scratch ---- */
@@ -272,6 +274,29 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
     return QM_OK;
 }
 
+/* Whether some op of the program may go to the library: those that take room for it. */
+static bool wants_blas(const qmi_program *program, int32_t rows)
+{
+    for (size_t i = 0; i < program->count; i++)
+        if (cuda_matmul_may_be_dense(&program->ops[i], rows))
+            return true;
+    return false;
+}
+
+static int32_t make_blas(qmi_device *device)
+{
+    if (device->blas || !cuda_blas_is_there())
+        return QM_OK;
+    int32_t code = cuda_take(device, CUDA_BLAS_WORKSPACE, "cuBLAS", &device->blas_workspace);
+    if (code >= 0)
+        code = cuda_blas_new(&device->alloc, device->stream, device->blas_workspace, &device->blas);
+    if (!device->blas) {
+        cuda_give(device, device->blas_workspace, CUDA_BLAS_WORKSPACE);
+        device->blas_workspace = NULL;
+    }
+    return code;
+}
+
 extern "C" int32_t qmi_cuda_prepare(qmi_device *device, const qmi_program *program, int32_t rows)
 {
     int64_t bytes = qmi_cuda_scratch_bytes(program, rows, 0);
@@ -281,6 +306,8 @@ extern "C" int32_t qmi_cuda_prepare(qmi_device *device, const qmi_program *progr
     cuda_run_drop_graphs(device, program); /* it may be another one at the same address */
     if (code >= 0)
         code = make_scratch(device, bytes);
+    if (code >= 0 && wants_blas(program, rows))
+        code = make_blas(device);
     return code < 0 ? code : note_prepared(device, program, rows);
 }
 
@@ -498,6 +525,7 @@ static cuda_run start_run(const qmi_device *device, const qmi_workspace *workspa
     run.linked = device->capability >= 90;
     run.slots = workspace->slots;
     run.scratch = device->scratch;
+    run.blas = device->blas;
     return run;
 }
 

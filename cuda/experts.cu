@@ -6,7 +6,7 @@
  *   product    down                                         [pairs][D]    (and of the shared expert)
  *   combine    adds each token's products to the residual, in the order of its choices
  *
- * Where experts have few tokens each, the products convert their rows themselves.
+ * Where experts have few tokens each, rows are of 8 bits, as in decoding, and the first product writes such rows.
  *
  * Floors, n tokens, E experts of which A have tokens: bytes of A x 3 D F weights (few tokens); 6 n top D F operations (many). The
  * products of down pass through memory as floats: 8 n top D bytes. */
@@ -16,6 +16,7 @@
 #define SORT_WARPS 16
 #define SORT_THREADS (SORT_WARPS * QMI_WARP)
 #define SORT_SHARED 49152
+#define SORT_AHEAD 8        /* loads of a thread under way together */
 
 typedef struct sort_work {
     const float *route;        /* [n][2 top + 1], the choices in front */
@@ -61,6 +62,14 @@ static __device__ __forceinline__ int sort_expert(const sort_work &work, int pai
     return (int)work.route[(int64_t)token * (2 * work.top + 1) + (pair - token * work.top)];
 }
 
+/* The experts of pairs i, i + 32, ..., loaded together; the number of experts for those from `last` on. */
+static __device__ __forceinline__ void sort_experts(const sort_work &work, int i, int last, int (&out)[SORT_AHEAD])
+{
+#pragma unroll
+    for (int j = 0; j < SORT_AHEAD; j++)
+        out[j] = i + 32 * j < last ? sort_expert(work, i + 32 * j) : work.experts;
+}
+
 /* A stable counting sort by one block: each warp has a run of pairs, counts[w][e] becomes where its first pair of e goes. */
 static __device__ __forceinline__ void sort_pairs(const sort_work &work)
 {
@@ -71,8 +80,14 @@ static __device__ __forceinline__ void sort_pairs(const sort_work &work)
     for (int e = lane; e < experts; e += 32)
         own[e] = 0;
     __syncwarp();
-    for (int i = first + lane; i < last; i += 32)
-        atomicAdd(&own[sort_expert(work, i)], 1);
+    for (int i0 = first; i0 < last; i0 += 32 * SORT_AHEAD) {
+        int e[SORT_AHEAD];
+        sort_experts(work, i0 + lane, last, e);
+#pragma unroll
+        for (int j = 0; j < SORT_AHEAD; j++)
+            if (e[j] < experts)
+                atomicAdd(&own[e[j]], 1);
+    }
     __syncthreads();
 
     int2 base = make_int2(0, 0); /* pairs, tiles of the experts before */
@@ -104,18 +119,25 @@ static __device__ __forceinline__ void sort_pairs(const sort_work &work)
         *work.tile_count = base.y;
     __syncthreads();
 
-    for (int i0 = first; i0 < last; i0 += 32) {
-        int i = i0 + lane, e = i < last ? sort_expert(work, i) : experts;
-        uint32_t same = __match_any_sync(~0u, e);
-        int start = e < experts ? own[e] : 0, rank = __popc(same & ((1u << lane) - 1));
-        __syncwarp();
-        if (e < experts) {
-            if (rank == 0)
-                own[e] = start + __popc(same);
-            work.token[start + rank] = i / work.top;
-            work.place[i] = start + rank;
+    for (int i0 = first; i0 < last; i0 += 32 * SORT_AHEAD) {
+        int ahead[SORT_AHEAD];
+        sort_experts(work, i0 + lane, last, ahead);
+#pragma unroll
+        for (int j = 0; j < SORT_AHEAD; j++) {
+            if (i0 + 32 * j >= last)
+                break;
+            const int i = i0 + 32 * j + lane, e = ahead[j];
+            uint32_t same = __match_any_sync(~0u, e);
+            int start = e < experts ? own[e] : 0, rank = __popc(same & ((1u << lane) - 1));
+            __syncwarp();
+            if (e < experts) {
+                if (rank == 0)
+                    own[e] = start + __popc(same);
+                work.token[start + rank] = i / work.top;
+                work.place[i] = start + rank;
+            }
+            __syncwarp();
         }
-        __syncwarp();
     }
 }
 
@@ -203,25 +225,45 @@ static int32_t tile_tokens(const qmi_op_experts *op, int32_t rows)
     return average <= 6 ? 16 : average <= 24 ? 32 : 128;
 }
 
+/* Whether the kernel for few tokens has all the products. */
+static bool is_for_few(const cuda_run *run, const qmi_op_experts *op)
+{
+    const qmi_matrix *matrices[] = { &op->gate, &op->up, &op->down, &op->shared_gate, &op->shared_up, &op->shared_down };
+    bool few = (int64_t)run->rows * op->top <= 3 * op->gate.count;
+    for (const qmi_matrix *matrix : matrices)
+        few &= !matrix->data || matmul_few_takes(run, matrix);
+    return few;
+}
+
+static int32_t most_passes(const qmi_matrix *a, const qmi_matrix *b, const qmi_matrix *c, const qmi_matrix *d)
+{
+    int32_t most = 1;
+    for (const qmi_matrix *matrix : { a, b, c, d })
+        if (matrix->data && matmul_passes(matrix->type) > most)
+            most = matmul_passes(matrix->type);
+    return most;
+}
+
 static experts_room lay_out(const qmi_op_experts *op, int32_t rows, matmul_room *room)
 {
     experts_room out = {};
     const int64_t pairs = (int64_t)rows * op->top, inner = inner_width(op), width = op->down.rows;
-    out.hidden = matmul_take_input(room, rows, matmul_stride(op->gate.columns));
-    out.act = matmul_take_input(room, pairs, matmul_stride(inner));
+    out.hidden = matmul_take_input(room, rows, op->gate.columns,
+                                   most_passes(&op->gate, &op->up, &op->shared_gate, &op->shared_up));
+    out.act = matmul_take_input(room, pairs, inner, matmul_passes(op->down.type));
     out.token = (int32_t *)matmul_take(room, pairs, sizeof(int32_t));
     out.place = (int32_t *)matmul_take(room, pairs, sizeof(int32_t));
     out.tile_count = (int32_t *)matmul_take(room, 1, sizeof(int32_t));
     if (SORT_WARPS * op->gate.count * (int64_t)sizeof(int32_t) > SORT_SHARED)
         out.counts = (int32_t *)matmul_take(room, SORT_WARPS * op->gate.count, sizeof(int32_t));
-    out.tiles = (matmul_tile *)matmul_take(room, most_tiles(op, pairs, 16), sizeof(matmul_tile));
+    out.tiles = (matmul_tile *)matmul_take(room, most_tiles(op, pairs, MATMUL_FEW_TOKENS), sizeof(matmul_tile));
     out.inner = (float *)matmul_take(room, pairs * inner, sizeof(float));
     if (op->up.data && op->up.type != op->gate.type)
         out.up = (float *)matmul_take(room, pairs * inner, sizeof(float));
     out.products = (float *)matmul_take(room, pairs * width, sizeof(float));
     if (op->shared_gate.data) {
         int64_t shared = op->shared_gate.rows;
-        out.shared_act = matmul_take_input(room, rows, matmul_stride(shared));
+        out.shared_act = matmul_take_input(room, rows, shared, matmul_passes(op->shared_down.type));
         out.shared_inner = (float *)matmul_take(room, rows * shared, sizeof(float));
         if (op->shared_up.type != op->shared_gate.type)
             out.shared_up = (float *)matmul_take(room, rows * shared, sizeof(float));
@@ -245,8 +287,11 @@ static void prepare(const cuda_run *run, const qmi_op_experts *op, const experts
     convert.part[0].from = cuda_slot(run, op->hidden);
     convert.part[0].columns = (int32_t)op->gate.columns;
     convert.part[0].rows = run->rows;
-    convert.part[0].to = room->hidden;
-    int32_t blocks = few ? 0 : convert_plan(&convert, 1, SORT_WARPS);
+    if (few)
+        convert.part[0].bytes = (matmul_bytes *)room->hidden.x;
+    else
+        convert.part[0].to = room->hidden;
+    int32_t blocks = convert_plan(&convert, 1, SORT_WARPS);
     size_t shared = room->counts ? 0 : SORT_WARPS * op->gate.count * sizeof(int32_t);
     cuda_launch(run, dim3(1 + blocks), dim3(SORT_THREADS), shared, prepare_kernel, sort, convert);
 }
@@ -262,7 +307,8 @@ static int32_t inner_parts(const cuda_run *run, const qmi_op_experts *op, const 
         part = *tiled;
     part.tokens = run->rows;
     part.in = room->hidden;
-    part.from = few ? cuda_slot(run, op->hidden) : NULL;
+    part.passes = matmul_passes(gate->type);
+    part.bytes = few ? (matmul_bytes *)room->hidden.x : NULL;
     part.gather = shared ? NULL : room->token;
     part.a = cuda_matrix_of(gate);
     part.rows = part.out_stride = shared ? (int32_t)gate->rows : inner_width(op);
@@ -276,20 +322,23 @@ static int32_t inner_parts(const cuda_run *run, const qmi_op_experts *op, const 
     else {
         part.mode = MATMUL_STORE;
         parts[1] = part;
+        parts[1].passes = matmul_passes(up->type);
         parts[1].a = cuda_matrix_of(up);
         parts[1].out = up_out;
     }
+    if (few && part.mode == MATMUL_GLU)
+        part.out_bytes = (matmul_bytes *)(shared ? room->shared_act.x : room->act.x);
     parts[0] = part;
     return part.mode == MATMUL_GLU ? 1 : 2;
 }
 
-/* inner: NULL: they are converted. */
-static matmul_part down_part(const cuda_run *run, const qmi_matrix *down, const matmul_input *act, const float *inner, float *out)
+static matmul_part down_part(const cuda_run *run, const qmi_matrix *down, const matmul_input *act, bool few, float *out)
 {
     matmul_part part = {};
     part.tokens = run->rows;
     part.in = *act;
-    part.from = inner;
+    part.passes = matmul_passes(down->type);
+    part.bytes = few ? (matmul_bytes *)act->x : NULL;
     part.a = cuda_matrix_of(down);
     part.rows = part.out_stride = (int32_t)down->rows;
     part.out = out;
@@ -297,13 +346,16 @@ static matmul_part down_part(const cuda_run *run, const qmi_matrix *down, const 
     return part;
 }
 
-static convert_part act_part(const float *inner, int32_t columns, int32_t rows, const matmul_input *to)
+static convert_part act_part(const float *inner, int32_t columns, int32_t rows, const matmul_input *to, bool few)
 {
     convert_part part = {};
     part.from = inner;
     part.columns = columns;
     part.rows = rows;
-    part.to = *to;
+    if (few)
+        part.bytes = (matmul_bytes *)to->x;
+    else
+        part.to = *to;
     return part;
 }
 
@@ -320,37 +372,38 @@ void cuda_matmul_experts(const cuda_run *run, const qmi_op_experts *op)
 {
     matmul_room scratch = { run->scratch, 0 };
     const experts_room room = lay_out(op, run->rows, &scratch);
-    const int32_t pairs = run->rows * op->top, inner = inner_width(op), tokens = tile_tokens(op, run->rows);
-    const bool shared = op->shared_gate.data != 0;
-    const bool few_hidden = tokens == 16 && matmul_few_columns(run, op->gate.columns);
-    const int64_t widest = shared && op->shared_gate.rows > inner ? op->shared_gate.rows : inner;
-    const bool few_inner = tokens == 16 && matmul_few_columns(run, widest);
+    const bool few = is_for_few(run, op), shared = op->shared_gate.data != 0;
+    const int32_t tokens = few ? MATMUL_FEW_TOKENS : tile_tokens(op, run->rows);
+    const int32_t pairs = run->rows * op->top, inner = inner_width(op);
     matmul_part tiled = {}, parts[4];
     tiled.tiles = room.tiles;
     tiled.tile_count = room.tile_count;
     tiled.token_tiles = most_tiles(op, pairs, tokens);
 
-    prepare(run, op, &room, tokens, few_hidden);
-    int32_t count = inner_parts(run, op, &room, &tiled, false, few_hidden, parts);
+    prepare(run, op, &room, tokens, few);
+    int32_t count = inner_parts(run, op, &room, &tiled, false, few, parts), acts = 0;
     if (shared)
-        count += inner_parts(run, op, &room, &tiled, true, few_hidden, parts + count);
+        count += inner_parts(run, op, &room, &tiled, true, few, parts + count);
     matmul_launch(run, parts, count, tokens);
     if (room.up)
         matmul_glu_apart(run, room.inner, room.up, room.inner, (int64_t)pairs * inner);
     if (room.shared_up)
         matmul_glu_apart(run, room.shared_inner, room.shared_up, room.shared_inner, run->rows * op->shared_gate.rows);
 
-    convert_part acts[2] = { act_part(room.inner, inner, pairs, &room.act), {} };
-    parts[0] = down_part(run, &op->down, &room.act, few_inner ? room.inner : NULL, room.products);
+    convert_part act[2];
+    parts[0] = down_part(run, &op->down, &room.act, few, room.products);
     parts[0].tiles = tiled.tiles;
     parts[0].tile_count = tiled.tile_count;
     parts[0].token_tiles = tiled.token_tiles;
+    if (!few || room.up)
+        act[acts++] = act_part(room.inner, inner, pairs, &room.act, few);
     if (shared) {
-        acts[1] = act_part(room.shared_inner, (int32_t)op->shared_gate.rows, run->rows, &room.shared_act);
-        parts[1] = down_part(run, &op->shared_down, &room.shared_act, few_inner ? room.shared_inner : NULL, room.shared_products);
+        if (!few || room.shared_up)
+            act[acts++] = act_part(room.shared_inner, (int32_t)op->shared_gate.rows, run->rows, &room.shared_act, few);
+        parts[1] = down_part(run, &op->shared_down, &room.shared_act, few, room.shared_products);
     }
-    if (!few_inner)
-        cuda_convert(run, acts, shared ? 2 : 1);
+    if (acts)
+        cuda_convert(run, act, acts);
     matmul_launch(run, parts, shared ? 2 : 1, tokens);
     combine(run, op, &room);
 }

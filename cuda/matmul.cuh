@@ -17,19 +17,38 @@
 #define MATMUL_WARPS 8
 #define MATMUL_THREADS (QMI_WARP * MATMUL_WARPS)
 #define MATMUL_PARTS QMI_PROJECT_MAX
+#define MATMUL_FEW_TOKENS 8 /* of a tile in the kernel for few tokens (matmul_few.cuh) */
+#define MATMUL_FEW_ROWS 16  /* up to which dense products go there */
 #define MATMUL_STAGES 3    /* of activations under way, in the kernels without warp groups */
 
-/* Converted rows; value = half * scale of its row, a power of two (1 where the values fit). */
+/* Converted rows; value = half * scale of its row, a power of two (1 where the values fit). For weights of floats, which are exact or
+ * nearly so, a row has what its halves lost as well: [halves | rest] for two products with F16 and BF16, [halves | rest | halves]
+ * for three with F32, whose last is with the rest of the weights. */
 typedef struct matmul_input {
     __half *x;
     float *scale;
     int32_t stride;            /* halves a row, a multiple of MATMUL_CHUNK */
+    int32_t passes;            /* parts of a row */
 } matmul_input;
+
+/* 32 activations as q * scale, values 0-15 in `low`; total: scale times the sum of q; sums: of q over each half, as two int16. */
+typedef struct alignas(16) matmul_bytes {
+    uint4 low, high;
+    float scale, total;
+    uint32_t sums, unused;
+} matmul_bytes;
 
 /* Some rows of one expert. */
 typedef struct alignas(16) matmul_tile {
     int32_t expert, first, count, unused;
 } matmul_tile;
+
+/* Where a part's weights are unpacked for a library (dense.cu); weights NULL: that is not for it. */
+typedef struct matmul_dense {
+    __half *weights;
+    float *sums;               /* GLU */
+    int64_t bytes, sums_bytes;
+} matmul_dense;
 
 typedef enum matmul_mode { MATMUL_STORE, MATMUL_ADD, MATMUL_GLU } matmul_mode;
 
@@ -39,7 +58,9 @@ typedef struct matmul_part {
     int32_t b_first;           /* row of b that belongs to row 0 of a (gate and up in one matrix) */
     int32_t rows;              /* of `out`'s width; GLU: as many of a as of b */
     matmul_input in;
-    const float *from;         /* not NULL, in all parts of a launch: rows as floats instead of `in` (matmul_few.cuh) */
+    int32_t passes;            /* over the columns, for weights of floats */
+    const matmul_bytes *bytes; /* not NULL, in all parts of a launch: rows of 8 bits instead of `in` (matmul_few.cuh) */
+    matmul_bytes *out_bytes;   /* GLU with those: what comes out, as such rows, instead of `out` */
     const int32_t *gather;     /* NULL: row i of `in` */
     float *out;                /* [..][out_stride] */
     int32_t out_stride, mode;
@@ -48,6 +69,7 @@ typedef struct matmul_part {
     const int32_t *tile_count; /* on the card */
     int32_t token_tiles;       /* with tiles: the most there can be */
     int32_t written;           /* a kernel of this op wrote the weights: not to be read before it has ended */
+    matmul_dense dense;
     int32_t row_tiles, first_block; /* of the grid */
 } matmul_part;
 
@@ -70,7 +92,7 @@ typedef struct convert_part {
     float epsilon;
     matmul_input to;           /* x NULL: not wanted */
     float *normed;
-    bool split;                /* [high | low | high] halves, each as long as a converted row: see cuda_matmul_route */
+    matmul_bytes *bytes;       /* instead of `to`: [rows][blocks] */
 } convert_part;
 
 #define CONVERT_PARTS 2
@@ -88,8 +110,14 @@ int32_t convert_plan(convert_work *work, int32_t parts, int32_t warps);
 
 /* Widest tile of tokens for batches of that many rows a matrix. */
 int32_t matmul_tokens(int32_t rows);
-/* Whether so many columns can be converted by the product kernel itself. */
-bool matmul_few_columns(const cuda_run *run, int64_t columns);
+/* Whether the kernel for few tokens takes a product with a matrix like that. */
+bool matmul_few_takes(const cuda_run *run, const qmi_matrix *matrix);
+/* Shared memory of a token there: its blocks, four at a time; rows of whole chunks of eight begin in different banks. */
+static inline __host__ __device__ int32_t matmul_few_row_bytes(int32_t blocks)
+{
+    return (blocks + 3) / 4 * 4 * (int32_t)sizeof(matmul_bytes) + 64;
+}
+
 /* Launches the parts, grouped by type; tokens: of a tile, as `tiles` was made for. */
 void matmul_launch(const cuda_run *run, const matmul_part *parts, int32_t count, int32_t tokens);
 
@@ -116,14 +144,35 @@ static inline void *matmul_take(matmul_room *room, int64_t count, int64_t size)
     return room->base ? room->base + at : NULL;
 }
 
-static inline matmul_input matmul_take_input(matmul_room *room, int64_t rows, int32_t stride)
+static inline int32_t matmul_passes(uint32_t type)
+{
+    return type == QMI_TYPE_F32 ? 3 : type == QMI_TYPE_F16 || type == QMI_TYPE_BF16 ? 2 : 1;
+}
+
+static inline matmul_input matmul_take_input(matmul_room *room, int64_t rows, int64_t columns, int32_t passes)
 {
     matmul_input in = {};
-    in.x = (__half *)matmul_take(room, rows, stride * (int64_t)sizeof(__half));
+    in.stride = passes * matmul_stride(columns);
+    in.passes = passes;
+    in.x = (__half *)matmul_take(room, rows, in.stride * (int64_t)sizeof(__half));
     in.scale = (float *)matmul_take(room, rows, sizeof(float));
-    in.stride = stride;
     return in;
 }
+
+static inline matmul_bytes *matmul_take_bytes(matmul_room *room, int64_t rows, int64_t columns)
+{
+    return (matmul_bytes *)matmul_take(room, rows * ((columns + QMI_CUDA_BLOCK - 1) / QMI_CUDA_BLOCK), sizeof(matmul_bytes));
+}
+
+/* ---- dense.cu ---- */
+
+#define MATMUL_DENSE_ROWS 256 /* of a matrix, from which on it is worth it */
+
+/* For a product of up to so many rows of activations. */
+matmul_dense matmul_take_dense(matmul_room *room, const qmi_matrix *matrix, int32_t rows, bool glu);
+bool matmul_is_dense(const cuda_run *run, const matmul_part *part);
+/* Computes the part's first rows, all unless the library fails; returns how many. */
+int32_t matmul_multiply_dense(const cuda_run *run, const matmul_part *part);
 
 /* out = silu(gate) * up. */
 void matmul_glu_apart(const cuda_run *run, const float *gate, const float *up, float *out, int64_t count);
@@ -136,7 +185,7 @@ cudaError_t route_setup(void);
 /* How a launch goes. */
 typedef struct matmul_shape {
     bool groups;               /* by the kernel of warp groups (matmul_group.cuh) */
-    bool few;                  /* by the kernel that converts its tokens itself (matmul_few.cuh) */
+    bool few;                  /* by the kernel for few tokens (matmul_few.cuh) */
     int32_t tokens;            /* of a tile */
     int32_t row_warps, stages;
     int32_t stage_bytes, shared;

@@ -87,11 +87,10 @@ static __device__ __forceinline__ void group_multiply(float sums[2][GROUP_TOKENS
 template <uint32_t T, int N>
 static __device__ __forceinline__ void group_rounds(const matmul_work &work, const matmul_weights &weights,
                                                     const uint8_t *const *source, int count, uint8_t *shared,
-                                                    float sums[2][GROUP_TOKENS / 2], block<T> next[2][2],
+                                                    float sums[2][GROUP_TOKENS / 2], block<T> next[2][2], int chunks,
                                                     int share, int shares)
 {
-    const int chunks = (weights.blocks + 3) / 4, rounds = (chunks + shares - 1) / shares, half_bytes = work.tile_tokens * 128;
-    const int stages = work.stages;
+    const int rounds = (chunks + shares - 1) / shares, half_bytes = work.tile_tokens * 128, stages = work.stages;
     block<T> now[2][2];
     block_factors factors[2][2];
     uint32_t a[2][16] = {};
@@ -148,8 +147,9 @@ static __device__ __forceinline__ void group_tile(const matmul_work &work, const
 {
     float sums[2][GROUP_TOKENS / 8][4] = {};
     float(*flat)[GROUP_TOKENS / 2] = (float(*)[GROUP_TOKENS / 2])sums;
+    const int chunks = matmul_chunks<T>(part, weights);
 #define GROUP_CASE(n) \
-    case n / 16: group_rounds<T, n>(work, weights, source, place.count, shared, flat, next, share, shares); break;
+    case n / 16: group_rounds<T, n>(work, weights, source, place.count, shared, flat, next, chunks, share, shares); break;
     switch ((place.count + 15) / 16) {
         GROUP_CASE(16)
         GROUP_CASE(32)

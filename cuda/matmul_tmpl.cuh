@@ -197,16 +197,34 @@ static __device__ __forceinline__ matmul_weights matmul_aim(const matmul_part &p
     return to;
 }
 
+/* Chunks of a row, counted once for each pass; a pass begins anew with the row's first. */
+template <uint32_t T> static __device__ __forceinline__ int matmul_chunks(const matmul_part &part, const matmul_weights &from)
+{
+    const int chunks = (from.blocks + 3) / 4;
+    return block_is_float<T>() ? chunks * part.passes : chunks;
+}
+
+template <uint32_t T> static __device__ __forceinline__ int matmul_pass(const matmul_weights &from, int chunk)
+{
+    const int chunks = (from.blocks + 3) / 4;
+    return block_is_float<T>() ? (chunk >= chunks) + (chunk >= 2 * chunks) : 0;
+}
+
 /* Blocks past the end of a row count for nothing (the activations are zero there), but must exist. */
 template <uint32_t T>
 static __device__ __forceinline__ void matmul_load(block<T> w[2][2], const matmul_weights &from, int chunk)
 {
-    const int b = min(4 * chunk + (int)(threadIdx.x & 3), from.blocks - 1);
+    const int pass = matmul_pass<T>(from, chunk);
+    const int b = min(4 * (chunk - pass * ((from.blocks + 3) / 4)) + (int)(threadIdx.x & 3), from.blocks - 1);
 #pragma unroll
     for (int m = 0; m < 2; m++)
 #pragma unroll
-        for (int h = 0; h < 2; h++)
+        for (int h = 0; h < 2; h++) {
             block_load_at(w[m][h], from.matrix[m], block_of_row{ from.at[m][h], b });
+            if constexpr (T == QMI_TYPE_F32)
+                if (pass == 2)
+                    block_rest(w[m][h]);
+        }
 }
 
 static __device__ __forceinline__ int matmul_part_of(const matmul_work &work)
@@ -250,7 +268,7 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
 
     const int share = (threadIdx.x >> 5) / work.row_warps, shares = MATMUL_WARPS / work.row_warps;
     const matmul_weights weights = matmul_aim<T>(part, place, work.row_warps);
-    const int chunks = (weights.blocks + 3) / 4, rounds = (chunks + shares - 1) / shares, live = (place.count + 7) / 8;
+    const int chunks = matmul_chunks<T>(part, weights), rounds = (chunks + shares - 1) / shares, live = (place.count + 7) / 8;
     block<T> now[2][2], next[2][2];
     if (ahead && share < chunks)
         matmul_load<T>(next, weights, share);
@@ -300,11 +318,20 @@ __global__ void __launch_bounds__(MATMUL_THREADS, matmul_resident<T, TOKENS>())
 #include "matmul_few.cuh"
 #include "matmul_group.cuh"
 
+/* Weights of floats have no kernel for few tokens. */
+template <uint32_t T> static void (*matmul_few(void))(matmul_work)
+{
+    if constexpr (block_is_float<T>())
+        return matmul_kernel<T, 16>;
+    else
+        return matmul_few_kernel<T>;
+}
+
 /* *groups: whether the kernel of warp groups is more than a trap, told by its own shared memory. */
 template <uint32_t T> static cudaError_t matmul_setup(int32_t shared_most, bool *groups)
 {
     void (*const kernels[])(matmul_work) = { matmul_kernel<T, 16>, matmul_kernel<T, 32>, matmul_kernel<T, 128>,
-                                             matmul_few_kernel<T>, matmul_group_kernel<T> };
+                                             matmul_few<T>(), matmul_group_kernel<T> };
     cudaFuncAttributes attributes = {};
     cudaError_t code = cudaSuccess;
     for (auto kernel : kernels)
@@ -321,7 +348,7 @@ template <uint32_t T> static cudaError_t matmul_setup(int32_t shared_most, bool 
     { \
         constexpr uint32_t T = QMI_TYPE_##type; \
         auto kernel = shape->groups ? matmul_group_kernel<T> : \
-                      shape->few ? matmul_few_kernel<T> : \
+                      shape->few ? matmul_few<T>() : \
                       shape->tokens <= 16 ? matmul_kernel<T, 16> : \
                       shape->tokens <= 32 ? matmul_kernel<T, 32> : matmul_kernel<T, 128>; \
         cuda_launch(run, dim3(blocks), dim3(MATMUL_THREADS), shape->shared, kernel, *work); \

@@ -17,17 +17,27 @@ typedef struct route_room {
     __half *weights;           /* [experts + 1][3 stride]: the shared expert's gate is the last row */
     float *weight_scale;       /* [experts + 1] */
     float *scores;             /* [n][experts + 1] */
+    matmul_dense dense;
 } route_room;
+
+/* The product's matrix, as columns of halves. */
+static qmi_matrix split_matrix(const qmi_op_route *op, const route_room *room)
+{
+    const qmi_matrix out = { QMI_TYPE_F16, room->in.stride, op->router.rows + (op->shared_gate.data != 0), 1,
+                             (qmi_address)room->weights };
+    return out;
+}
 
 static route_room lay_out(const qmi_op_route *op, int32_t rows, matmul_room *room)
 {
     route_room out = {};
-    int32_t stride = 3 * matmul_stride(op->router.columns);
     int64_t experts = op->router.rows + 1;
-    out.in = matmul_take_input(room, rows, stride);
-    out.weights = (__half *)matmul_take(room, experts * stride, sizeof(__half));
+    out.in = matmul_take_input(room, rows, op->router.columns, 3);
+    out.weights = (__half *)matmul_take(room, experts * out.in.stride, sizeof(__half));
     out.weight_scale = (float *)matmul_take(room, experts, sizeof(float));
     out.scores = (float *)matmul_take(room, rows * experts, sizeof(float));
+    const qmi_matrix matrix = split_matrix(op, &out);
+    out.dense = matmul_take_dense(room, &matrix, rows, false);
     return out;
 }
 
@@ -320,19 +330,18 @@ static void multiply(const cuda_run *run, const qmi_op_route *op, const route_ro
     convert.epsilon = op->norm.epsilon;
     convert.to = room.in;
     convert.normed = cuda_slot(run, op->hidden);
-    convert.split = true;
     cuda_convert(run, &convert, 1);
     split(run, &op->router, room.weights, room.weight_scale, third);
     if (gated)
         split(run, &op->shared_gate, room.weights + (int64_t)experts * room.in.stride, room.weight_scale + experts, third);
 
+    const qmi_matrix matrix = split_matrix(op, &room);
     matmul_part part = {};
-    part.a.plane[0] = (const uint8_t *)room.weights;
-    part.a.type = QMI_TYPE_F16;
-    part.a.columns = room.in.stride;
-    part.a.rows = part.rows = experts + gated;
-    part.a.blocks = room.in.stride / QMI_CUDA_BLOCK;
+    part.a = cuda_matrix_of(&matrix);
+    part.rows = part.a.rows;
+    part.dense = room.dense;
     part.in = room.in;
+    part.passes = 1;
     part.out = room.scores;
     part.out_stride = experts + 1;
     part.mode = MATMUL_STORE;

@@ -186,4 +186,38 @@ static inline void chip_mma_bfloat(float c[4], const uint32_t a[4], uint32_t b0,
     emulator_multiply<emulator_bfloat>("chip_mma_bfloat", c, a, b0, b1, file, line);
 }
 
+/* mma.m16n8k32 of bytes; argument: whether a is signed. The half of it has zeros for the rest of k. */
+typedef struct emulator_bytes { uint32_t a[4], b[2]; int c[4]; } emulator_bytes;
+
+EMULATOR_UNSEEN static void emulator_mma_bytes(emulator_lane *lanes, uint32_t mask, const char **bad)
+{
+    if (mask != ~0u) {
+        *bad = "mma needs all lanes of the warp";
+        return;
+    }
+    for (int i = 0; i < 32; i++)
+        for (int r = 0; r < 4; r++) {
+            int sum = ((const emulator_bytes *)lanes[i].in)->c[r];
+            for (int k = 0; k < 32; k++) {
+                const int t = k >> 2 & 3, row = (i >> 2) + 8 * (r >> 1), column = 2 * (i & 3) + (r & 1);
+                const emulator_bytes *a = (const emulator_bytes *)lanes[4 * (row & 7) + t].in;
+                const emulator_bytes *b = (const emulator_bytes *)lanes[4 * column + t].in;
+                const uint32_t x = a->a[(row >> 3) + 2 * (k >> 4)] >> (8 * (k & 3)) & 255;
+                sum += (lanes[i].argument ? (int)(int8_t)x : (int)x) * (int)(int8_t)(b->b[k >> 4] >> (8 * (k & 3)));
+            }
+            ((int *)lanes[i].out)[r] = sum;
+        }
+}
+template <bool SIGNED> static inline void chip_mma_bytes(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1, EMULATOR_PLACE)
+{
+    const emulator_bytes f = { { a[0], a[1], a[2], a[3] }, { b0, b1 }, { c[0], c[1], c[2], c[3] } };
+    const emulator_lane lane = { &f, c, sizeof f, SIGNED, 32 };
+    emulator_warp("chip_mma_bytes", emulator_mma_bytes, ~0u, &lane, file, line);
+}
+static inline void chip_mma_bytes_half(int c[4], uint32_t a0, uint32_t a1, uint32_t b, EMULATOR_PLACE)
+{
+    const uint32_t a[4] = { a0, a1, 0, 0 };
+    chip_mma_bytes<false>(c, a, b, 0, file, line);
+}
+
 #endif
