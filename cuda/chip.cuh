@@ -132,9 +132,10 @@ static __device__ __forceinline__ void chip_mma_bfloat(float c[4], const uint32_
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-/* Products of bytes, a unsigned or signed, b signed, sums of 32-bit integers: as chip_mma_half, but a0, a1 are values 4t .. 4t+3 of rows
- * g and g+8, a2, a3 values 16+4t .. of them; b0, b1 likewise (PTX ISA, mma.m16n8k32). The half of it takes k 16. */
-template <bool SIGNED> static __device__ __forceinline__ void chip_mma_bytes(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
+/* Products of bytes, a unsigned or signed, b signed, sums of 32-bit integers: as chip_mma_half, but a0, a1 are values 4t .. 4t+3 of
+ * rows g and g+8, a2, a3 values 16+4t .. of them; b0, b1 likewise (PTX ISA, mma.m16n8k32). The half of it takes k 16. */
+template <bool SIGNED>
+static __device__ __forceinline__ void chip_mma_bytes(int c[4], const uint32_t a[4], uint32_t b0, uint32_t b1)
 {
     if constexpr (SIGNED)
         asm volatile("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"

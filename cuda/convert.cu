@@ -14,7 +14,8 @@ int32_t convert_plan(convert_work *work, int32_t parts, int32_t warps)
     for (int32_t p = 0; p < parts; p++) {
         const convert_part *part = &work->part[p];
         int32_t row_warps = 1;
-        while (row_warps < warps && matmul_stride(part->columns) / 16 > row_warps * 64) /* two items a lane */
+        const int32_t items = matmul_stride(part->columns) / 16; /* two a lane, or one where rows are few */
+        while (row_warps < warps && (items > row_warps * 64 || (items > row_warps * 32 && part->rows * row_warps < CONVERT_MANY)))
             row_warps *= 2;
         work->row_warps[p] = row_warps;
         work->first_block[p] = blocks;

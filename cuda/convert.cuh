@@ -10,6 +10,7 @@
 
 #define CONVERT_WARPS 8
 #define CONVERT_WARPS_MOST 16
+#define CONVERT_MANY 2048 /* warps that keep a card busy */
 
 /* Values v .. v + 3 of a row, zeros behind its end. */
 static __device__ __forceinline__ float4 convert_load(const float *row, int columns, int v)
@@ -130,7 +131,7 @@ static __device__ __forceinline__ void convert_bytes(matmul_bytes *to, float4 v,
     const int other = __shfl_xor_sync(~0u, sum, 4);
     if (!real)
         return;
-    ((uint32_t *)to)[word] = q;
+    to->word[2 * (word & 3) + (word >> 2)] = q;
     if (word == 0) {
         const float scale = most * (1.f / 127);
         to->scale = scale;

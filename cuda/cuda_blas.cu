@@ -19,10 +19,20 @@ static struct {
                 const void *b, int type_b, int ldb, const void *beta, void *c, int type_c, int ldc, int compute, int algorithm);
 } calls;
 
+#ifdef QMI_CUDA_EMULATED
+
+bool cuda_blas_emulated;
+bool cuda_blas_is_there(void)
+{
+    return cuda_blas_emulated;
+}
+
+#else
+
 static void find(void)
 {
-#ifndef QMI_CUDA_EMULATED
-    static const char *const names[] = { "libcublas.so.13", "libcublas.so.12", "libcublas.so", "/usr/local/cuda/lib64/libcublas.so" };
+    static const char *const names[] = { "libcublas.so.13", "libcublas.so.12", "libcublas.so",
+                                         "/usr/local/cuda/lib64/libcublas.so" };
     for (const char *name : names)
         if (!calls.library && qmi_os_library_open(name, &calls.library) < 0)
             calls.library = NULL;
@@ -36,8 +46,8 @@ static void find(void)
     if (!calls.create || !calls.destroy || !calls.set_stream || !calls.set_workspace || !calls.gemm) {
         qmi_os_library_close(calls.library);
         calls.library = NULL;
+        calls.create = NULL;
     }
-#endif
 }
 
 bool cuda_blas_is_there(void)
@@ -47,18 +57,20 @@ bool cuda_blas_is_there(void)
     return calls.library != NULL;
 }
 
+#endif
+
 /* The library counts columns first: its a is the transposed [k][rows], its c [rows][n]. */
 static int32_t multiply(cuda_blas *blas, const cuda_product *p)
 {
     const float beta = p->add ? 1 : 0;
-    return calls.gemm(blas->handle, OP_T, OP_N, p->rows, p->n, p->k, &p->alpha, p->a, REAL_16F, p->k, p->b, REAL_16F, p->b_stride, &beta,
-                      p->out, REAL_32F, p->stride, COMPUTE_32F, ALGORITHM_DEFAULT);
+    return calls.gemm(blas->handle, OP_T, OP_N, p->rows, p->n, p->k, &p->alpha, p->a, REAL_16F, p->k, p->b, REAL_16F, p->b_stride,
+                      &beta, p->out, REAL_32F, p->stride, COMPUTE_32F, ALGORITHM_DEFAULT);
 }
 
 int32_t cuda_blas_new(const qmi_alloc *alloc, cudaStream_t stream, void *workspace, cuda_blas **out)
 {
     *out = NULL;
-    if (!cuda_blas_is_there())
+    if (!calls.create)
         return QM_OK;
     cuda_blas *blas = (cuda_blas *)qmi_new(alloc, 1, sizeof *blas, "a handle of cuBLAS");
     if (!blas)

@@ -23,6 +23,9 @@ struct cuda_blas {
 
 /* Looks for the library, once a process. */
 bool cuda_blas_is_there(void);
+#ifdef QMI_CUDA_EMULATED
+extern bool cuda_blas_emulated; /* a test's products take its place */
+#endif
 /* NULL with QM_OK where the library does not work: what it was for goes on without it. `workspace`: CUDA_BLAS_WORKSPACE bytes. */
 int32_t cuda_blas_new(const qmi_alloc *alloc, cudaStream_t stream, void *workspace, cuda_blas **out);
 void cuda_blas_free(cuda_blas **blas, const qmi_alloc *alloc);

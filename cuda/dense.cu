@@ -1,13 +1,12 @@
-/* Dense products of many rows by a library: weights are unpacked to halves, some rows of the matrix at a time, in the order in which
- * the activations lie (matmul.cuh), and multiplied while they are in the L2 cache if that holds them.
+/* Dense products of many rows by a library: weights are unpacked to halves, some rows of the matrix at a time, in the order in
+ * which the activations lie (matmul.cuh), and then multiplied.
  *
  *   unpack     some rows of the matrix; GLU: of gate, and the same of up behind them
  *   product    by the library: to `out`, or (GLU) to sums in scratch
  *   glu        silu(gate) * up
  *   scale      rows of activations that had to be made smaller: rare, else it only looks at their scales
  *
- * Floors for R rows, K columns, n tokens: 2 R K n operations; unpacking R K (bits / 8 + 2) bytes. It is worth it from some hundred
- * tokens on. */
+ * Floors for R rows, K columns, n tokens: 2 R K n operations; unpacking R K (bits / 8 + 2) bytes. */
 #include "block.cuh"
 #include "chip.cuh"
 #include "cuda_blas.h"
@@ -16,53 +15,57 @@
 #define DENSE_TOKENS 256   /* from so many on */
 #define DENSE_WEIGHTS ((int64_t)192 << 20) /* bytes of unpacked weights at a time */
 #define DENSE_SUMS ((int64_t)128 << 20)    /* of gate's and up's sums */
+#define DENSE_ALIGN 8      /* rows: a product of so many is faster, where there is room for their sums */
 #define UNPACK_THREADS 256
 
-/* ---- unpacking: a thread has a quarter of a chunk's four blocks, which is four units ---- */
+/* ---- unpacking: a thread has a block ---- A warp has eight chunks, 2 KB in a piece. Words of a block go to all units of its
+ * chunk, so they change places in shared memory: unit p of chunk c lies at p ^ c, where neighbouring chunks meet other banks. */
 
 template <uint32_t T>
-static __global__ void __launch_bounds__(UNPACK_THREADS) unpack_kernel(cuda_matrix matrix, int first, int rows, int passes, __half *to)
+static __global__ void __launch_bounds__(UNPACK_THREADS)
+    unpack_kernel(cuda_matrix matrix, int first, int rows, int passes, int filled, __half *to)
 {
+    __shared__ uint4 units[UNPACK_THREADS / QMI_WARP][128];
     chip_let_next_start();
     chip_wait_for_previous();
+    const int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, own = lane >> 2;
     const int chunks = (matrix.blocks + 3) / 4, all = chunks * passes;
-    const int64_t i = blockIdx.x * (int64_t)UNPACK_THREADS + threadIdx.x, place = i >> 2;
-    const int row = (int)(place / all), column = (int)(place - (int64_t)row * all), quarter = (int)(i & 3);
-    if (row >= rows)
-        return;
-    const int pass = (column >= chunks) + (column >= 2 * chunks), chunk = column - pass * chunks;
-    uint32_t pairs[4][4];
-#pragma unroll
-    for (int c = 0; c < 4; c++) {
-        const int b = 4 * chunk + c;
-        const int64_t at = (int64_t)(first + row) * matrix.blocks + min(b, matrix.blocks - 1);
+    const int64_t begin = (blockIdx.x * (int64_t)(UNPACK_THREADS / QMI_WARP) + warp) * 8, place = begin + own;
+    const int row = (int)(place / all), column = (int)(place - (int64_t)row * all);
+    const int pass = (column >= chunks) + (column >= 2 * chunks), b = 4 * (column - pass * chunks) + (lane & 3);
+    uint32_t pairs[16] = {};
+    if (row < rows && b < matrix.blocks) {
+        const int64_t at = (int64_t)(first + row) * matrix.blocks + b;
         block<T> w;
         block_load(w, matrix, at);
         if constexpr (T == QMI_TYPE_F32)
             if (pass == 2)
                 block_rest(w);
-        const block_factors factors = block_factors_of(w, at);
-#pragma unroll
-        for (int k = 0; k < 4; k++) /* registers have no index that varies */
-            if (k == quarter)
-                block_unpack_quarter(w, factors, k, pairs[c]);
-#pragma unroll
-        for (int p = 0; p < 4; p++)
-            pairs[c][p] = b < matrix.blocks ? pairs[c][p] : 0;
+        block_unpack(w, at, pairs);
     }
-    uint4 *out = (uint4 *)(to + place * MATMUL_CHUNK + quarter * 32);
 #pragma unroll
-    for (int p = 0; p < 4; p++)
-        out[p] = make_uint4(pairs[0][p], pairs[1][p], pairs[2][p], pairs[3][p]);
+    for (int p = 0; p < 16; p++)
+        ((uint32_t *)&units[warp][16 * own + (p ^ own)])[lane & 3] = pairs[p];
+    __syncwarp();
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const int unit = 32 * i + lane;
+        if (begin + (unit >> 4) < (int64_t)filled * all)
+            ((uint4 *)(to + begin * MATMUL_CHUNK))[unit] = units[warp][(unit & ~15) + ((unit & 15) ^ (unit >> 4))];
+    }
 }
 
-static void unpack(const cuda_run *run, const cuda_matrix &matrix, int32_t first, int32_t rows, int32_t passes, __half *to)
+/* Rows from `rows` to `filled` are zeros. */
+static void unpack(const cuda_run *run, const cuda_matrix &matrix, int32_t first, int32_t rows, int32_t passes, int32_t filled,
+                   __half *to)
 {
-    const int64_t threads = (int64_t)rows * ((matrix.blocks + 3) / 4) * passes * 4;
+    const int64_t threads = (int64_t)filled * ((matrix.blocks + 3) / 4) * passes * 4;
     const dim3 grid((unsigned)((threads + UNPACK_THREADS - 1) / UNPACK_THREADS)), block(UNPACK_THREADS);
     switch (matrix.type) {
 #define UNPACK(name) \
-    case QMI_TYPE_##name: cuda_launch(run, grid, block, 0, unpack_kernel<QMI_TYPE_##name>, matrix, first, rows, passes, to); break;
+    case QMI_TYPE_##name: \
+        cuda_launch(run, grid, block, 0, unpack_kernel<QMI_TYPE_##name>, matrix, first, rows, passes, filled, to); \
+        break;
     MATMUL_TYPES(UNPACK)
 #undef UNPACK
     }
@@ -77,8 +80,8 @@ static float gain_of(uint32_t type)
 
 /* out[t][first + r] = silu(gate) * up: sums [n][2 rows], of tokens that were scaled. */
 template <int WIDTH>
-static __global__ void __launch_bounds__(256) sums_glu_kernel(const float *sums, const float *scale, float *out, int n, int rows, int first,
-                                                             int stride)
+static __global__ void __launch_bounds__(256)
+    sums_glu_kernel(const float *sums, const float *scale, float *out, int n, int rows, int first, int stride)
 {
     chip_let_next_start();
     chip_wait_for_previous();
@@ -89,8 +92,8 @@ static __global__ void __launch_bounds__(256) sums_glu_kernel(const float *sums,
         float *to = out + (int64_t)token * stride + first + r;
         if constexpr (WIDTH == 4) {
             const float4 g = *(const float4 *)gate, u = *(const float4 *)(gate + rows);
-            *(float4 *)to = make_float4(chip_silu(g.x * s) * (u.x * s), chip_silu(g.y * s) * (u.y * s), chip_silu(g.z * s) * (u.z * s),
-                                        chip_silu(g.w * s) * (u.w * s));
+            *(float4 *)to = make_float4(chip_silu(g.x * s) * (u.x * s), chip_silu(g.y * s) * (u.y * s),
+                                        chip_silu(g.z * s) * (u.z * s), chip_silu(g.w * s) * (u.w * s));
         } else
             *to = chip_silu(gate[0] * s) * (gate[rows] * s);
     }
@@ -125,10 +128,11 @@ static int64_t smaller(int64_t a, int64_t b)
 matmul_dense matmul_take_dense(matmul_room *room, const qmi_matrix *matrix, int32_t rows, bool glu)
 {
     matmul_dense out = {};
-    const int64_t matrices = glu ? 2 : 1, row = matmul_passes(matrix->type) * matmul_stride(matrix->columns) * (int64_t)sizeof(__half);
+    const int64_t matrices = glu ? 2 : 1;
+    const int64_t row = matmul_passes(matrix->type) * matmul_stride(matrix->columns) * (int64_t)sizeof(__half);
     if (rows < DENSE_TOKENS || matrix->rows < MATMUL_DENSE_ROWS || !cuda_blas_is_there())
         return out;
-    out.bytes = smaller(DENSE_WEIGHTS, matrices * matrix->rows * row);
+    out.bytes = smaller(DENSE_WEIGHTS, (matrices * matrix->rows + DENSE_ALIGN) * row);
     out.weights = (__half *)matmul_take(room, out.bytes, 1);
     if (glu) {
         out.sums_bytes = smaller(DENSE_SUMS, 2 * matrix->rows * rows * (int64_t)sizeof(float));
@@ -161,9 +165,13 @@ static bool multiply_piece(const cuda_run *run, const matmul_part *part, int32_t
     const int32_t k = part->passes * matmul_stride(part->a.columns);
     cuda_product product = { part->dense.weights, part->in.x, part->out + first, rows, part->tokens, k, part->in.stride,
                              part->out_stride, 1 / gain_of(part->a.type), part->mode == MATMUL_ADD };
-    unpack(run, part->a, first, rows, part->passes, part->dense.weights);
+    const int32_t filled = (rows + DENSE_ALIGN - 1) / DENSE_ALIGN * DENSE_ALIGN;
+    if (part->mode == MATMUL_STORE && first + rows == part->rows && first + filled <= part->out_stride &&
+        (int64_t)filled * k * (int64_t)sizeof(__half) <= part->dense.bytes)
+        product.rows = filled;
+    unpack(run, part->a, first, rows, part->passes, product.rows, part->dense.weights);
     if (glu) {
-        unpack(run, part->b, part->b_first + first, rows, part->passes, part->dense.weights + (int64_t)rows * k);
+        unpack(run, part->b, part->b_first + first, rows, part->passes, rows, part->dense.weights + (int64_t)rows * k);
         product.out = part->dense.sums;
         product.rows = product.stride = 2 * rows;
     }

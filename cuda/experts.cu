@@ -104,7 +104,8 @@ static __device__ __forceinline__ void sort_pairs(const sort_work &work)
         base.y += total.y;
         if (e >= experts)
             continue;
-        int size = tiles ? ((count + tiles - 1) / tiles + 7) / 8 * 8 : 0; /* alike, of whole groups of eight */
+        const int group = min(8, work.tokens);
+        int size = tiles ? ((count + tiles - 1) / tiles + group - 1) / group * group : 0; /* alike, of whole groups of eight */
         for (int i = 0; i < tiles; i++) {
             matmul_tile tile = { e, at.x + i * size, min(size, count - i * size), 0 };
             work.tiles[at.y + i] = tile;

@@ -74,7 +74,7 @@ static matmul_shape choose_shape(const cuda_run *run, const matmul_work *work, u
     return best;
 }
 
-/* Of the kernel for few tokens: the tokens' bytes; at the end, sums that warps which share out k exchange, or the tile's results. */
+/* Of the kernel for few tokens: their bytes; at the end, sums that warps which share out k exchange, or the tile's results. */
 static int32_t few_shared(int32_t blocks, int32_t row_warps)
 {
     const int32_t tokens = MATMUL_FEW_TOKENS * matmul_few_row_bytes(blocks) + 32;
@@ -83,22 +83,19 @@ static int32_t few_shared(int32_t blocks, int32_t row_warps)
     return tokens > sums && tokens > tile ? tokens : sums > tile ? sums : tile;
 }
 
-/* As clocks_of: a round of 16 warps takes the time of their instructions, or that of a load. */
+/* As clocks_of: a round takes 16 warps 1500 clocks at least, a block 3000 to begin and to end. */
 static matmul_shape choose_few_shape(const cuda_run *run, const matmul_work *work)
 {
     matmul_shape best = {};
     double best_clocks = 0;
-    const bool tiled = work->part[0].tiles != NULL;
-    const int32_t tokens = tiled || work->part[0].tokens < MATMUL_FEW_TOKENS ? 2 : MATMUL_FEW_TOKENS;
     for (int32_t row_warps = MATMUL_WARPS; row_warps >= 2; row_warps /= 2) {
         const int32_t blocks = matmul_ceil(work->part[0].a.columns, QMI_CUDA_BLOCK);
         matmul_shape shape = { false, true, MATMUL_FEW_TOKENS, row_warps, 0, 0, few_shared(blocks, row_warps) };
         int32_t count = 0;
         for (int32_t p = 0; p < work->parts; p++)
             count += blocks_of(&work->part[p], &shape);
-        const double work_clocks = 16 * (115 + 27 * tokens) / 2.2, round = work_clocks > 1500 ? work_clocks : 1500;
-        const double clocks = matmul_ceil(count, 2 * run->processors) *
-                              (matmul_ceil(blocks, 4 * (MATMUL_WARPS / row_warps)) * round + 4000);
+        const double waves = 0.5 + (double)count / (2 * run->processors);
+        const double clocks = waves * (1500.0 * matmul_ceil(blocks, 4 * (MATMUL_WARPS / row_warps)) + 3000);
         if (!best.tokens || clocks < best_clocks) {
             best = shape;
             best_clocks = clocks;
@@ -135,7 +132,7 @@ static void start(const cuda_run *run, matmul_work *work, uint32_t type, int32_t
 bool matmul_few_takes(const cuda_run *run, const qmi_matrix *matrix)
 {
     const int32_t blocks = matmul_ceil(matrix->columns, QMI_CUDA_BLOCK);
-    return matmul_passes(matrix->type) == 1 && 2 * (few_shared(blocks, 2) + SHARED_OWN) <= run->shared_most; /* two blocks together */
+    return matmul_passes(matrix->type) == 1 && 2 * (few_shared(blocks, 2) + SHARED_OWN) <= run->shared_most; /* two together */
 }
 
 /* The rows of a part from `first` on. */
@@ -213,12 +210,6 @@ void matmul_glu_apart(const cuda_run *run, const float *gate, const float *up, f
 
 /* ---- ops ---- */
 
-/* What an op's products read: rows of halves, or of 8 bits in the same place. */
-typedef struct activations {
-    matmul_input in;
-    matmul_bytes *bytes;       /* NULL: halves */
-} activations;
-
 /* The most that any of the matrices needs; those that need less take the first part of a row. */
 static int32_t most_passes(const qmi_matrix *matrices, int32_t count)
 {
@@ -228,43 +219,29 @@ static int32_t most_passes(const qmi_matrix *matrices, int32_t count)
     return most;
 }
 
-static bool is_for_few(const cuda_run *run, const qmi_matrix *matrices, int32_t count, int32_t rows)
-{
-    bool few = rows <= MATMUL_FEW_ROWS;
-    for (int32_t i = 0; i < count; i++)
-        few &= matmul_few_takes(run, &matrices[i]);
-    return few;
-}
-
 /* Converts the rows of a slot; normed: also to be stored as floats, or NULL. */
-static activations convert(const cuda_run *run, matmul_room *room, qmi_slot in, const qmi_norm *norm, const qmi_matrix *matrices,
-                           int32_t count, int32_t products, float *normed)
+static matmul_input convert(const cuda_run *run, matmul_room *room, qmi_slot in, const qmi_norm *norm, const qmi_matrix *matrices,
+                            int32_t count, float *normed)
 {
-    const int64_t columns = matrices[0].columns;
-    activations out = { matmul_take_input(room, run->rows, columns, most_passes(matrices, count)), NULL };
     convert_part part = {};
-    if (is_for_few(run, matrices, count, products))
-        out.bytes = part.bytes = (matmul_bytes *)out.in.x;
-    else
-        part.to = out.in;
+    part.to = matmul_take_input(room, run->rows, matrices[0].columns, most_passes(matrices, count));
     part.from = cuda_slot(run, in);
-    part.columns = (int32_t)columns;
+    part.columns = (int32_t)matrices[0].columns;
     part.rows = run->rows;
     part.weight = norm ? cuda_vector(&norm->weight) : NULL;
     part.epsilon = norm ? norm->epsilon : 0;
     part.normed = normed;
     cuda_convert(run, &part, 1);
-    return out;
+    return part.to;
 }
 
-static matmul_part product(const cuda_run *run, const qmi_matrix *matrix, const activations *in, float *out, matmul_mode mode)
+static matmul_part product(const cuda_run *run, const qmi_matrix *matrix, const matmul_input *in, float *out, matmul_mode mode)
 {
     matmul_part part = {};
     part.a = cuda_matrix_of(matrix);
     part.rows = part.out_stride = (int32_t)matrix->rows;
-    part.in = in->in;
+    part.in = *in;
     part.passes = matmul_passes(matrix->type);
-    part.bytes = in->bytes;
     part.out = out;
     part.mode = mode;
     part.tokens = run->rows;
@@ -291,7 +268,7 @@ static matmul_dense dense_for(const qmi_matrix *matrix, const matmul_dense *dens
 void cuda_matmul_project(const cuda_run *run, const qmi_op_project *op)
 {
     matmul_room room = { run->scratch, 0 };
-    const activations in = convert(run, &room, op->in, &op->norm, op->matrix, op->count, run->rows, NULL);
+    const matmul_input in = convert(run, &room, op->in, &op->norm, op->matrix, op->count, NULL);
     const matmul_dense dense = take_dense(op->matrix, op->count, run->rows, &room);
     matmul_part parts[QMI_PROJECT_MAX];
     for (int32_t i = 0; i < op->count; i++) {
@@ -304,7 +281,7 @@ void cuda_matmul_project(const cuda_run *run, const qmi_op_project *op)
 void cuda_matmul_project_add(const cuda_run *run, const qmi_op_project_add *op)
 {
     matmul_room room = { run->scratch, 0 };
-    const activations in = convert(run, &room, op->in, NULL, &op->matrix, 1, run->rows, NULL);
+    const matmul_input in = convert(run, &room, op->in, NULL, &op->matrix, 1, NULL);
     matmul_part part = product(run, &op->matrix, &in, cuda_slot(run, op->out), op->add ? MATMUL_ADD : MATMUL_STORE);
     part.dense = matmul_take_dense(&room, &op->matrix, run->rows, false);
     matmul_launch(run, &part, 1, matmul_tokens(run->rows));
@@ -324,7 +301,7 @@ void cuda_matmul_glu(const cuda_run *run, const qmi_op_glu *op)
 {
     matmul_room room = { run->scratch, 0 };
     const qmi_matrix both[2] = { op->gate, op->up };
-    const activations in = convert(run, &room, op->in, &op->norm, both, 2, run->rows, NULL);
+    const matmul_input in = convert(run, &room, op->in, &op->norm, both, 2, NULL);
     const int32_t tokens = matmul_tokens(run->rows);
     float *out = cuda_slot(run, op->out), *gate, *up;
     take_glu(op, run->rows, &room, &gate, &up);
@@ -346,7 +323,7 @@ void cuda_matmul_glu(const cuda_run *run, const qmi_op_glu *op)
 void cuda_matmul_logits(const cuda_run *run, const qmi_op_logits *op)
 {
     matmul_room room = { run->scratch, 0 };
-    const activations in = convert(run, &room, op->in, &op->norm, &op->output, 1, run->outputs, cuda_slot(run, op->hidden));
+    const matmul_input in = convert(run, &room, op->in, &op->norm, &op->output, 1, cuda_slot(run, op->hidden));
     matmul_part part = product(run, &op->output, &in, cuda_slot(run, op->logits), MATMUL_STORE);
     part.tokens = run->outputs;
     part.gather = run->step.outputs;

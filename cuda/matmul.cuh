@@ -17,8 +17,7 @@
 #define MATMUL_WARPS 8
 #define MATMUL_THREADS (QMI_WARP * MATMUL_WARPS)
 #define MATMUL_PARTS QMI_PROJECT_MAX
-#define MATMUL_FEW_TOKENS 8 /* of a tile in the kernel for few tokens (matmul_few.cuh) */
-#define MATMUL_FEW_ROWS 16  /* up to which dense products go there */
+#define MATMUL_FEW_TOKENS 4 /* of a tile in the kernel for few tokens (matmul_few.cuh) */
 #define MATMUL_STAGES 3    /* of activations under way, in the kernels without warp groups */
 
 /* Converted rows; value = half * scale of its row, a power of two (1 where the values fit). For weights of floats, which are exact or
@@ -31,9 +30,11 @@ typedef struct matmul_input {
     int32_t passes;            /* parts of a row */
 } matmul_input;
 
-/* 32 activations as q * scale, values 0-15 in `low`; total: scale times the sum of q; sums: of q over each half, as two int16. */
+/* 32 activations as q * scale: word k has values 4 k .. 4 k + 3 for k < 4, of the high half behind it for the others, and lies at
+ * 2 (k & 3) + (k >> 2), so that an mma's two are neighbours. total: scale times the sum of q; sums: of q over each half, as two
+ * int16. */
 typedef struct alignas(16) matmul_bytes {
-    uint4 low, high;
+    uint32_t word[8];
     float scale, total;
     uint32_t sums, unused;
 } matmul_bytes;
@@ -166,7 +167,7 @@ static inline matmul_bytes *matmul_take_bytes(matmul_room *room, int64_t rows, i
 
 /* ---- dense.cu ---- */
 
-#define MATMUL_DENSE_ROWS 256 /* of a matrix, from which on it is worth it */
+#define MATMUL_DENSE_ROWS 16 /* of a matrix, from which on it is worth it */
 
 /* For a product of up to so many rows of activations. */
 matmul_dense matmul_take_dense(matmul_room *room, const qmi_matrix *matrix, int32_t rows, bool glu);

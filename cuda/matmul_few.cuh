@@ -1,13 +1,13 @@
-/* The product kernel for tiles of few tokens: experts when some sequences are decoded together, one to three tokens each, and dense
- * matrices for up to MATMUL_FEW_ROWS rows. Activations are numbers of 8 bits (convert.cu), as in decoding.
+/* The product kernel for tiles of few tokens: experts when some sequences are decoded together, one to three tokens each.
+ * Activations are numbers of 8 bits (convert.cu), as in decoding.
  *
  * Loads are as in matmul_tmpl.cuh: lane 4 g + t has block 4 j + t of rows g and g + 8. An mma of k 32 takes a word (8 codes) of each
  * lane, so it covers words of four blocks at once, whose sums must not be mixed. They are kept apart in the columns: column 2 t + e
  * is block 4 j + t of token e, and what lane 4 g + t gives as b is zero unless g >> 1 is t. Four mma then make whole blocks of 16
  * rows for two tokens, and lane 4 g + t finds the sums of its own block, for which it has the scale, in c.
  *
- * Floor: the bytes of weights. A chunk of 32 rows (2.25 KB at 4.5 bits) takes a warp about 115 instructions and 55 for each two
- * tokens: 16 warps on four schedulers could take 26 bytes a clock and multiprocessor, the memory delivers 20. */
+ * Floor: the bytes of weights. A chunk of 32 rows (2.25 KB at 4.5 bits) takes a warp about 130 instructions and 110 for each two
+ * tokens; at 1.6 instructions a clock, which 16 warps reach, that is 16 bytes a clock and multiprocessor where the memory delivers 20. */
 #ifndef QMI_CUDA_MATMUL_FEW_CUH
 #define QMI_CUDA_MATMUL_FEW_CUH
 
@@ -39,11 +39,32 @@ template <uint32_t T> static __device__ __forceinline__ void few_unpack(const bl
         c.other = c.scale * (T == QMI_TYPE_Q4_0 ? 8.f : 16.f);
     if constexpr (T == QMI_TYPE_IQ4_XS)
         c.scale = block_iq4_xs_scale(w.scales, b & 7);
-    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
-        block_mins(w.mins, b & 7, &c.scale, &c.other);
+    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) { /* block_mins, both at once */
+        const int b4 = 4 * (b & 7);
+        const uint32_t low = __byte_perm(w.mins.y >> b4, w.mins.z >> b4, 0x5410) & 0x000f000fu;
+        const uint32_t high = (w.mins.w >> (b4 >> 1)) & 0x00030003u;
+        const __half2 pair = __hsub2(block_pair(low | high << 4 | 0x64006400u), __half2half2(__float2half_rn(1024.f)));
+        c.scale = __low2float(pair) * chip_half_low(w.mins.x);
+        c.other = __high2float(pair) * chip_half_high(w.mins.x);
+    }
     if constexpr (T == QMI_TYPE_Q6_K) {
         c.scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
         c.other = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
+    }
+}
+
+/* The compiler would put off what it takes to make them, and copy the blocks before others are loaded. */
+template <uint32_t T> static __device__ __forceinline__ void few_keep(few_codes<T> c[2])
+{
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        c[i >> 2].low[i & 3] = (uint32_t)chip_here((int)c[i >> 2].low[i & 3]);
+        c[i >> 2].high[i & 3] = (uint32_t)chip_here((int)c[i >> 2].high[i & 3]);
+    }
+#pragma unroll
+    for (int h = 0; h < 2; h++) {
+        c[h].scale = __uint_as_float((uint32_t)chip_here((int)__float_as_uint(c[h].scale)));
+        c[h].other = __uint_as_float((uint32_t)chip_here((int)__float_as_uint(c[h].other)));
     }
 }
 
@@ -65,7 +86,8 @@ static __device__ __forceinline__ void few_multiply(float sums[FEW_PAIRS][4], co
     for (int p = 0; p < FEW_PAIRS; p++) {
         if (p >= pairs)
             break;
-        const uint4 low = *(const uint4 *)(values + p * pair_step), high = *(const uint4 *)(values + p * pair_step + 16);
+        const uint4 first = *(const uint4 *)(values + p * pair_step), second = *(const uint4 *)(values + p * pair_step + 16);
+        const uint32_t low[4] = { first.x, first.z, second.x, second.z }, high[4] = { first.y, first.w, second.y, second.w };
         int d[4] = { FEW_ZERO, FEW_ZERO, FEW_ZERO, FEW_ZERO };
         if constexpr (T == QMI_TYPE_Q6_K) { /* codes are 32 too large, and each half has a scale */
             int e[4];
@@ -79,8 +101,8 @@ static __device__ __forceinline__ void few_multiply(float sums[FEW_PAIRS][4], co
             }
 #pragma unroll
             for (int k = 0; k < 4; k++) {
-                chip_mma_bytes_half(d, c[0].low[k], c[1].low[k], block_word(low, k));
-                chip_mma_bytes_half(e, c[0].high[k], c[1].high[k], block_word(high, k));
+                chip_mma_bytes_half(d, c[0].low[k], c[1].low[k], low[k]);
+                chip_mma_bytes_half(e, c[0].high[k], c[1].high[k], high[k]);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -91,7 +113,7 @@ static __device__ __forceinline__ void few_multiply(float sums[FEW_PAIRS][4], co
 #pragma unroll
             for (int k = 0; k < 4; k++) {
                 const uint32_t a[4] = { c[0].low[k], c[1].low[k], c[0].high[k], c[1].high[k] };
-                chip_mma_bytes<is_signed>(d, a, block_word(low, k), block_word(high, k));
+                chip_mma_bytes<is_signed>(d, a, low[k], high[k]);
             }
 #pragma unroll
             for (int i = 0; i < 4; i++) {
@@ -105,7 +127,8 @@ static __device__ __forceinline__ void few_multiply(float sums[FEW_PAIRS][4], co
 }
 
 /* The tile's tokens to shared memory; zeros behind the last block of a row, and for the second of a pair that does not exist. */
-static __device__ __forceinline__ void few_stage(const matmul_part &part, const matmul_place &place, uint8_t *shared, int row_bytes)
+static __device__ __forceinline__ void few_stage(const matmul_part &part, const matmul_place &place, uint8_t *shared,
+                                                 int row_bytes)
 {
     const int blocks = part.a.blocks, units = (blocks + 3) / 4 * 12, rows = (place.count + 1) / 2 * 2;
     for (int token = 0; token < rows; token++) {
@@ -123,13 +146,28 @@ static __device__ __forceinline__ void few_stage(const matmul_part &part, const 
     __syncthreads();
 }
 
+/* Block b of the row that begins with block `row` of the tile, whose planes are smaller than 4 GB. */
+struct few_place {
+    uint32_t row, b;
+    static constexpr bool again = true;
+    __device__ __forceinline__ const uint8_t *one(const uint8_t *plane, int bytes) const
+    {
+        return plane + (row + b) * (uint32_t)bytes;
+    }
+    __device__ __forceinline__ const uint8_t *eight(const uint8_t *plane, int bytes) const
+    {
+        return plane + ((row + b) >> 3) * (uint32_t)bytes;
+    }
+};
+
+/* The lane's blocks of a chunk; past the last one it is loaded again, for nobody. */
 template <uint32_t T>
 static __device__ __forceinline__ void few_load(block<T> w[2], const matmul_weights &from, int m, int chunk)
 {
     const int b = min(4 * chunk + (int)(threadIdx.x & 3), from.blocks - 1);
 #pragma unroll
     for (int h = 0; h < 2; h++)
-        block_load_at(w[h], from.matrix[m], block_of_row{ from.at[m][h], b });
+        block_load_at(w[h], from.matrix[m], few_place{ (uint32_t)from.at[m][h], (uint32_t)b });
 }
 
 /* Sums over the four lanes of each row; lane t gets that of v[t]. */
@@ -144,8 +182,9 @@ static __device__ __forceinline__ float few_reduce(const float v[4])
 
 /* silu(gate) * up of the block's rows as numbers of 8 bits. A lane of the warps that have sums holds row `row` of token 2 p + odd;
  * tile: [tokens][rows]. */
-static __device__ __forceinline__ void few_store_bytes(const matmul_part &part, const matmul_place &place, const float sums[2][FEW_PAIRS],
-                                                       float *tile, int rows, int local, int row, int odd, bool has_sums)
+static __device__ __forceinline__ void few_store_bytes(const matmul_part &part, const matmul_place &place,
+                                                       const float sums[2][FEW_PAIRS], float *tile, int rows, int local, int row,
+                                                       int odd, bool has_sums)
 {
     const int blocks = (part.rows + QMI_CUDA_BLOCK - 1) / QMI_CUDA_BLOCK, first = place.row_tile * rows / QMI_CUDA_BLOCK;
     const int own = rows / QMI_CUDA_BLOCK, total = place.count * own;
@@ -178,10 +217,9 @@ __global__ void __launch_bounds__(MATMUL_THREADS, 2) matmul_few_kernel(const __g
     const matmul_weights weights = matmul_aim<T>(part, place, work.row_warps);
     const int chunks = (weights.blocks + 3) / 4, row_bytes = matmul_few_row_bytes(weights.blocks), pairs = (place.count + 1) / 2;
     block<T> w[2][2];
-    if (share < chunks)
 #pragma unroll
-        for (int m = 0; m < 2; m++)
-            few_load<T>(w[m], weights, m, share);
+    for (int m = 0; m < 2; m++)
+        few_load<T>(w[m], weights, m, share);
     if (!part.tiles)
         chip_wait_for_previous();
     few_stage(part, place, shared, row_bytes);
@@ -199,8 +237,8 @@ __global__ void __launch_bounds__(MATMUL_THREADS, 2) matmul_few_kernel(const __g
 #pragma unroll
             for (int h = 0; h < 2; h++)
                 few_unpack<T>(w[m][h], 4 * chunk + t, codes[h]);
-            if (chunk + shares < chunks)
-                few_load<T>(w[m], weights, m, chunk + shares);
+            few_keep(codes);
+            few_load<T>(w[m], weights, m, chunk + shares);
             few_multiply<T>(parts[m], codes, values, pair_step, numbers, row_bytes, pairs);
         }
         values += step;

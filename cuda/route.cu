@@ -16,7 +16,7 @@ typedef struct route_room {
     matmul_input in;           /* split */
     __half *weights;           /* [experts + 1][3 stride]: the shared expert's gate is the last row */
     float *weight_scale;       /* [experts + 1] */
-    float *scores;             /* [n][experts + 1] */
+    float *scores;             /* [n][score_stride] */
     matmul_dense dense;
 } route_room;
 
@@ -28,6 +28,12 @@ static qmi_matrix split_matrix(const qmi_op_route *op, const route_room *room)
     return out;
 }
 
+/* Of the experts and the shared one's gate: rows begin at a multiple of 32 bytes. */
+static int32_t score_stride(int64_t experts)
+{
+    return (int32_t)((experts + 1 + 7) / 8 * 8);
+}
+
 static route_room lay_out(const qmi_op_route *op, int32_t rows, matmul_room *room)
 {
     route_room out = {};
@@ -35,7 +41,7 @@ static route_room lay_out(const qmi_op_route *op, int32_t rows, matmul_room *roo
     out.in = matmul_take_input(room, rows, op->router.columns, 3);
     out.weights = (__half *)matmul_take(room, experts * out.in.stride, sizeof(__half));
     out.weight_scale = (float *)matmul_take(room, experts, sizeof(float));
-    out.scores = (float *)matmul_take(room, rows * experts, sizeof(float));
+    out.scores = (float *)matmul_take(room, rows, score_stride(op->router.rows) * sizeof(float));
     const qmi_matrix matrix = split_matrix(op, &out);
     out.dense = matmul_take_dense(room, &matrix, rows, false);
     return out;
@@ -128,7 +134,7 @@ typedef struct score_work {
     float epsilon;
     const float *router, *gate; /* rows of `stride` floats, the padding zero; gate NULL: none */
     float *hidden, *scores;
-    int32_t rows, columns, stride, experts;
+    int32_t rows, columns, stride, experts, score_stride;
 } score_work;
 
 /* Sums over the warp of eight values; lane i has that of value i & 7. */
@@ -191,7 +197,7 @@ static __global__ void __launch_bounds__(SCORE_WARPS * QMI_WARP) score_kernel(co
         }
     const float score = score_sums(sums);
     if (real && lane < SCORE_TOKENS && first + lane < work.rows)
-        work.scores[(int64_t)(first + lane) * (work.experts + 1) + expert] = score * factors[lane];
+        work.scores[(int64_t)(first + lane) * work.score_stride + expert] = score * factors[lane];
 
     /* The blocks of these tokens share out the normalised rows. */
     const float4 ones = make_float4(1, 1, 1, 1);
@@ -213,7 +219,7 @@ static bool score(const cuda_run *run, const qmi_op_route *op, const route_room 
         return false;
     const score_work work = { cuda_slot(run, op->in), cuda_vector(&op->norm.weight), op->norm.epsilon,
                               (const float *)router.plane[0], (const float *)gate.plane[0], cuda_slot(run, op->hidden),
-                              room->scores, run->rows, router.columns, stride, router.rows };
+                              room->scores, run->rows, router.columns, stride, router.rows, score_stride(router.rows) };
     const dim3 grid(matmul_ceil(rows, SCORE_WARPS), matmul_ceil(run->rows, SCORE_TOKENS));
     cuda_launch(run, grid, dim3(SCORE_WARPS * QMI_WARP), shared, score_kernel, work);
     return true;
@@ -250,14 +256,14 @@ static __device__ __forceinline__ unsigned long long choose_most(unsigned long l
  * memory. */
 template <int PER>
 static __global__ void __launch_bounds__(CHOOSE_WARPS * QMI_WARP)
-    choose_kernel(float *scores, const float *scale, int rows, int experts, int top, bool gated, float *route)
+    choose_kernel(float *scores, int stride, const float *scale, int rows, int experts, int top, bool gated, float *route)
 {
     const int row = blockIdx.x * CHOOSE_WARPS + (threadIdx.x >> 5), lane = threadIdx.x & 31;
     chip_let_next_start();
     chip_wait_for_previous();
     if (row >= rows)
         return;
-    scores += (int64_t)row * (experts + 1);
+    scores += (int64_t)row * stride;
     route += (int64_t)row * (2 * top + 1);
     float p[PER ? PER : 1], most = -INFINITY, sum = 0;
     unsigned long long last = ~0ull;
@@ -343,7 +349,7 @@ static void multiply(const cuda_run *run, const qmi_op_route *op, const route_ro
     part.in = room.in;
     part.passes = 1;
     part.out = room.scores;
-    part.out_stride = experts + 1;
+    part.out_stride = score_stride(experts);
     part.mode = MATMUL_STORE;
     part.tokens = run->rows;
     part.written = true;
@@ -359,7 +365,7 @@ void cuda_matmul_route(const cuda_run *run, const qmi_op_route *op)
     if (!scored)
         multiply(run, op, room);
     const auto choose = experts <= 256 ? choose_kernel<8> : experts <= 512 ? choose_kernel<16> : choose_kernel<0>;
-    cuda_launch(run, dim3(matmul_ceil(run->rows, CHOOSE_WARPS)), dim3(CHOOSE_WARPS * QMI_WARP), 0, choose, room.scores,
+    cuda_launch(run, dim3(matmul_ceil(run->rows, CHOOSE_WARPS)), dim3(CHOOSE_WARPS * QMI_WARP), 0, choose, room.scores, score_stride(experts),
                 scored ? NULL : room.weight_scale, run->rows, experts, op->top, op->shared_gate.data != 0,
                 cuda_slot(run, op->route));
 }

@@ -16,6 +16,7 @@ static const flag flags[] = {
     { "depth", 'd', "N,...", "tokens that the session holds before (default 0)" },
     { "sequences", 'S', "N,...", "sessions that generate together (default 1)" },
     { "repeat", 'r', "N", "runs of each, after one to warm up (default 3)" },
+    { "cancel", 0, NULL, "measure, too, how soon a prompt ends that is cancelled half way" },
     { "tokenize", 0, "FILE", "measure the tokenizer on this text instead" },
     { "json", 'j', NULL, "print JSON" },
     { NULL, 0, NULL, NULL },
@@ -113,7 +114,7 @@ static void print_head(const bench *bench)
 /* ---- Prompts and generation --------------------------------------------------------------------------------------- */
 
 /* A copy of the base session computes the prompt. The base stays as it is: going back is not free for a recurrent state. */
-static int measure_prompt(bench *bench, qm_session *base, int64_t depth, int64_t size)
+static int measure_prompt(bench *bench, qm_session *base, int64_t depth, int64_t size, double *seconds)
 {
     runs runs = { .count = 0 };
     for (int64_t run = -1; run < bench->repeat; run++) {
@@ -130,6 +131,7 @@ static int measure_prompt(bench *bench, qm_session *base, int64_t depth, int64_t
             runs.seconds[runs.count++] = took;
     }
     report(bench, "prompt", size, depth, 1, &runs, (double)size, "tokens/s");
+    *seconds = runs.seconds[0];
     return EXIT_OK;
 }
 
@@ -169,6 +171,36 @@ static int measure_first(bench *bench, qm_session *base, int64_t depth, int64_t 
         runs.seconds[runs.count++] = seconds;
     }
     report(bench, "first token", size, depth, 1, &runs, 0, "ms");
+    return EXIT_OK;
+}
+
+/* From the wish to cancel a prompt, when half of `seconds` has passed, to the end of its job. */
+static int measure_cancel(bench *bench, qm_session *base, int64_t depth, int64_t size, double seconds)
+{
+    runs runs = { .count = 0 };
+    for (int64_t run = 0; run < bench->repeat; run++) {
+        qm_session *session = NULL;
+        qm_job *job = NULL;
+        double start = terminal_seconds(), wish = start;
+        int32_t code = qm_session_fork(base, &session);
+        if (code >= 0)
+            code = qm_submit_prefill(session, bench->text + depth, size, &job);
+        while (code >= 0 && terminal_seconds() - start < seconds / 2)
+            continue;
+        wish = terminal_seconds();
+        if (code >= 0)
+            code = qm_job_cancel(job);
+        if (code >= 0)
+            code = wait_to_end(job);
+        if (code < 0 && code != QM_ERROR_CANCELLED)
+            complain_library();
+        runs.seconds[runs.count++] = terminal_seconds() - wish;
+        qm_job_free(&job);
+        qm_session_free(&session);
+        if (code < 0 && code != QM_ERROR_CANCELLED)
+            return EXIT_FAILED;
+    }
+    report(bench, "cancel", size, depth, 1, &runs, 0, "ms");
     return EXIT_OK;
 }
 
@@ -227,7 +259,10 @@ static int measure_depth(bench *bench, qm_session *base, int64_t depth)
     for (int i = 0; i < bench->prompts.count && code == EXIT_OK; i++) {
         if (bench->prompts.at[i] == 0)
             continue;
-        code = measure_prompt(bench, base, depth, bench->prompts.at[i]);
+        double seconds = 0;
+        code = measure_prompt(bench, base, depth, bench->prompts.at[i], &seconds);
+        if (code == EXIT_OK && arguments_flag(bench->arguments, "cancel"))
+            code = measure_cancel(bench, base, depth, bench->prompts.at[i], seconds);
         if (code == EXIT_OK)
             code = measure_first(bench, base, depth, bench->prompts.at[i]);
     }

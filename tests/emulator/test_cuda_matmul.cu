@@ -8,6 +8,7 @@ extern "C" {
 }
 
 #include "cuda.h"
+#include "cuda_blas.h"
 
 /* ---- scene: a card with slots ---- */
 
@@ -642,6 +643,62 @@ static void test_experts(void **state)
         check_experts((scene *)*state, &cases[i]);
 }
 
+/* ---- large dense products by a library, whose place is taken by sums here ---- */
+
+static int products_left; /* before they fail */
+
+static int32_t multiply(cuda_blas *, const cuda_product *p)
+{
+    if (products_left-- <= 0)
+        return 1;
+    assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+    const size_t k = (size_t)p->k, b_stride = (size_t)p->b_stride;
+    const size_t a_bytes = (size_t)p->rows * k * sizeof(__half), b_bytes = (size_t)p->n * b_stride * sizeof(__half);
+    const size_t all = (size_t)(p->n - 1) * (size_t)p->stride + (size_t)p->rows;
+    __half *a = (__half *)malloc(a_bytes), *b = (__half *)malloc(b_bytes);
+    float *out = (float *)malloc(all * sizeof(float));
+    assert_int_equal(cudaMemcpy(a, p->a, a_bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+    assert_int_equal(cudaMemcpy(b, p->b, b_bytes, cudaMemcpyDeviceToHost), cudaSuccess);
+    assert_int_equal(cudaMemcpy(out, p->out, all * sizeof(float), cudaMemcpyDeviceToHost), cudaSuccess);
+    for (int32_t t = 0; t < p->n; t++)
+        for (int32_t r = 0; r < p->rows; r++) {
+            float *to = &out[(size_t)t * (size_t)p->stride + (size_t)r], sum = 0;
+            for (size_t i = 0; i < k; i++)
+                sum += __half2float(a[(size_t)r * k + i]) * __half2float(b[(size_t)t * b_stride + i]);
+            *to = p->alpha * sum + (p->add ? *to : 0);
+        }
+    assert_int_equal(cudaMemcpy(p->out, out, all * sizeof(float), cudaMemcpyHostToDevice), cudaSuccess);
+    free(a);
+    free(b);
+    free(out);
+    return 0;
+}
+
+static void test_dense(void **state)
+{
+    static const uint32_t types[] = { QMI_TYPE_Q4_K, QMI_TYPE_Q6_K, QMI_TYPE_Q8_0, QMI_TYPE_IQ4_XS };
+    static const uint32_t floats[] = { QMI_TYPE_F32, QMI_TYPE_F16 };
+    scene *s = (scene *)*state;
+    cuda_blas blas = {};
+    blas.multiply = multiply;
+    s->run.blas = &blas;
+    cuda_blas_emulated = true;
+    for (int left : { 1000, 1, 0 }) { /* none fails, the second one does, the first */
+        products_left = left;
+        check_project(s, types, 4, 256, 256, true, left ? 1 : 1e9f);
+        products_left = left;
+        check_project_add(s, 257, true);
+        products_left = left;
+        check_glu(s, QMI_TYPE_Q5_0, QMI_TYPE_Q5_0, 256);
+    }
+    products_left = 1000;
+    check_project(s, floats, 2, 50, 256, false, 1);
+    check_glu(s, QMI_TYPE_Q4_K, QMI_TYPE_BF16, 256);
+    check_route(s, QMI_TYPE_F32, 256, 21, 4, 256, true);
+    assert_true(products_left < 1000);
+    cuda_blas_emulated = false;
+}
+
 /* The kernels of cards before sm_90 and after it. */
 static int set_up_portable(void **state)
 {
@@ -658,7 +715,7 @@ int main(void)
         cmocka_unit_test(test_project_types), cmocka_unit_test(test_project_columns), cmocka_unit_test(test_project_large),
         cmocka_unit_test(test_project_shapes), cmocka_unit_test(test_project_add),    cmocka_unit_test(test_glu),
         cmocka_unit_test(test_logits),         cmocka_unit_test(test_route),          cmocka_unit_test(test_route_ties),
-        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_experts),        cmocka_unit_test(test_dense),
     };
     const size_t count = sizeof tests / sizeof *tests;
     struct CMUnitTest all[2 * sizeof tests / sizeof *tests];

@@ -423,13 +423,6 @@ static double product_bound(uint32_t type, bool few_rows)
     return few_rows ? is_float(type) ? 1e-5 : 2e-2 : type == QMI_TYPE_F32 ? 1e-3 : 2e-3;
 }
 
-/* As matmul_few.cuh has it: a tile of few tokens. */
-static void allow_bytes(play *p, double factor, uint32_t type, int32_t rows)
-{
-    p->bytes_bound = factor * product_bound(type, true);
-    p->bytes_rows = is_float(type) ? 0 : rows;
-}
-
 static void check_embed(uint32_t type)
 {
     play p = start("embed %s", name_of(type));
@@ -450,7 +443,6 @@ static void check_project(uint32_t type, uint32_t other, int64_t columns, int64_
 {
     play p = start("project %s %s %dx%d %s", name_of(type), name_of(other), (int)rows, (int)columns, few_rows ? "few" : "many");
     p.bound = product_bound(is_float(type) ? other : type, few_rows);
-    allow_bytes(&p, 1, is_float(type) ? other : type, 16);
     qmi_op op = { .kind = QMI_OP_PROJECT, .project = { .in = slot(&p, "in", columns, true, false, false), .norm = norm(&p, columns), .count = 4 } };
     const int64_t heights[] = { rows, 3, rows / 2 + 1, 32 };
     const char *const names[] = { "a", "b", "c", "d" };
@@ -469,7 +461,6 @@ static void check_add(uint32_t type, int64_t columns, int64_t rows, bool add, bo
 {
     play p = start("project_add %s %dx%d %s%s", name_of(type), (int)rows, (int)columns, few_rows ? "few" : "many", add ? " add" : "");
     p.bound = product_bound(type, few_rows);
-    allow_bytes(&p, 1, type, 16);
     qmi_slot in = slot(&p, "in", columns, true, false, false), out = slot(&p, "out", rows, true, true, false);
     append(&p, (qmi_op){ .kind = QMI_OP_PROJECT_ADD, .project_add = { matrix(&p, type, columns, rows, 1), in, out, add } });
     if (few_rows)
@@ -482,7 +473,6 @@ static void check_glu(uint32_t type, uint32_t other, int64_t columns, int64_t ro
 {
     play p = start("glu %s %s %dx%d %s", name_of(type), name_of(other), (int)rows, (int)columns, few_rows ? "few" : "many");
     p.bound = 2 * product_bound(is_float(type) ? other : type, few_rows);
-    allow_bytes(&p, 2, is_float(type) ? other : type, 16);
     qmi_slot in = slot(&p, "in", columns, true, false, false), out = slot(&p, "out", rows, false, true, false);
     append(&p, (qmi_op){ .kind = QMI_OP_GLU, .glu = { in, norm(&p, columns), matrix(&p, type, columns, rows, 1), matrix(&p, other, columns, rows, 1), out } });
     if (few_rows)
@@ -498,8 +488,10 @@ static void check_experts(uint32_t type, uint32_t down, int64_t experts, int32_t
     play p = start("%s %s %s %d of %d%s%s %s", alone ? "route" : "experts", name_of(type), name_of(down), top, (int)experts,
                    shared ? shared == inner ? " shared" : " other shared" : "", fused ? " fused" : "", few_rows ? "few" : "many");
     p.bound = alone ? 1e-5 : 3 * product_bound(type, few_rows);
-    if (!alone)
-        allow_bytes(&p, 3, type, (int32_t)(3 * experts / top));
+    if (!alone && !is_float(type)) { /* experts of few tokens: as in decoding */
+        p.bytes_bound = 3 * product_bound(type, true);
+        p.bytes_rows = (int32_t)(3 * experts / top);
+    }
     qmi_slot in = slot(&p, "in", width, true, false, false), hidden = slot(&p, "normed", width, false, true, false);
     qmi_slot route = slot(&p, "route", 2 * top + 1, false, true, false), out = slot(&p, "out", width, true, !alone, false);
     append(&p, (qmi_op){ .kind = QMI_OP_ROUTE, .route = { .in = in, .norm = norm(&p, width), .router = matrix(&p, QMI_TYPE_F32, width, experts, 1),
