@@ -39,14 +39,8 @@ template <uint32_t T> static __device__ __forceinline__ void few_unpack(const bl
         c.other = c.scale * (T == QMI_TYPE_Q4_0 ? 8.f : 16.f);
     if constexpr (T == QMI_TYPE_IQ4_XS)
         c.scale = block_iq4_xs_scale(w.scales, b & 7);
-    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K) { /* block_mins, both at once */
-        const int b4 = 4 * (b & 7);
-        const uint32_t low = __byte_perm(w.mins.y >> b4, w.mins.z >> b4, 0x5410) & 0x000f000fu;
-        const uint32_t high = (w.mins.w >> (b4 >> 1)) & 0x00030003u;
-        const __half2 pair = __hsub2(block_pair(low | high << 4 | 0x64006400u), __half2half2(__float2half_rn(1024.f)));
-        c.scale = __low2float(pair) * chip_half_low(w.mins.x);
-        c.other = __high2float(pair) * chip_half_high(w.mins.x);
-    }
+    if constexpr (T == QMI_TYPE_Q4_K || T == QMI_TYPE_Q5_K)
+        block_mins(w.mins, w.d, &c.scale, &c.other);
     if constexpr (T == QMI_TYPE_Q6_K) {
         c.scale = chip_half_low(w.d) * (float)(int8_t)(w.scales & 0xff);
         c.other = chip_half_low(w.d) * (float)(int8_t)(w.scales >> 8);
