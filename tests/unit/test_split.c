@@ -167,11 +167,12 @@ static void experts_go_to_the_host(void **state)
     const qmi_split_share *on_card = &f.split.shares[0], *on_host = &f.split.shares[1];
     assert_int_equal(on_card->part.count, 40);
     assert_int_equal(on_host->part.count, 0);
-    int64_t layer = 256 * 3 * (int64_t)2048 * 512 / 256 * 144; /* Q4_K: 144 bytes for 256 values */
-    assert_int_equal(on_host->weights, on_host->expert_layers * layer); /* the last ones: no Q5_K among them */
-    assert_true(on_card->weights + on_host->weights == f.plan.weights);
+    const int64_t blocks = 256 * 3 * (int64_t)2048 * 512 / 256; /* of 256 values, of one layer's experts */
+    const int64_t in_file = blocks * 144, laid_out = blocks * (8 * (16 + 2) + 4); /* cuda/layout.h: codes, two scales, d and dmin */
+    assert_int_equal(on_host->weights, on_host->expert_layers * in_file); /* the last ones: no Q5_K among them */
+    assert_int_equal(on_card->weights + on_host->expert_layers * laid_out, f.plan.weights);
     assert_true(on_host->expert_layers > 0 && on_host->expert_layers < 35);
-    assert_true(on_card->total + layer > on_card->available);
+    assert_true(on_card->total + laid_out > on_card->available);
     assert_true(f.split.checkpoints >= 8); /* turns that recompute nothing are worth some experts' place */
     end(&f);
 }
