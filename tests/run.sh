@@ -54,7 +54,7 @@ say() { printf '==> %4d s  %s\n' "$(($(date +%s) - started))" "$*"; }
 check() {
     name=$1
     shift
-    if "$@" > "$builds/check.log" 2>&1; then
+    if timeout 1800 "$@" > "$builds/check.log" 2>&1; then # what hangs fails
         echo "ok      $name"
         echo "ok $name" >> "$results"
     else

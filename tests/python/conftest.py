@@ -1,5 +1,6 @@
-"""What the tests of bindings/python share. The library is the one that QWENMOE_LIBRARY names: see run_tests.sh."""
+"""What the tests of bindings/python share. The library is the one that QWENMOE_LIBRARY names."""
 import math
+import signal
 import struct
 from pathlib import Path
 
@@ -14,6 +15,10 @@ DEFAULT = TOP / "examples/model/qwenmoe-py.gguf"
 
 #: An answer that goes on until the context is full.
 ENDLESS = {"ignore_end": True, "answer_tokens": 0, "temperature": 0}
+
+
+# A process started in the background of a script ignores it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
