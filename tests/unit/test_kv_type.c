@@ -114,7 +114,7 @@ static void not_finite(void **state)
                 assert_true(i / 32 == 1 ? isnan(back[i]) : fabsf(back[i] - 1) < 1e-3f);
         }
     float zeros[40] = { 0 }, back[40];
-    uint8_t record[128];
+    uint8_t record[40 * sizeof(float)];
     for (int type = 0; type < QMI_KV_TYPES; type++) {
         qmi_kv_pack((qmi_kv_type)type, zeros, record, 40);
         qmi_kv_unpack((qmi_kv_type)type, record, back, 40);
