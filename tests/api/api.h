@@ -28,8 +28,8 @@
 /* The path of a file of the test data, in one of a few buffers that take turns. */
 static inline const char *data_path(const char *name)
 {
-    static char paths[4][512];
-    static int32_t turn;
+    static _Thread_local char paths[4][512];
+    static _Thread_local int32_t turn;
     const char *folder = getenv("TEST_DATA");
     char *path = paths[turn++ % 4];
     snprintf(path, sizeof paths[0], "%s/%s", folder ? folder : "tests/data", name);
