@@ -1,6 +1,6 @@
 #!/bin/sh
 # Sets up what the tests need and runs the whole suite. The last line is "N passed, N failed"; exits with 0 only if none failed.
-#     tests/run.sh                 everything, about ten minutes on two cores
+#     tests/run.sh                 everything, about a quarter of an hour on two cores
 #     tests/run.sh gcc fuzz        only these tiers
 # Tiers, each with a build folder of its own under build-tests/, which a second run uses again:
 #     gcc      release build without a warning, all tests, installation, README's commands, ABI
