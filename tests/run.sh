@@ -7,8 +7,8 @@
 #     nvim     the Neovim plugin in the system's Neovim, with the library of tier gcc
 #     server   qwenmoe-server of the gcc build: its README, OpenAI's and Anthropic's clients, requests made from its description,
 #              its page in Chromium
-#     clang    the same build by clang, all tests but the long ones, which say no more there
-#     address  AddressSanitizer and UndefinedBehaviorSanitizer, likewise
+#     clang    the same build by clang, the tests of its parts
+#     address  AddressSanitizer and UndefinedBehaviorSanitizer, all tests but the long ones
 #     thread   ThreadSanitizer, the tests that use threads
 #     fuzz     libFuzzer: each target runs a fixed number of times from its seeds
 #     haswell  built for one machine instead of any
@@ -155,7 +155,7 @@ tier_server() {
 
 tier_clang() {
     build clang clang --buildtype=release -Dcuda=disabled || return
-    run_tests clang --no-suite long
+    run_tests clang --suite unit --suite ops --suite oracle --suite hostile --no-suite long
 }
 
 tier_address() {
