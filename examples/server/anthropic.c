@@ -186,7 +186,7 @@ static int read_thinking(generation *g, const json_t *body)
     return generation_set(g, "thinking-tokens", text);
 }
 
-static int read_request(generation *g, const json_t *body)
+static int read_request(generation *g, json_t *body)
 {
     make_id(g->id, sizeof g->id, "msg_");
     if (generation_read_settings(g, body) < 0 ||
@@ -315,19 +315,12 @@ static int next_chunk(void *state, text_buffer *out)
 
 enum MHD_Result handle_messages(request *request)
 {
-    generation g;
-    json_t *body = NULL;
+    json_t *body;
     enum MHD_Result result;
-    if (generation_start(&g, request, &body) < 0 || read_request(&g, body) < 0) {
-        result = generation_reply_error(&g, request);
-        generation_end(&g);
-        json_decref(body);
-        return result;
-    }
-    json_decref(body);
-    reply *r = reply_start(&g, request, &result);
+    reply *r = reply_begin(request, read_request, &body, &result);
     if (!r)
         return result;
+    json_decref(body);
     blocks *b = server_allocate(1, sizeof *b);
     *b = (blocks){ .r = r };
     if (r->g.stream) {

@@ -191,29 +191,20 @@ static int next_chunk(void *state, text_buffer *out)
 
 static enum MHD_Result generate(request *request, int (*read)(generation *g, json_t *body))
 {
-    generation g;
-    json_t *body = NULL;
-    enum MHD_Result result = MHD_NO;
-    if (generation_start(&g, request, &body) < 0 || read(&g, body) < 0) {
-        result = generation_reply_error(&g, request);
-        generation_end(&g);
-        json_decref(body);
+    json_t *body;
+    enum MHD_Result result;
+    reply *r = reply_begin(request, read, &body, &result);
+    if (!r)
         return result;
-    }
-    json_t *fields = json_incref(json_object_get(body, "response_fields"));
-    json_decref(body);
-    reply *r = reply_start(&g, request, &result);
-    if (r && r->g.stream) {
-        json_decref(fields);
+    if (r->g.stream) {
+        json_decref(body);
         return reply_stream(request, next_chunk, reply_end_stream, r);
     }
-    if (r) {
-        reply_collect(r, request, reply_ignore_part, NULL);
-        if (!reply_if_failed(r, request, &result))
-            result = reply_json(request, 200, choose_fields(result_json(r), fields));
-        reply_free(r);
-    }
-    json_decref(fields);
+    reply_collect(r, request, reply_ignore_part, NULL);
+    if (!reply_if_failed(r, request, &result))
+        result = reply_json(request, 200, choose_fields(result_json(r), json_object_get(body, "response_fields")));
+    reply_free(r);
+    json_decref(body);
     return result;
 }
 

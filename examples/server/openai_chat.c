@@ -274,20 +274,13 @@ static void end_stream(void *state)
 
 enum MHD_Result handle_chat_completions(request *request)
 {
-    generation g;
-    json_t *body = NULL;
+    json_t *body;
     enum MHD_Result result;
-    if (generation_start(&g, request, &body) < 0 || read_request(&g, body) < 0) {
-        result = generation_reply_error(&g, request);
-        generation_end(&g);
-        json_decref(body);
-        return result;
-    }
-    int wants_usage = openai_wants_usage(body);
-    json_decref(body);
-    reply *r = reply_start(&g, request, &result);
+    reply *r = reply_begin(request, read_request, &body, &result);
     if (!r)
         return result;
+    int wants_usage = openai_wants_usage(body);
+    json_decref(body);
     if (r->g.stream) {
         chat_stream *s = server_allocate(1, sizeof *s);
         s->r = r;

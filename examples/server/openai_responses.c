@@ -128,7 +128,7 @@ static int read_tools(generation *g, const json_t *body)
     return code;
 }
 
-static int read_request(generation *g, const json_t *body)
+static int read_request(generation *g, json_t *body)
 {
     const json_t *before = json_object_get(body, "previous_response_id");
     make_id(g->id, sizeof g->id, "resp_");
@@ -322,22 +322,13 @@ static int next_chunk(void *state, text_buffer *out)
 
 enum MHD_Result handle_responses(request *request)
 {
-    generation g;
-    json_t *body = NULL;
+    json_t *body;
     enum MHD_Result result;
-    if (generation_start(&g, request, &body) < 0 || read_request(&g, body) < 0) {
-        result = generation_reply_error(&g, request);
-        generation_end(&g);
-        json_decref(body);
+    reply *r = reply_begin(request, read_request, &body, &result);
+    if (!r)
         return result;
-    }
     json_t *echo = echo_of(body);
     json_decref(body);
-    reply *r = reply_start(&g, request, &result);
-    if (!r) {
-        json_decref(echo);
-        return result;
-    }
     blocks *b = server_allocate(1, sizeof *b);
     *b = (blocks){ .r = r, .echo = echo };
     if (r->g.stream) {

@@ -26,6 +26,22 @@ reply *reply_start(generation *g, request *request, enum MHD_Result *result)
     return r;
 }
 
+reply *reply_begin(request *request, int (*read)(generation *g, json_t *body), json_t **body, enum MHD_Result *result)
+{
+    generation g;
+    reply *r = NULL;
+    *body = NULL;
+    if (generation_start(&g, request, body) < 0 || read(&g, *body) < 0) {
+        *result = generation_reply_error(&g, request);
+        generation_end(&g);
+    } else {
+        r = reply_start(&g, request, result);
+    }
+    if (!r)
+        json_decref(*body);
+    return r;
+}
+
 void reply_free(reply *r)
 {
     task_release(&r->task);

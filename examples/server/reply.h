@@ -17,6 +17,8 @@ typedef struct reply {
 
 /* Takes over the generation, submits it and starts the parts. Otherwise replies, and *result is what the handler returns. */
 reply *reply_start(generation *g, request *request, enum MHD_Result *result);
+/* The same from the start: parses the body and submits what `read` makes of it. *body is then the caller's to json_decref. */
+reply *reply_begin(request *request, int (*read)(generation *g, json_t *body), json_t **body, enum MHD_Result *result);
 void reply_free(reply *r);          /* cancels what has not ended */
 void reply_end_stream(void *state); /* the same, for reply_stream */
 
