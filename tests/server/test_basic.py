@@ -285,12 +285,6 @@ class Basic(unittest.TestCase):
         self.assertEqual("".join(p["content"] for p in parts[:-1]), HELLO)
         self.assertTrue(parts[-1]["stop"])
 
-    def test_time_of_an_answer(self):
-        data = self.ok("/completion", {"prompt": "L", "t_max_predict_ms": 50})
-        self.assertEqual(data["stop_type"], "limit")
-        self.assertLess(data["tokens_predicted"], 2000)
-        self.assertEqual(data["content"], script.FOREVER * data["tokens_predicted"])
-
     # ---- what surrounds it ----
 
     def test_refusals(self):

@@ -108,6 +108,14 @@ class Limits(unittest.TestCase):
             self.assertEqual(server.metric("answers_computing"), 1)
             running.close()
 
+    def test_time_of_an_answer(self):
+        """The time ends it long before the context is full."""
+        with Server(*WIDE) as server:
+            status, data = server.post("/completion", {"prompt": "L", "t_max_predict_ms": 50})
+            self.assertEqual((status, data["stop_type"]), (200, "limit"))
+            self.assertLess(data["tokens_predicted"], 150000)
+            self.assertEqual(data["content"], script.FOREVER * data["tokens_predicted"])
+
     def test_slow_readers(self):
         with Server(*WIDE, "--parallel", "2") as server:
             # A kilobyte and more for each token: far more than the system keeps for a connection.
