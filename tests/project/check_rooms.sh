@@ -12,8 +12,9 @@ file:base quant backend file
 text:base quant backend text
 model:base quant backend file text model
 memory:base quant backend file text model memory
-run:base quant backend file text model memory run
-api:base quant backend file text model memory run api
+exchange:base quant backend file text model memory exchange
+run:base quant backend file text model memory exchange run
+api:base quant backend file text model memory exchange run api
 cpu:base quant backend cpu'
 
 for folder in lib/*/; do
@@ -40,7 +41,7 @@ if [ -n "$found" ]; then
     failed=1
 fi
 
-inner='(\.\./|lib/|base/|quant/|backend/|file/|text/|model/|memory/|run/|api/|cpu/)'
+inner='(\.\./|lib/|base/|quant/|backend/|file/|text/|model/|memory/|exchange/|run/|api/|cpu/)'
 found=$(grep -rnE '#[[:space:]]*include[[:space:]]*["<]'"$inner" \
     --include='*.[ch]' examples || true)
 if [ -n "$found" ]; then
