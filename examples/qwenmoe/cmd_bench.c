@@ -41,6 +41,7 @@ typedef struct bench {
     int32_t *text; /* tokens enough for the largest measurement */
     json_t *results;
     double load_seconds;
+    double read_rate; /* bytes a second, the most that was measured; 0: the device does not tell */
 } bench;
 
 static int parse_numbers(const arguments *arguments, const char *name, const char *fallback, int64_t lowest, int64_t highest,
@@ -77,19 +78,24 @@ static int compare_doubles(const void *a, const void *b)
 }
 
 static void print_line(const bench *bench, const char *test, int64_t size, int64_t depth, int64_t sequences, const double *values,
-                       const char *unit)
+                       const char *unit, double rate)
 {
-    if (!arguments_flag(bench->arguments, "json")) {
-        printf("%-12s%8lld%9lld%11lld%12.1f%12.1f%12.1f  %s\n", test, (long long)size, (long long)depth, (long long)sequences,
-               values[0], values[1], values[2], unit);
-        fflush(stdout);
-    }
+    if (arguments_flag(bench->arguments, "json"))
+        return;
+    printf("%-12s%8lld%9lld%11lld%12.1f%12.1f%12.1f  %s", test, (long long)size, (long long)depth, (long long)sequences,
+           values[0], values[1], values[2], unit);
+    if (rate > 0)
+        printf(", %.1f GB/s", rate / 1e9);
+    if (rate > 0 && bench->read_rate > 0)
+        printf(" of %.1f: %.0f %%", bench->read_rate / 1e9, 100 * rate / bench->read_rate);
+    printf("\n");
+    fflush(stdout);
 }
 
 /* Adds one line: median, least and most of the runs, in `unit`. `amount` units of work were done in each; 0 reports milliseconds.
- */
+ * `moved` bytes of memory were read and written in each; 0: not counted. */
 static void report(bench *bench, const char *test, int64_t size, int64_t depth, int64_t sequences, runs *runs, double amount,
-                   const char *unit)
+                   const char *unit, double moved)
 {
     int last = runs->count - 1;
     qsort(runs->seconds, (size_t)runs->count, sizeof *runs->seconds, compare_doubles);
@@ -98,11 +104,15 @@ static void report(bench *bench, const char *test, int64_t size, int64_t depth, 
     double rates[3] = { amount / median, amount / slowest, amount / fastest };
     double times[3] = { median * 1e3, fastest * 1e3, slowest * 1e3 };
     const double *values = amount > 0 ? rates : times;
-    print_line(bench, test, size, depth, sequences, values, unit);
-    json_array_append_new(bench->results,
-                          json_pack("{s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:f}", "test", test, "size", (json_int_t)size, "depth",
-                                    (json_int_t)depth, "sequences", (json_int_t)sequences, "unit", unit, "median", values[0],
-                                    "min", values[1], "max", values[2]));
+    print_line(bench, test, size, depth, sequences, values, unit, moved / median);
+    json_t *line = json_pack("{s:s, s:I, s:I, s:I, s:s, s:f, s:f, s:f}", "test", test, "size", (json_int_t)size, "depth",
+                             (json_int_t)depth, "sequences", (json_int_t)sequences, "unit", unit, "median", values[0], "min",
+                             values[1], "max", values[2]);
+    if (moved > 0)
+        json_object_set_new(line, "bytes_per_second", json_real(moved / median));
+    if (moved > 0 && bench->read_rate > 0)
+        json_object_set_new(line, "share_of_read_rate", json_real(moved / median / bench->read_rate));
+    json_array_append_new(bench->results, line);
 }
 
 static void print_head(const bench *bench)
@@ -130,7 +140,7 @@ static int measure_prompt(bench *bench, qm_session *base, int64_t depth, int64_t
         if (run >= 0)
             runs.seconds[runs.count++] = took;
     }
-    report(bench, "prompt", size, depth, 1, &runs, (double)size, "tokens/s");
+    report(bench, "prompt", size, depth, 1, &runs, (double)size, "tokens/s", 0);
     *seconds = runs.seconds[0];
     return EXIT_OK;
 }
@@ -170,7 +180,7 @@ static int measure_first(bench *bench, qm_session *base, int64_t depth, int64_t 
             return EXIT_FAILED;
         runs.seconds[runs.count++] = seconds;
     }
-    report(bench, "first token", size, depth, 1, &runs, 0, "ms");
+    report(bench, "first token", size, depth, 1, &runs, 0, "ms", 0);
     return EXIT_OK;
 }
 
@@ -200,7 +210,7 @@ static int measure_cancel(bench *bench, qm_session *base, int64_t depth, int64_t
         if (code < 0 && code != QM_ERROR_CANCELLED)
             return EXIT_FAILED;
     }
-    report(bench, "cancel", size, depth, 1, &runs, 0, "ms");
+    report(bench, "cancel", size, depth, 1, &runs, 0, "ms", 0);
     return EXIT_OK;
 }
 
@@ -236,9 +246,32 @@ static int generate_together(bench *bench, qm_session *base, int64_t depth, int 
     return code < 0 ? EXIT_FAILED : EXIT_OK;
 }
 
+/* Bytes that `count` sessions move when each generates so many tokens behind `depth` others. How many different experts they
+ * choose is taken as if at random: of n experts, one that a token chooses with probability p is read with 1 - (1 - p)^count. */
+static double bytes_moved(const bench *bench, int64_t depth, int count)
+{
+    double experts = (double)model_number(bench->model, "experts"), used = (double)model_number(bench->model, "experts_used");
+    double chosen = (double)model_number(bench->model, "expert_bytes"), none = 1;
+    double held = (double)depth + 1 + (double)(bench->generate - 1) / 2; /* on average, the first token is computed before */
+    for (int i = 0; i < count; i++)
+        none *= experts > 0 ? 1 - used / experts : 1;
+    double step = (double)model_number(bench->model, "step_bytes") + (used > 0 ? chosen * experts / used * (1 - none) : 0);
+    double session = (double)model_number(bench->model, "state_bytes") + held * (double)model_number(bench->model, "held_bytes");
+    return (double)bench->generate * (step + count * session);
+}
+
+/* The best of all measurements, since others' work makes it less, never more. */
+static void measure_read_rate(bench *bench)
+{
+    int64_t rate;
+    if (qm_model_number(bench->model, "read_rate", &rate) >= 0 && (double)rate > bench->read_rate)
+        bench->read_rate = (double)rate;
+}
+
 static int measure_generate(bench *bench, qm_session *base, int64_t depth, int count)
 {
     runs runs = { .count = 0 };
+    measure_read_rate(bench);
     for (int64_t run = -1; run < bench->repeat; run++) {
         double took;
         if (generate_together(bench, base, depth, count, &took) != EXIT_OK)
@@ -246,7 +279,8 @@ static int measure_generate(bench *bench, qm_session *base, int64_t depth, int c
         if (run >= 0)
             runs.seconds[runs.count++] = took;
     }
-    report(bench, "generate", bench->generate, depth, count, &runs, (double)bench->generate * count, "tokens/s");
+    report(bench, "generate", bench->generate, depth, count, &runs, (double)bench->generate * count, "tokens/s",
+           bytes_moved(bench, depth, count));
     return EXIT_OK;
 }
 
@@ -312,7 +346,7 @@ static int measure_tokenizer(bench *bench, const char *path)
         complain_library();
     } else {
         print_head(bench);
-        report(bench, "tokenize", length, 0, 1, &runs, (double)length / 1e6, "MB/s");
+        report(bench, "tokenize", length, 0, 1, &runs, (double)length / 1e6, "MB/s", 0);
     }
     free(ids);
     free(text);
@@ -374,9 +408,10 @@ static int finish(bench *bench)
     model_text(bench->model, "architecture", architecture, sizeof architecture);
     int64_t parameters = model_number(bench->model, "parameters"), bytes = model_number(bench->model, "file_bytes");
     if (arguments_flag(bench->arguments, "json"))
-        return print_json(json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:O}", "version", qm_version(), "file", file,
+        return print_json(json_pack("{s:s, s:s, s:s, s:s, s:I, s:I, s:f, s:f, s:O}", "version", qm_version(), "file", file,
                                     "architecture", architecture, "isa", isa, "parameters", (json_int_t)parameters, "file_bytes",
-                                    (json_int_t)bytes, "load_seconds", bench->load_seconds, "results", bench->results));
+                                    (json_int_t)bytes, "load_seconds", bench->load_seconds, "read_rate", bench->read_rate,
+                                    "results", bench->results));
     printf("\n%s: %s, %.1f M parameters, %.1f MiB; ", file, architecture, (double)parameters / 1e6, (double)bytes / 1048576);
     if (arguments_flag(bench->arguments, "tokenize"))
         printf("vocabulary loaded in %.1f ms\n", bench->load_seconds * 1e3);
@@ -417,7 +452,10 @@ const verb verb_bench = {
     .detail = "Measures how fast prompts are computed (\"prompt\"), how long the first token of\n"
               "an answer takes (\"first token\") and how fast tokens are generated (\"generate\"),\n"
               "at each depth: with that many tokens in the session before. Each is run once to\n"
-              "warm up, then measured; median, least and most of the runs are printed.",
+              "warm up, then measured; median, least and most of the runs are printed.\n"
+              "\n"
+              "Generating, weights, recurrent state, keys and values pass through the memory:\n"
+              "that many GB/s, of those that the same threads read when they do nothing else.",
     .flags = flags,
     .scopes = SCOPE_ALL,
     .run = run_bench,

@@ -13,7 +13,7 @@
 #include "base/os.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 2
+#define QMI_BACKEND_ABI 3
 
 typedef struct qmi_device qmi_device;
 
@@ -23,7 +23,7 @@ typedef struct qmi_device_settings {
     bool pin;              /* CPU: bind each to a processor */
     const char *isa;       /* CPU: "auto" or the highest instruction set to use */
     int64_t memory_limit;  /* bytes it may allocate; 0: no limit */
-    bool profile;          /* times each kind of op and logs the sums when closed; the CPU ignores it */
+    bool profile;          /* times each kind of op and logs the sums when closed */
     qmi_alloc alloc;
     qmi_log log;
 } qmi_device_settings;
@@ -79,6 +79,8 @@ typedef struct qmi_backend {
     /* Computes a batch; returns when the results are there. QM_ERROR_CANCELLED when batch->cancel said so: keys, values and
      * next_state of the batch are then undefined, `state` is untouched where next_state differs from it. */
     int32_t (*run)(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch);
+    /* Bytes a second that the device reads of its memory, measured for a moment; a negative code when it can't. May be NULL. */
+    int64_t (*read_rate)(qmi_device *device);
 } qmi_backend;
 
 /* What a backend in a shared object uses of the library that opened it: the message of the calling thread. Constant. */

@@ -53,7 +53,7 @@ QMI_OPTION(SEQUENCES, "sequences", MODEL, INT, "8", 1, 256, "",
 QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes the library may allocate on the device; 0 takes what the machine has")
 QMI_OPTION(PROFILE, "profile", MODEL, BOOL, "0", 0, 1, "",
-           "log how long each kind of operation took on a card, when the model is freed; computing is slower meanwhile")
+           "log how long each kind of operation took, when the model is freed; computing on a card is slower meanwhile")
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
            "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")

@@ -13,11 +13,23 @@ static int32_t device_count(void)
     return 1;
 }
 
+static void log_times(const qmi_device *device)
+{
+    for (int kind = 0; kind < QMI_OP_COUNT; kind++) {
+        int64_t count = device->op_count[kind];
+        double us = (double)device->op_ns[kind] / 1e3;
+        if (count)
+            qmi_log_line(&device->log, QM_LOG_INFO, "CPU: %-12s %9lld runs, %10.3f ms, %9.2f us each",
+                         qmi_op_name((qmi_op_kind)kind), (long long)count, us / 1e3, us / (double)count);
+    }
+}
+
 static void close_device(qmi_device **device)
 {
     if (!*device)
         return;
     qmi_alloc alloc = (*device)->alloc;
+    log_times(*device);
     qmi_cpu_pool_free(&alloc, &(*device)->pool);
     qmi_delete(&alloc, (*device)->scratch);
     qmi_delete(&alloc, *device);
@@ -35,6 +47,7 @@ static int32_t open_device(const qmi_device_settings *settings, qmi_device **out
     device->alloc = settings->alloc;
     device->log = settings->log;
     device->memory_limit = settings->memory_limit;
+    device->profile = settings->profile;
     device->threads = settings->threads ? settings->threads : qmi_os_processor_count();
     if (!settings->threads && device->threads > QMI_CPU_THREADS_MAX)
         device->threads = QMI_CPU_THREADS_MAX;
@@ -189,4 +202,5 @@ const qmi_backend qmi_cpu_backend = {
     .scratch_bytes = scratch_bytes,
     .prepare = prepare,
     .run = qmi_cpu_run,
+    .read_rate = qmi_cpu_read_rate,
 };

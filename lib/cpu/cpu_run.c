@@ -29,7 +29,7 @@ qmi_cpu_needs qmi_cpu_run_needs(const qmi_program *program, int32_t rows, int32_
 }
 
 typedef struct run_state {
-    const qmi_device *device;
+    qmi_device *device;
     const qmi_program *program;
     const qmi_workspace *workspace;
     const qmi_batch *batch;
@@ -39,10 +39,21 @@ typedef struct run_state {
     bool stop[2];
 } run_state;
 
+/* Adds the time since *since to an op's; by the first worker only. */
+static void note_time(qmi_device *device, qmi_op_kind kind, int64_t *since)
+{
+    int64_t now = qmi_os_time_ns();
+    device->op_ns[kind] += now - *since;
+    device->op_count[kind]++;
+    *since = now;
+}
+
 static void walk(void *argument, int32_t index)
 {
     run_state *run = argument;
-    const qmi_device *device = run->device;
+    qmi_device *device = run->device;
+    const bool noted = device->profile && index == 0;
+    int64_t since = noted ? qmi_os_time_ns() : 0;
     qmi_cpu_worker worker = {
         .kernels = &device->kernels, .workspace = run->workspace, .program = run->program, .batch = run->batch,
         .pool = device->pool, .index = index, .threads = device->threads, .shared = device->scratch,
@@ -52,6 +63,8 @@ static void walk(void *argument, int32_t index)
         if (index == 0)
             run->stop[i & 1] = run->batch->cancel && __atomic_load_n(run->batch->cancel, __ATOMIC_RELAXED);
         qmi_cpu_pool_barrier(device->pool);
+        if (noted)
+            note_time(device, run->program->ops[i].kind, &since);
         if (run->stop[i & 1])
             return;
     }

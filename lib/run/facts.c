@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include "backend/traffic.h"
 #include "base/number.h"
 
 static int64_t parameter_count(const qmi_gguf *gguf)
@@ -21,6 +22,7 @@ static int64_t parameter_count(const qmi_gguf *gguf)
 static bool dimension(const qm_model *model, const char *name, int64_t *value)
 {
     const qmi_hparams *h = &model->plan.hparams;
+    const qmi_traffic traffic = qmi_traffic_of(&model->program);
     const struct {
         const char *name;
         int64_t value;
@@ -34,6 +36,10 @@ static bool dimension(const qm_model *model, const char *name, int64_t *value)
         { "experts", h->experts },
         { "experts_used", h->experts_used },
         { "mtp", h->mtp_layers > 0 },
+        { "step_bytes", traffic.step },
+        { "expert_bytes", traffic.experts },
+        { "state_bytes", traffic.sequence },
+        { "held_bytes", traffic.held },
     };
     for (size_t i = 0; model->computes && i < sizeof facts / sizeof *facts; i++)
         if (strcmp(name, facts[i].name) == 0) {
@@ -90,8 +96,29 @@ static bool memory(const qm_model *model, const char *name, int64_t *value)
     return question.known;
 }
 
+static int32_t measure_read_rate(void *argument)
+{
+    memory_question *question = argument;
+    const qmi_backend *backend = question->model->backend;
+    if (!backend->read_rate)
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "the backend %s does not measure how fast its devices read memory", backend->name);
+    question->value = backend->read_rate(question->model->device);
+    return question->value < 0 ? (int32_t)question->value : QM_OK;
+}
+
+/* As a step of the engine's, so that nothing else computes meanwhile. */
+static int32_t read_rate(const qm_model *model, int64_t *value)
+{
+    memory_question question = { .model = model };
+    int32_t code = qmi_engine_call((qm_model *)model, measure_read_rate, &question);
+    *value = code < 0 ? *value : question.value;
+    return code;
+}
+
 int32_t qmi_facts_number(const qm_model *model, const char *name, int64_t *value)
 {
+    if (model->computes && strcmp(name, "read_rate") == 0)
+        return read_rate(model, value);
     int64_t found = 0;
     bool known = true;
     if (dimension(model, name, &found))

@@ -210,6 +210,7 @@ check_bench() {
         (t, s, depth, q) for depth in (0, 8) for t, s, q in (("prompt", 16, 1), ("first token", 16, 1), ("prompt", 32, 1),
         ("first token", 32, 1), ("generate", 4, 1), ("generate", 4, 2))]'
     json 'all(0 < r["min"] <= r["median"] <= r["max"] for r in d["results"])'
+    json 'd["read_rate"] > 0 and all((r["test"] == "generate") == (r.get("share_of_read_rate", 0) > 0) for r in d["results"])'
     expect 0 bench -p 16 -n 0 -r 1 --cancel
     holds "$out" '^prompt +16 +0 +1 '
     holds "$out" '^cancel +16 +0 +1 '
