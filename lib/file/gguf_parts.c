@@ -3,6 +3,7 @@
 
 #include <stdio.h>
 #include <string.h>
+#include "base/checksum.h"
 #include "base/error.h"
 
 #define SUFFIX_LENGTH 20         /* "-00001-of-00003.gguf" */
@@ -227,4 +228,37 @@ int32_t qmi_parts_lock(qmi_parts *parts)
             return qmi_fail_within(status, parts->paths[i]);
     }
     return QM_OK;
+}
+
+/* ---- which model ---- */
+
+#define SAMPLE 256 /* bytes of each tensor that are looked at: models of one family differ there if anywhere */
+
+static int32_t add_bytes(const qmi_os_map *map, int64_t offset, int64_t size, uint64_t *sum)
+{
+    uint8_t bytes[16384];
+    for (int64_t done = 0; done < size;) {
+        int64_t piece = size - done < (int64_t)sizeof bytes ? size - done : (int64_t)sizeof bytes;
+        int32_t code = qmi_os_map_read(map, offset + done, bytes, piece);
+        if (code < 0)
+            return code;
+        *sum = qmi_fnv_add(*sum, bytes, (size_t)piece);
+        done += piece;
+    }
+    return QM_OK;
+}
+
+int32_t qmi_parts_identify(const qmi_parts *parts, uint64_t *out)
+{
+    uint64_t sum = qmi_fnv_add(QMI_FNV_START, &parts->bytes, sizeof parts->bytes);
+    int32_t code = QM_OK;
+    for (int32_t i = 0; i < parts->count && code >= 0; i++)
+        code = add_bytes(&parts->maps[i], 0, parts->headers[i].header_bytes, &sum);
+    for (int64_t i = 0; i < parts->gguf.tensor_count && code >= 0; i++) {
+        const qmi_gguf_tensor *tensor = &parts->gguf.tensors[i];
+        const qmi_os_map *map = &parts->maps[tensor->part];
+        code = add_bytes(map, tensor->data - map->data, tensor->bytes < SAMPLE ? tensor->bytes : SAMPLE, &sum);
+    }
+    *out = sum;
+    return code;
 }

@@ -32,4 +32,7 @@ int32_t qmi_parts_check(const qmi_parts *parts);
 int32_t qmi_parts_read_ahead(const qmi_parts *parts, qm_progress_callback progress, void *user);
 int32_t qmi_parts_lock(qmi_parts *parts); /* keeps them in RAM */
 
+/* A number that tells files of models apart: of their headers and of the start of each tensor. */
+int32_t qmi_parts_identify(const qmi_parts *parts, uint64_t *out);
+
 #endif

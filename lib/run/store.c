@@ -5,43 +5,8 @@
 #include "run/store.h"
 
 #include <string.h>
-#include "base/checksum.h"
 #include "memory/snapshot.h"
 #include "run/reuse.h"
-
-/* ---- which model ---- */
-
-#define SAMPLE 256 /* bytes of each tensor that are looked at: models of one family differ there if anywhere */
-
-static int32_t add_bytes(const qmi_os_map *map, int64_t offset, int64_t size, uint64_t *sum)
-{
-    uint8_t bytes[16384];
-    for (int64_t done = 0; done < size;) {
-        int64_t piece = size - done < (int64_t)sizeof bytes ? size - done : (int64_t)sizeof bytes;
-        int32_t code = qmi_os_map_read(map, offset + done, bytes, piece);
-        if (code < 0)
-            return code;
-        *sum = qmi_fnv_add(*sum, bytes, (size_t)piece);
-        done += piece;
-    }
-    return QM_OK;
-}
-
-/* A number that tells files of models apart: of their headers and of the start of each tensor. */
-static int32_t identify(const qmi_parts *parts, uint64_t *out)
-{
-    uint64_t sum = qmi_fnv_add(QMI_FNV_START, &parts->bytes, sizeof parts->bytes);
-    int32_t code = QM_OK;
-    for (int32_t i = 0; i < parts->count && code >= 0; i++)
-        code = add_bytes(&parts->maps[i], 0, parts->headers[i].header_bytes, &sum);
-    for (int64_t i = 0; i < parts->gguf.tensor_count && code >= 0; i++) {
-        const qmi_gguf_tensor *tensor = &parts->gguf.tensors[i];
-        const qmi_os_map *map = &parts->maps[tensor->part];
-        code = add_bytes(map, tensor->data - map->data, tensor->bytes < SAMPLE ? tensor->bytes : SAMPLE, &sum);
-    }
-    *out = sum;
-    return code;
-}
 
 static int32_t call_engine(void *user, int32_t (*function)(void *), void *argument)
 {
@@ -52,7 +17,7 @@ int32_t qmi_store_place(qm_model *model, const int32_t *cancel, qmi_snapshot_pla
 {
     *out = (qmi_snapshot_place){ .pages = &model->pages, .states = &model->states, .alloc = &model->settings.alloc,
                                  .call = call_engine, .user = model, .cancel = cancel };
-    return identify(&model->parts, &out->model);
+    return qmi_parts_identify(&model->parts, &out->model);
 }
 
 /* ---- settings and random state ---- */
