@@ -2,8 +2,7 @@
  * or give a model that computes; and nothing may leak.
  *
  *     damage truncate       cuts the header at each length, the data at some
- *     damage flip           flips each bit; where the plan fails already, only one in SOME is loaded too, to save time
- *     damage some           flips one bit in SOME and loads each time
+ *     damage flip [N]       flips each bit, or one in N; where the plan fails already, only one in SOME is loaded too, to save time
  *     damage write PATH     writes the sound model, for a look at it
  */
 #include <fcntl.h>
@@ -75,10 +74,10 @@ int main(int count, char **arguments)
         fprintf(stderr, "FAILED: the sound model: %s\n", qm_error_message());
     else if (strcmp(verb, "truncate") == 0)
         failed = truncate_all(file, header, w.size);
-    else if (strcmp(verb, "flip") == 0 || strcmp(verb, "some") == 0)
-        failed = flip_bits(file, &w, header, strcmp(verb, "some") == 0 ? SOME : 1);
+    else if (strcmp(verb, "flip") == 0)
+        failed = flip_bits(file, &w, header, count > 2 ? (size_t)atoi(arguments[2]) : 1);
     else
-        fprintf(stderr, "usage: damage truncate | flip | some | write PATH\n");
+        fprintf(stderr, "usage: damage truncate | flip [N] | write PATH\n");
     close(file);
     unlink(path);
     writer_free(&w);
