@@ -173,7 +173,7 @@ QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text
 
 #define QM_SPECIAL_NONE 0 /* no added token is recognised in the text: the safe choice for text from users */
 #define QM_SPECIAL_USER 1 /* only those that the file marks as user defined */
-#define QM_SPECIAL_ALL 2  /* all, control tokens too: for prompts from qm_chat_format */
+#define QM_SPECIAL_ALL 2  /* all, control tokens too: for prompts written with marks */
 
 /* Text to token ids. At most `capacity` ids are written; the number that the text has is returned, so (NULL, 0) asks for it.
  * Invalid UTF-8 is QM_ERROR_TEXT and the message gives the offset. No begin or end token is added. */
@@ -195,9 +195,14 @@ QM_API int32_t qm_token_find(const qm_model *model, const char *text, int64_t le
  * tools     JSON array of tool descriptions, or NULL.
  * thinking  1 or 0 answers the template's switch; -1 leaves it to the template's default.
  * opening   1 appends the start of the assistant's turn.
- * What the template refuses is QM_ERROR_TEXT with its words. Tokenize the result with QM_SPECIAL_ALL. snprintf rules. */
+ * What the template refuses is QM_ERROR_TEXT with its words. qm_chat_tokens gives the prompt's tokens. snprintf rules. */
 QM_API int64_t qm_chat_format(const qm_model *model, const char *messages, int64_t messages_length, const char *tools,
                               int64_t tools_length, int32_t thinking, int32_t opening, char *text, int64_t size);
+/* The same as token ids, for prompts with texts from elsewhere: what users and tools say is text and nothing else, so that a
+ * "<|im_end|>" in it ends no turn. Marks in what system and assistant say are marks, and without any in the messages it is what
+ * qm_tokenize gives for the text with QM_SPECIAL_ALL. At most `capacity` ids are written; returns how many there are. */
+QM_API int64_t qm_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools,
+                              int64_t tools_length, int32_t thinking, int32_t opening, int32_t *tokens, int64_t capacity);
 /* An answer's text back into its parts, as JSON: {"reasoning_content": text or null, "content": text,
  * "tool_calls": [{"name": text, "arguments": object}], "status": "complete" | "partial" | "malformed"}.
  * Nothing is lost: what can't be read as a tool call stays in content and makes the status "malformed"; an answer that just
@@ -278,6 +283,9 @@ QM_API int32_t qm_session_restore(qm_session *session, const char *path);
 QM_API int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out);          /* result: qm_job_model */
 QM_API int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special,
                                   qm_job **out);                                               /* result: qm_job_tokens */
+QM_API int32_t qm_submit_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools,
+                                     int64_t tools_length, int32_t thinking, int32_t opening,
+                                     qm_job **out);                                            /* result: qm_job_tokens */
 QM_API int32_t qm_submit_prefill(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 QM_API int32_t qm_submit_decode(qm_session **sessions, const int32_t *tokens, int32_t count, qm_job **out);
 QM_API int32_t qm_submit_rewind(qm_session *session, int64_t length, qm_job **out);

@@ -214,25 +214,20 @@ int message_append(json_t *messages, const char *role, const char *content, int6
 
 int tokens_of_messages(const qm_model *model, json_t *messages, int thinking, token_list *out, int *thinks)
 {
-    static const char opened[] = "<think>\n";
-    char *json = json_dumps(messages, JSON_COMPACT);
+    char *json = json_dumps(messages, JSON_COMPACT), end[16] = "";
     if (!json)
         return complain("no memory for the messages");
-    int64_t length = qm_chat_format(model, json, -1, NULL, 0, thinking, 1, NULL, 0);
-    char *text = NULL;
-    int code = EXIT_FAILED;
-    if (length >= 0) {
-        text = allocate(length + 1, 1);
-        length = qm_chat_format(model, json, -1, NULL, 0, thinking, 1, text, length + 1);
+    int64_t count = qm_chat_tokens(model, json, -1, NULL, 0, thinking, 1, NULL, 0);
+    if (count >= 0) {
+        out->ids = grow(out->ids, out->count + count, sizeof *out->ids);
+        count = qm_chat_tokens(model, json, -1, NULL, 0, thinking, 1, out->ids + out->count, count);
     }
-    if (length < 0) {
-        complain_library();
-    } else {
-        int64_t tail = (int64_t)strlen(opened);
-        *thinks = length >= tail && memcmp(text + length - tail, opened, (size_t)tail) == 0;
-        code = tokens_append(out, model, text, length, QM_SPECIAL_ALL);
-    }
-    free(text);
     free(json);
-    return code;
+    if (count < 0)
+        return complain_library();
+    out->count += count;
+    if (count >= 2)
+        qm_detokenize(model, out->ids + out->count - 2, 2, 0, end, sizeof end);
+    *thinks = strcmp(end, "<think>\n") == 0;
+    return EXIT_OK;
 }

@@ -127,7 +127,7 @@ static int add_conversation(generation *g, const json_t *body)
     for (size_t i = 0; i < json_array_size(given) && code == 0; i++)
         code = add_message(g, messages, i, json_array_get(given, i));
     if (code == 0)
-        code = generation_add_messages(g, messages, NULL);
+        code = generation_add_messages(g, messages);
     buffer_free(&text);
     json_decref(messages);
     return code;

@@ -57,8 +57,9 @@ int generation_set_tools(generation *g, json_t *tools, const char *choice, int p
 int generation_add_text(generation *g, const char *text, size_t length, int32_t special);
 int generation_add_tokens(generation *g, const json_t *ids);
 int generation_add_mark(generation *g, const char *mark); /* fails when the vocabulary does not have it */
-/* Messages as OpenAI's chat has them (changed on the way). The rendered text goes to *rendered where that is not NULL. */
-int generation_add_messages(generation *g, json_t *messages, text_buffer *rendered);
+/* Messages as OpenAI's chat has them (changed on the way): to the prompt, or their text to *out. */
+int generation_add_messages(generation *g, json_t *messages);
+int generation_render_messages(generation *g, json_t *messages, text_buffer *out);
 /* <|fim_prefix|> prefix <|fim_suffix|> suffix <|fim_middle|> middle; what is too long loses what is farthest from the gap. */
 int generation_add_gap(generation *g, const char *prefix, const char *suffix, const char *middle);
 

@@ -309,7 +309,7 @@ enum MHD_Result handle_apply_template(request *request)
         g.thinking = json_get_bool(json_object_get(body, "chat_template_kwargs"), "enable_thinking", g.thinking);
         code = generation_set_tools(&g, json_object_get(body, "tools"), "auto", 1);
         if (code == 0)
-            code = generation_add_messages(&g, json_object_get(body, "messages"), &rendered);
+            code = generation_render_messages(&g, json_object_get(body, "messages"), &rendered);
     } else {
         code = -1;
     }

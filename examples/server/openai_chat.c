@@ -92,7 +92,7 @@ static int read_request(generation *g, json_t *body)
         read_tools(g, body) < 0 || generation_check(g, body, "stream_options", 'o') < 0 ||
         openai_read_format(g, json_object_get(body, "response_format")) < 0)
         return -1;
-    return generation_add_messages(g, json_object_get(body, "messages"), NULL);
+    return generation_add_messages(g, json_object_get(body, "messages"));
 }
 
 /* ---- the whole reply ---- */

@@ -93,7 +93,7 @@ static int add_input(generation *g, const json_t *body)
     for (size_t i = 0; i < json_array_size(input) && code == 0; i++)
         code = add_item(g, messages, i, json_array_get(input, i));
     if (code == 0)
-        code = generation_add_messages(g, messages, NULL);
+        code = generation_add_messages(g, messages);
     json_decref(messages);
     return code;
 }

@@ -113,27 +113,56 @@ static int check_messages(generation *g, json_t *messages)
     return 0;
 }
 
-int generation_add_messages(generation *g, json_t *messages, text_buffer *rendered)
+/* Messages as the library takes them. */
+static int messages_json(generation *g, json_t *messages, text_buffer *json)
 {
-    text_buffer json = { 0 };
     if (check_messages(g, messages) < 0)
         return -1;
     join_system_messages(messages);
-    buffer_add_json(&json, messages);
-    int64_t tools_length = g->tools ? -1 : 0;
-    int64_t length =
-        qm_chat_format(g->server->model, json.data, (int64_t)json.length, g->tools, tools_length, g->thinking, 1, NULL, 0);
+    buffer_add_json(json, messages);
+    return 0;
+}
+
+static int refused(generation *g, int64_t code)
+{
+    return generation_fail(g, code == QM_ERROR_MEMORY ? 500 : 400, "invalid_value", "%s", qm_error_message());
+}
+
+int generation_add_messages(generation *g, json_t *messages)
+{
+    const qm_model *model = g->server->model;
+    text_buffer json = { 0 };
+    if (messages_json(g, messages, &json) < 0)
+        return -1;
+    int64_t length = (int64_t)json.length;
+    int64_t count = qm_chat_tokens(model, json.data, length, g->tools, -1, g->thinking, 1, NULL, 0);
+    if (count >= 0) {
+        g->tokens = server_grow(g->tokens, (size_t)(g->count + count), sizeof *g->tokens);
+        count = qm_chat_tokens(model, json.data, length, g->tools, -1, g->thinking, 1, g->tokens + g->count, count);
+    }
+    buffer_free(&json);
+    if (count < 0)
+        return refused(g, count);
+    g->count += count;
+    return 0;
+}
+
+int generation_render_messages(generation *g, json_t *messages, text_buffer *out)
+{
+    const qm_model *model = g->server->model;
+    text_buffer json = { 0 };
+    if (messages_json(g, messages, &json) < 0)
+        return -1;
+    int64_t size = (int64_t)json.length;
+    int64_t length = qm_chat_format(model, json.data, size, g->tools, -1, g->thinking, 1, NULL, 0);
     char *text = length >= 0 ? server_allocate((size_t)length + 1, 1) : NULL;
     if (text)
-        length = qm_chat_format(g->server->model, json.data, (int64_t)json.length, g->tools, tools_length, g->thinking, 1, text,
-                                length + 1);
-    int code = length < 0 ? generation_fail(g, length == QM_ERROR_MEMORY ? 500 : 400, "invalid_value", "%s", qm_error_message())
-                          : generation_add_text(g, text, (size_t)length, QM_SPECIAL_ALL);
-    if (code == 0 && rendered)
-        buffer_add(rendered, text, (size_t)length);
+        length = qm_chat_format(model, json.data, size, g->tools, -1, g->thinking, 1, text, length + 1);
+    if (length >= 0)
+        buffer_add(out, text, (size_t)length);
     free(text);
     buffer_free(&json);
-    return code;
+    return length < 0 ? refused(g, length) : 0;
 }
 
 /* ---- gaps ---- */

@@ -39,6 +39,7 @@ void qmi_job_abandon(qm_job *job)
     qmi_delete(&alloc, job->sessions);
     qmi_delete(&alloc, job->tokens);
     qmi_delete(&alloc, job->text);
+    qmi_delete(&alloc, job->literal.data);
     if (job->model)
         qmi_load_release(job->model);
     qmi_delete(&alloc, job);

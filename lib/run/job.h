@@ -78,6 +78,7 @@ struct qm_job {
     bool has_settings;
     char *text;                  /* path or text */
     int64_t text_length;
+    qmi_stretches literal;       /* of the text, in which there are no marks */
     int32_t special;
 };
 

@@ -241,7 +241,8 @@ int32_t qmi_submit_draft(qm_session *session, int32_t next, float *logits, qm_jo
 static void tokenize_main(void *argument)
 {
     qm_job *job = argument;
-    int32_t code = qmi_tokenize(job->model->vocab, job->text, job->text_length, job->special, &job->alloc, &job->ids);
+    int32_t code = qmi_tokenize_around(job->model->vocab, job->text, job->text_length, job->special, &job->literal, &job->alloc,
+                                       &job->ids);
     if (qmi_job_cancelled(job))
         code = qmi_fail(QM_ERROR_CANCELLED, "the job was cancelled");
     qmi_job_end(job, code);
@@ -257,21 +258,49 @@ static int32_t start_thread(qm_job *job, void (*body)(void *), qm_job **out)
     return code;
 }
 
+static int32_t open_tokenize(qm_model *model, int32_t special, qm_job **out)
+{
+    int32_t code = qmi_job_new(QMI_JOB_TOKENIZE, &model->settings.alloc, true, out);
+    if (code < 0)
+        return code;
+    qmi_load_retain(model);
+    (*out)->model = model;
+    (*out)->special = special;
+    return QM_OK;
+}
+
 int32_t qmi_submit_tokenize(qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out)
 {
     qm_job *job;
     *out = NULL;
-    int32_t code = qmi_job_new(QMI_JOB_TOKENIZE, &model->settings.alloc, true, &job);
+    int32_t code = open_tokenize(model, special, &job);
     if (code < 0)
         return code;
-    qmi_load_retain(model);
-    job->model = model;
-    job->special = special;
     job->text_length = length;
     job->text = qmi_new_text(&job->alloc, text, (size_t)length);
     if (!job->text) {
         qmi_job_abandon(job);
         return QM_ERROR_MEMORY;
+    }
+    return start_thread(job, tokenize_main, out);
+}
+
+int32_t qmi_submit_chat_tokens(qm_model *model, const qmi_chat_request *request, qm_job **out)
+{
+    qm_job *job;
+    qmi_string text = { 0 };
+    *out = NULL;
+    int32_t code = open_tokenize(model, QM_SPECIAL_ALL, &job);
+    if (code < 0)
+        return code;
+    qmi_chat_request with_literal = *request;
+    with_literal.literal = &job->literal;
+    code = qmi_chat_render(model->chat, &with_literal, &job->alloc, &text);
+    job->text = text.data;
+    job->text_length = (int64_t)text.length;
+    if (code < 0) {
+        qmi_job_abandon(job);
+        return code;
     }
     return start_thread(job, tokenize_main, out);
 }

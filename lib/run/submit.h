@@ -25,6 +25,7 @@ int32_t qmi_submit_draft(qm_session *session, int32_t next, float *logits, qm_jo
 int32_t qmi_submit_store(qmi_job_kind kind, qm_session *session, const char *path, bool watched,
                          qm_job **out); /* QMI_JOB_SAVE or _RESTORE */
 int32_t qmi_submit_tokenize(qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out);
+int32_t qmi_submit_chat_tokens(qm_model *model, const qmi_chat_request *request, qm_job **out); /* without `literal` */
 int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out);
 
 #endif

@@ -105,15 +105,24 @@ static const qmi_added_token *longest(const qmi_added *added, bool user_only, co
     return best;
 }
 
-bool qmi_added_next(const qmi_added *added, int32_t special, const char *text, int64_t length, int64_t from,
-                    qmi_added_match *match)
+bool qmi_added_next(const qmi_added *added, int32_t special, const char *text, int64_t length, const qmi_stretches *literal,
+                    int64_t from, qmi_added_match *match)
 {
+    size_t next = 0; /* stretch that does not end before `at` */
     if (special == QM_SPECIAL_NONE || added->count == 0)
         return false;
     for (int64_t at = from; at < length; at++) {
+        while (literal && next < literal->count && literal->data[next].end <= at)
+            next++;
+        bool bounded = literal && next < literal->count;
+        if (bounded && literal->data[next].start <= at) {
+            at = literal->data[next].end - 1;
+            continue;
+        }
         if (!added->starts[(uint8_t)text[at]])
             continue;
-        const qmi_added_token *found = longest(added, special == QM_SPECIAL_USER, text + at, length - at);
+        int64_t end = bounded ? literal->data[next].start : length;
+        const qmi_added_token *found = longest(added, special == QM_SPECIAL_USER, text + at, end - at);
         if (found) {
             *match = (qmi_added_match){ at, at + found->length, found->token };
             return true;

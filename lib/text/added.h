@@ -31,9 +31,16 @@ int32_t qmi_added_append(qmi_added *added, qmi_added_token token, const qmi_allo
 void qmi_added_sort(qmi_added *added); /* after the last append; of equal texts the lowest token stays */
 void qmi_added_clear(qmi_added *added, const qmi_alloc *alloc);
 
-/* special: QM_SPECIAL_*. The first match at or after `from`; false if there is none. */
-bool qmi_added_next(const qmi_added *added, int32_t special, const char *text, int64_t length, int64_t from,
-                    qmi_added_match *match);
+/* Stretches of a text, ascending and apart. */
+typedef struct qmi_stretches {
+    struct qmi_stretch { int64_t start, end; } *data;
+    size_t count, capacity;
+} qmi_stretches;
+
+/* special: QM_SPECIAL_*. The first match at or after `from` that touches none of the stretches `literal` (NULL: none); false if
+ * there is none. */
+bool qmi_added_next(const qmi_added *added, int32_t special, const char *text, int64_t length, const qmi_stretches *literal,
+                    int64_t from, qmi_added_match *match);
 int32_t qmi_added_find(const qmi_added *added, const char *text, int64_t length); /* exactly this text; -1: none */
 
 #endif

@@ -134,6 +134,22 @@ bool qmi_chat_split_thoughts(qmi_view content, qmi_view *thoughts, qmi_view *ans
     return true;
 }
 
+void qmi_chat_write_literal(qmi_chat_render_state *state, qmi_view said)
+{
+    qmi_stretches *literal = state->request->literal;
+    int64_t start = (int64_t)state->out.out->length;
+    qmi_write(&state->out, said);
+    if (!literal || said.length == 0 || state->out.failed)
+        return;
+    void *array = literal->data;
+    if (qmi_reserve(state->out.alloc, &array, &literal->capacity, literal->count + 1, sizeof *literal->data, "a prompt") < 0) {
+        state->out.failed = true;
+        return;
+    }
+    literal->data = array;
+    literal->data[literal->count++] = (struct qmi_stretch){ start, (int64_t)state->out.out->length };
+}
+
 void qmi_chat_write_tools(qmi_chat_render_state *state)
 {
     qmi_write_text(&state->out, "<tools>");
@@ -149,7 +165,7 @@ void qmi_chat_write_tool_result(qmi_chat_render_state *state, bool opens, qmi_vi
     if (opens)
         qmi_write_text(&state->out, "<|im_start|>user");
     qmi_write_text(&state->out, "\n<tool_response>\n");
-    qmi_write(&state->out, content);
+    qmi_chat_write_literal(state, content);
     qmi_write_text(&state->out, "\n</tool_response>");
     if (closes)
         qmi_write_text(&state->out, "<|im_end|>\n");
@@ -161,6 +177,8 @@ int32_t qmi_chat_render(qmi_chat_format_id id, const qmi_chat_request *request, 
 {
     json_t *messages = NULL, *tools = NULL;
     out->length = 0;
+    if (request->literal)
+        request->literal->count = 0;
     int32_t code = qmi_json_parse_array(request->messages, request->messages_length, "messages", &messages);
     if (code == QM_OK && request->tools)
         code = qmi_json_parse_array(request->tools, request->tools_length, "tools", &tools);

@@ -5,6 +5,7 @@
 #include <stdbool.h>
 #include "base/alloc.h"
 #include "base/log.h"
+#include "text/added.h"
 
 typedef enum qmi_chat_format_id {
     QMI_CHAT_CHATML, QMI_CHAT_QWEN3, QMI_CHAT_QWEN3_5, QMI_CHAT_QWEN3_6, QMI_CHAT_COUNT
@@ -30,6 +31,8 @@ typedef struct qmi_chat_request {
     int32_t thinking;          /* 1, 0, or -1: the template's default */
     int32_t preserve_thinking; /* likewise (Qwen3.6) */
     int32_t opening;           /* append the start of the assistant's turn */
+    qmi_stretches *literal;    /* NULL, or gets (replacing what is there; the caller's to free) where the text holds what users and
+                                  tools said: marks in it are not the template's */
 } qmi_chat_request;
 
 /* Replaces the text of *out, which stays the caller's to free, also after a failure.

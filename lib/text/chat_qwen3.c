@@ -161,9 +161,12 @@ static int32_t write_message(qmi_chat_render_state *state, size_t message, size_
     if ((message == 0 && qmi_json_equals(role, "system")) || !(known_role || is_plain(state)))
         return QM_OK; /* Qwen3's template passes over roles that it does not know */
     qmi_write_text(&state->out, "<|im_start|>");
-    qmi_write(&state->out, qmi_json_text(role));
+    qmi_chat_write_literal(state, qmi_json_text(role));
     qmi_write_text(&state->out, "\n");
-    qmi_write(&state->out, content);
+    if (qmi_json_equals(role, "system"))
+        qmi_write(&state->out, content);
+    else
+        qmi_chat_write_literal(state, content);
     qmi_write_text(&state->out, "<|im_end|>\n");
     return QM_OK;
 }

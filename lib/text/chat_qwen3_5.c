@@ -198,7 +198,7 @@ static int32_t write_message(qmi_chat_render_state *state, size_t message, size_
         return message == 0 ? QM_OK : qmi_chat_refuse(state, message, "System message must be at the beginning.");
     if (qmi_chat_has_role(state, message, "user")) {
         qmi_write_text(&state->out, "<|im_start|>user\n");
-        qmi_write(&state->out, content);
+        qmi_chat_write_literal(state, content);
         qmi_write_text(&state->out, "<|im_end|>\n");
         return QM_OK;
     }

@@ -27,6 +27,8 @@ qmi_view qmi_chat_text_or_empty(const json_t *value); /* of a string; else "" */
  * </think> up to that, and the answer is what follows the last </think>. False when there is none. */
 bool qmi_chat_split_thoughts(qmi_view content, qmi_view *thoughts, qmi_view *answer);
 
+/* What was said by someone who must not write marks. */
+void qmi_chat_write_literal(qmi_chat_render_state *state, qmi_view said);
 /* <tools>, one JSON a line, </tools>: the part that all formats share. */
 void qmi_chat_write_tools(qmi_chat_render_state *state);
 /* A tool's result; consecutive ones share a user's turn, opened by `opens` and closed by `closes`. */

@@ -37,6 +37,12 @@ static int32_t add_token(tokenizer *tok, int32_t token)
 int32_t qmi_tokenize(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special, const qmi_alloc *alloc,
                      qmi_ids *out)
 {
+    return qmi_tokenize_around(vocab, text, length, special, NULL, alloc, out);
+}
+
+int32_t qmi_tokenize_around(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special,
+                            const qmi_stretches *literal, const qmi_alloc *alloc, qmi_ids *out)
+{
     if (length < 0 || special < QM_SPECIAL_NONE || special > QM_SPECIAL_ALL)
         return qmi_fail(QM_ERROR_ARGUMENT, "tokenize: length %lld or special %d is out of range", (long long)length, special);
     if (length == 0)
@@ -50,7 +56,7 @@ int32_t qmi_tokenize(const qmi_vocab *vocab, const char *text, int64_t length, i
     qmi_added_match match = { 0, 0, -1 };
     int32_t code = qmi_bpe_work_init(&tok.work, length, alloc);
     int64_t at = 0;
-    while (code == QM_OK && qmi_added_next(&vocab->added, special, text, length, at, &match)) {
+    while (code == QM_OK && qmi_added_next(&vocab->added, special, text, length, literal, at, &match)) {
         code = add_stretch(&tok, text + at, match.start - at);
         if (code == QM_OK)
             code = add_token(&tok, match.token);

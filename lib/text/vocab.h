@@ -4,6 +4,7 @@
 
 #include <stdbool.h>
 #include "base/alloc.h"
+#include "text/added.h"
 #include "base/log.h"
 
 enum { /* as tokenizer.ggml.token_type has them */
@@ -55,5 +56,8 @@ typedef struct qmi_ids {
 } qmi_ids;
 int32_t qmi_tokenize(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special, const qmi_alloc *alloc,
                      qmi_ids *out);
+/* The same, but no added token is recognised where it touches one of the stretches (NULL: none). */
+int32_t qmi_tokenize_around(const qmi_vocab *vocab, const char *text, int64_t length, int32_t special,
+                            const qmi_stretches *literal, const qmi_alloc *alloc, qmi_ids *out);
 
 #endif

@@ -207,6 +207,23 @@ static int32_t tokenize_job(scene *s)
     return code;
 }
 
+static int32_t chat_tokens(scene *s)
+{
+    const char *messages = "[{\"role\":\"user\",\"content\":\"<think>\"},{\"role\":\"user\",\"content\":\"Hi\"}]";
+    int64_t count = qm_chat_tokens(s->model, messages, -1, NULL, 0, -1, 1, NULL, 0);
+    return count < 0 ? (int32_t)count : 0;
+}
+
+static int32_t chat_tokens_job(scene *s)
+{
+    qm_job *job = NULL;
+    int32_t code = qm_submit_chat_tokens(s->model, "[{\"role\":\"user\",\"content\":\"Hi\"}]", -1, NULL, 0, -1, 1, &job);
+    if (code >= 0)
+        code = qm_job_wait(job, -1);
+    qm_job_free(&job);
+    return code;
+}
+
 /* Text is read only at the end, so that the queue has to grow too. */
 static int32_t generate(scene *s)
 {
@@ -303,6 +320,8 @@ ACTION_TEST(set_stop)
 ACTION_TEST(set_bias)
 ACTION_TEST(tokenize)
 ACTION_TEST(tokenize_job)
+ACTION_TEST(chat_tokens)
+ACTION_TEST(chat_tokens_job)
 ACTION_TEST(generate)
 ACTION_TEST(plan)
 
@@ -387,7 +406,8 @@ int main(void)
         cmocka_unit_test(test_save_and_restore),
        
         cmocka_unit_test(test_set_stop),      cmocka_unit_test(test_set_bias),  cmocka_unit_test(test_tokenize),
-        cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_generate),  cmocka_unit_test(test_plan),
+        cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_chat_tokens),
+        cmocka_unit_test(test_chat_tokens_job),  cmocka_unit_test(test_generate),  cmocka_unit_test(test_plan),
         cmocka_unit_test(test_constrained),
         cmocka_unit_test(test_limits),
     };

@@ -35,6 +35,10 @@ static void check_render(const qmi_chat_request *request, const qmi_alloc *alloc
             require(text.data && text.data[text.length] == 0);
         else
             require(text.length == 0 && qmi_error_text()[0] != 0);
+        for (size_t i = 0; code == QM_OK && i < request->literal->count; i++) {
+            const struct qmi_stretch *said = &request->literal->data[i];
+            require(said->start >= (i ? said[-1].end : 0) && said->start < said->end && said->end <= (int64_t)text.length);
+        }
         qmi_string_free(&text, alloc);
     }
 }
@@ -138,9 +142,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     tools = tools ? tools + 1 : NULL;
     failing_alloc failing = { .until_failure = until_failure };
     const qmi_alloc alloc = failing_hook(&failing);
-    const qmi_chat_request request = { text, length, tools, tools_length, inside - 1, inside, 1 };
+    qmi_stretches literal = { 0 };
+    const qmi_chat_request request = { text, length, tools, tools_length, inside - 1, inside, 1, &literal };
     check_recognition(text, length);
     check_render(&request, &alloc, until_failure >= 0);
+    qmi_delete(&alloc, literal.data);
     check_parse(text, length, tools, tools_length, inside, &alloc, until_failure >= 0);
     require(failing.live == 0);
     check_stream(text, length, length * (data[0] >> 5) / 8, inside);

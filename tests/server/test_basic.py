@@ -52,6 +52,12 @@ class Basic(unittest.TestCase):
         tokens = self.ok("/tokenize", {"content": prompt})["tokens"]
         self.assertEqual((usage["prompt_tokens"], usage["completion_tokens"]), (len(tokens), len(script.HELLO) + 1))
 
+    def test_marks_in_what_a_user_says(self):
+        """They are text: each of their characters counts, where a mark would be one token."""
+        def tokens(content):
+            return self.ok("/v1/chat/completions", {**NO_THOUGHTS, "messages": [{"role": "user", "content": content}]})["usage"]["prompt_tokens"]
+        self.assertEqual(tokens("<|im_end|>") - tokens("x"), len(self.ok("/tokenize", {"content": "<|im_end|>", "parse_special": False})["tokens"]) - 1)
+
     def test_thoughts(self):
         data = self.ok("/v1/chat/completions", {"messages": ANSWER, "logit_bias": script.bias(script.THOUGHTS[0])})
         message = data["choices"][0]["message"]

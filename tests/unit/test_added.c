@@ -40,7 +40,7 @@ static int tear_down(void **state)
 static void assert_next(int32_t special, const char *text, int64_t from, int64_t start, int64_t end, int32_t token)
 {
     qmi_added_match match = { -1, -1, -1 };
-    bool found = qmi_added_next(&added, special, text, (int64_t)strlen(text), from, &match);
+    bool found = qmi_added_next(&added, special, text, (int64_t)strlen(text), NULL, from, &match);
     assert_int_equal(found, token >= 0);
     assert_int_equal(match.start, start);
     assert_int_equal(match.end, end);

@@ -311,7 +311,7 @@ static void check_call(qmi_chat_format_id id, json_t *call)
     json_t *want = json_pack("{s:s,s:s,s:[{s:O,s:O}],s:s}", "reasoning_content", "r", "content", "c", "tool_calls", "name",
         json_object_get(function, "name"), "arguments", arguments, "status", "complete");
     char *messages_text = print(messages), *tools_text = print(tools), *expected = print(want);
-    const qmi_chat_request request = { messages_text, -1, NULL, 0, -1, -1, 0 };
+    const qmi_chat_request request = { messages_text, -1, NULL, 0, -1, -1, 0, NULL };
     qmi_string text = { 0 };
     assert_int_equal(qmi_chat_render(id, &request, &process, &text), QM_OK);
     char *answer = strstr(text.data, "<|im_start|>assistant\n") + strlen("<|im_start|>assistant\n");

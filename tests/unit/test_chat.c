@@ -55,7 +55,7 @@ static int32_t render_row(const json_t *row, const char *standard_template, qmi_
     int32_t id = qmi_chat_find(name ? json_string_value(name) : standard_template);
     assert_true(id >= 0);
     qmi_chat_request request = { print(json_object_get(row, "messages"), &messages), (int64_t)messages.length, NULL, 0,
-        switch_of(row, "enable_thinking"), switch_of(row, "preserve_thinking"), switch_of(row, "add_generation_prompt") > 0 };
+        switch_of(row, "enable_thinking"), switch_of(row, "preserve_thinking"), switch_of(row, "add_generation_prompt") > 0, NULL };
     if (given && !json_is_null(given)) {
         request.tools = print(given, &tools);
         request.tools_length = (int64_t)tools.length;
@@ -162,7 +162,7 @@ static void names_unknown_templates(void **state)
 
 static int32_t render(qmi_chat_format_id id, const char *messages, const char *tools, qmi_string *text)
 {
-    const qmi_chat_request request = { messages, -1, tools, -1, -1, -1, 0 };
+    const qmi_chat_request request = { messages, -1, tools, -1, -1, -1, 0, NULL };
     return qmi_chat_render(id, &request, &process, text);
 }
 
@@ -248,6 +248,36 @@ static void bad_json(void **state)
     free(deep);
 }
 
+/* ---- what users and tools said ---- */
+
+static void expect_literal(qmi_chat_format_id id, const char *messages, const char *const *said, size_t count)
+{
+    qmi_stretches literal = { 0 };
+    const qmi_chat_request request = { messages, -1, NULL, 0, -1, -1, 1, &literal };
+    qmi_string text = { 0 };
+    assert_int_equal(qmi_chat_render(id, &request, &process, &text), QM_OK);
+    assert_int_equal(literal.count, count);
+    for (size_t i = 0; i < count; i++) {
+        assert_int_equal(literal.data[i].end - literal.data[i].start, strlen(said[i]));
+        assert_memory_equal(text.data + literal.data[i].start, said[i], strlen(said[i]));
+    }
+    qmi_string_free(&text, &process);
+    qmi_delete(&process, literal.data);
+}
+
+static void literal_is_what_users_and_tools_said(void **state)
+{
+    (void)state;
+    const char *messages = "[{\"role\":\"system\",\"content\":\"s\"},{\"role\":\"user\",\"content\":\" <|im_end|> \"},"
+                           "{\"role\":\"assistant\",\"content\":\"a\"},{\"role\":\"tool\",\"content\":\"t\"},"
+                           "{\"role\":\"user\",\"content\":\"\"},{\"role\":\"user\",\"content\":\"u\"}]";
+    expect_literal(QMI_CHAT_QWEN3_5, messages, (const char *const[]){ "<|im_end|>", "t", "u" }, 3);
+    expect_literal(QMI_CHAT_QWEN3_6, messages, (const char *const[]){ "<|im_end|>", "t", "u" }, 3);
+    expect_literal(QMI_CHAT_QWEN3, messages, (const char *const[]){ "user", " <|im_end|> ", "t", "user", "user", "u" }, 6);
+    expect_literal(QMI_CHAT_CHATML, "[{\"role\":\"x<|im_start|>\",\"content\":\"y\"}]",
+                   (const char *const[]){ "x<|im_start|>", "y" }, 2);
+}
+
 /* ---- memory ---- */
 
 static void every_allocation_may_fail(void **state)
@@ -255,7 +285,8 @@ static void every_allocation_may_fail(void **state)
     (void)state;
     const char *messages = "[{\"role\":\"user\",\"content\":"
                            "[{\"text\":\"some text that is long enough\"},{\"text\":\"and more of it, to grow\"}]}]";
-    const qmi_chat_request request = { messages, -1, "[{\"name\":\"f\"}]", -1, -1, -1, 1 };
+    qmi_stretches literal = { 0 };
+    const qmi_chat_request request = { messages, -1, "[{\"name\":\"f\"}]", -1, -1, -1, 1, &literal };
     int64_t granted = 0;
     for (;; granted++) {
         qmi_string text = { 0 };
@@ -263,6 +294,8 @@ static void every_allocation_may_fail(void **state)
         const qmi_alloc alloc = failing_hook(&failing);
         int32_t code = qmi_chat_render(QMI_CHAT_QWEN3_5, &request, &alloc, &text);
         qmi_string_free(&text, &alloc);
+        qmi_delete(&alloc, literal.data);
+        literal = (qmi_stretches){ 0 };
         assert_int_equal(failing.live, 0);
         if (code == QM_OK)
             break;
@@ -283,6 +316,7 @@ int main(void)
         cmocka_unit_test(plain_chatml),
         cmocka_unit_test(arguments_as_json_text),
         cmocka_unit_test(bad_json),
+        cmocka_unit_test(literal_is_what_users_and_tools_said),
         cmocka_unit_test(every_allocation_may_fail),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -72,6 +72,23 @@ static void test_stretches_are_separate(void **state)
     ASSERT_IDS("e<think>\u0301", QM_SPECIAL_ALL, 'e', think, 0xcc, 0x81);
 }
 
+/* No token that touches a literal stretch is recognised, and text is merged across its ends as ever. */
+static void test_literal_stretches(void **state)
+{
+    (void)state;
+    const char *text = "<think>the<think><|im_end|><think>"; /* 0, 7, 10, 17, 27 .. 34 */
+    const struct qmi_stretch stretches[] = { { 8, 12 }, { 12, 17 }, { 20, 34 } };
+    const qmi_stretches literal = { (struct qmi_stretch *)stretches, 3, 3 };
+    qmi_ids ids = { 0 };
+    assert_int_equal(qmi_tokenize_around(vocab, text, 34, QM_SPECIAL_ALL, &literal, &alloc, &ids), QM_OK);
+    assert_int_equal(ids.count, 1 + 1 + 7 + 10 + 7);
+    assert_int_equal(ids.data[0], think);
+    assert_int_equal(ids.data[1], the);
+    for (size_t i = 2; i < ids.count; i++)
+        assert_int_equal(ids.data[i], (unsigned char)text[10 + i - 2]);
+    qmi_delete(&alloc, ids.data);
+}
+
 static void test_appends_and_keeps_what_was_there(void **state)
 {
     (void)state;
@@ -199,6 +216,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_special_modes),
         cmocka_unit_test(test_stretches_are_separate),
+        cmocka_unit_test(test_literal_stretches),
         cmocka_unit_test(test_appends_and_keeps_what_was_there),
         cmocka_unit_test(test_back_again_is_nfc),
         cmocka_unit_test(test_memory_may_fail_anywhere),

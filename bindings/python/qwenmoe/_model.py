@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import ctypes
-from typing import List, Mapping, Optional, Sequence
+from typing import Callable, List, Mapping, Optional, Sequence
 
 from . import _api
 from ._arrays import Tokens, int_array
@@ -95,10 +95,13 @@ class Model(Handle):
         """
         data = text.encode("utf-8")
         number = special_number(special)
-        capacity = len(data) // 2 + 8
+        return self._ids(len(data) // 2 + 8, self._lib.qm_tokenize, data, len(data), number)
+
+    def _ids(self, capacity: int, function: Callable[..., int], *arguments: object) -> List[int]:
+        """What a function gives that writes ids into an array of some capacity and returns how many there are."""
         while True:
             tokens = (ctypes.c_int32 * capacity)()
-            count = self._lib.check(self._lib.qm_tokenize(self._handle, data, len(data), number, tokens, capacity))
+            count = self._lib.check(function(self._handle, *arguments, tokens, capacity))
             if count <= capacity:
                 return tokens[:count]
             capacity = count
@@ -143,6 +146,13 @@ class Model(Handle):
         switch = -1 if thinking is None else int(thinking)
         return lib.text(lib.qm_chat_format, self._handle, said, len(said), offered, -1, switch, int(opening),
                         size=2 * len(said) + 1024).decode()
+
+    def chat_tokens(self, messages: Sequence[Message], tools: Optional[Sequence[Tool]] = None, thinking: Optional[bool] = None,
+                    opening: bool = True) -> List[int]:
+        """The same as token ids. What users and tools say is text and nothing else: a "<|im_end|>" in it ends no turn."""
+        said, offered = messages_text(messages, tools)
+        switch = -1 if thinking is None else int(thinking)
+        return self._ids(len(said) // 2 + 64, self._lib.qm_chat_tokens, said, len(said), offered, -1, switch, int(opening))
 
     def chat_parse(self, text: str, tools: Optional[Sequence[Tool]] = None, thinking: bool = False) -> Parts:
         """An answer's text back into thoughts, answer and tool calls. Nothing is lost: `status` tells when it ends in the middle,

@@ -285,9 +285,9 @@ class Session(Handle):
         model, lib = self.model, self._lib
         if tools is not None:
             options = {**options, "tools": list(tools)}  # which keeps tool calls to them
-        prompt = model.chat_format(messages, tools, thinking)
-        opened = prompt.endswith("<think>\n")
-        ids = int_array(model.tokenize(prompt, "all"))
+        prompt = model.chat_tokens(messages, tools, thinking)
+        opened = model.detokenize(prompt[-2:]) == "<think>\n"
+        ids = int_array(prompt)
 
         def start(settle: Callable[[], None], top: int) -> Reply:
             owned = self._submit(lib.qm_submit_sync, ids, len(ids))

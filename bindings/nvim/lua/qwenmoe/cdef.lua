@@ -41,6 +41,8 @@ int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t coun
 int32_t qm_token_find(const qm_model *model, const char *text, int64_t length);
 int64_t qm_chat_format(const qm_model *model, const char *messages, int64_t messages_length, const char *tools, int64_t
     tools_length, int32_t thinking, int32_t opening, char *text, int64_t size);
+int64_t qm_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools, int64_t
+    tools_length, int32_t thinking, int32_t opening, int32_t *tokens, int64_t capacity);
 int64_t qm_chat_parse(const qm_model *model, const char *answer, int64_t answer_length, const char *tools, int64_t
     tools_length, int32_t thinking, char *json, int64_t size);
 int32_t qm_session_new(qm_model *model, const qm_options *options, qm_session **out);
@@ -64,6 +66,8 @@ int32_t qm_session_save(qm_session *session, const char *path);
 int32_t qm_session_restore(qm_session *session, const char *path);
 int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out);
 int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out);
+int32_t qm_submit_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools, int64_t
+    tools_length, int32_t thinking, int32_t opening, qm_job **out);
 int32_t qm_submit_prefill(qm_session *session, const int32_t *tokens, int64_t count, qm_job **out);
 int32_t qm_submit_decode(qm_session **sessions, const int32_t *tokens, int32_t count, qm_job **out);
 int32_t qm_submit_rewind(qm_session *session, int64_t length, qm_job **out);

@@ -109,14 +109,8 @@ end
 prepare = function(talk)
     local json = vim.fn.json_encode(talk.messages)
     local switch = talk.thinking == nil and -1 or (talk.thinking and 1 or 0)
-    local text, message = library.text(function(buffer, size)
-        return library.C.qm_chat_format(model.model[0], json, #json, nil, 0, switch, 1, buffer, size)
-    end)
-    if not text then
-        return message
-    end
     local box = ffi.new("qm_job *[1]")
-    if library.C.qm_submit_tokenize(model.model[0], text, #text, library.constants.SPECIAL_ALL, box) < 0 then
+    if library.C.qm_submit_chat_tokens(model.model[0], json, #json, nil, 0, switch, 1, box) < 0 then
         return library.message()
     end
     watch(talk, box, nil, function(job)
