@@ -220,11 +220,15 @@ static void check_not_finite(check_context *c, uint32_t type, int64_t columns)
 static void check_type(check_context *c, uint32_t type)
 {
     int64_t block = qmi_quant_format_of(type)->block;
-    const struct { int32_t rows, tokens; } shapes[] = { { 1, 1 }, { 2, 3 }, { 7, 4 }, { 5, 9 }, { 16, 1 }, { 1, 13 } };
+    const struct { int32_t rows, tokens; } shapes[] = { { 1, 1 }, { 2, 3 }, { 7, 4 }, { 5, 9 }, { 16, 1 }, { 1, 13 }, { 19, 2 } };
     for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
         for (int round = 0; round < 4; round++)
             check_shape(c, type, block == 1 ? check_between(c, 1, round ? 300 : 9) : block * check_between(c, 1, 5),
                         shapes[i].rows, shapes[i].tokens);
+    /* more than what a kernel keeps at a time: of rows, of tokens, of columns */
+    check_shape(c, type, 3 * block, 67, 5);
+    check_shape(c, type, block == 1 ? 40 : block, 3, 75);
+    check_shape(c, type, 2560 + block, 3, 2);
     check_not_finite(c, type, block == 1 ? 37 : 2 * block);
 }
 

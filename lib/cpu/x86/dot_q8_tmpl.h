@@ -1,298 +1,307 @@
-/* Bodies of the products of quantized weights with Q8 activations (kernels.h), on vectors of 32 bytes.
+/* Body of the products of quantized weights with Q8 activations (kernels.h).
  *
- * Included by an instance that defines NAME(stem) and
- *     DOT_BYTES(u, s)   8 x int32: sums of 4 products of unsigned bytes u and signed bytes s; no sum of two exceeds 32767
- * Tested with _mm256_maddubs_epi16 (AVX2) and _mm256_dpbusd_epi32 (AVX-512 VNNI).
+ * Included by an instance that has NAME(stem), the vectors of rows_*.h, EIGHT_BITS_SIGNED and
+ *     sub_dot(tokens, groups, bits, weights, values, sums)      see sub_dot_vnni.h
  *
- * A sub-block of 32 weights gives 8 whole numbers, which are exact, so either way of adding them up gives the same bits. They are
- * scaled and added to 8 partial sums, even and odd sub-blocks apart, in the order of the columns; what the format subtracts
- * (minima, offsets) is summed apart in the same way. So a (row, token) is the same whatever is computed along. */
-#include <immintrin.h>
+ * Rows lie in lanes. A tile is done in pieces of ROWS rows by 256 columns: dot_q8_unpack.h makes of a piece bytes that a vector
+ * at a time has 4 columns of each row, once for all tokens, and scales for each sub-block of 32 (Q6_K: 16) columns. Then tokens
+ * are taken together, so many that their sums fill the registers.
+ *
+ * The sum of a (row, token) is one chain, over ascending sub-blocks s:
+ *     sum  = fma(float(whole number), weight scale * input scale, sum);   whole number: sum of q x over the sub-block's columns
+ *     less = fma(-minimum, input scale * float(sum of x), less)           in formats that have minima; the result is sum + less
+ * The whole numbers are exact whatever the order of their addition, so nothing that is computed along changes a sum's bits. */
+#include <stdbool.h>
 #include <string.h>
 #include "cpu/kernels.h"
 #include "quant/quant_blocks.h"
 
-#define TOKENS_TOGETHER 4 /* tokens that share a row's unpacked weights */
 #define INLINE static inline __attribute__((always_inline))
+#define PIECE 256         /* columns that are unpacked at a time: a super-block */
+#define TOKENS_MOST 64    /* whose sums and activations of a piece are kept (24 KB of activations) */
+#define ROWS_MOST 64      /* with so many rows the activations of a piece are used before those of the next are packed */
+#define TOKENS_FEW 2      /* up to so many: dot_q8_few.h */
+#define PIECES_FEW 8      /* whose whole numbers are kept then */
+#define NUMBERS_A_TOKEN (16 * PIECES_FEW)
+#define NUMBERS_A_ROW (TOKENS_FEW * NUMBERS_A_TOKEN)
 
-typedef struct q8_input { /* an input row taken apart */
-    const int8_t *values;
-    const float *scales;
-    const int16_t *sums;
+/* ROWS rows by PIECE columns. */
+typedef struct q8_weights {
+    _Alignas(64) uint8_t bytes[PIECE / 4][ROWS][4];  /* q, or q + 2^shift where the format's is signed */
+    float scales[PIECE / 16][ROWS];                  /* by sub-block */
+    float minima[PIECE / 32][ROWS];                  /* negative */
+    uint16_t halves[PIECE / 32][ROWS];               /* for the unpacking: scales on their way */
+    uint32_t words[PIECE / 32][ROWS];                /* fifth bits likewise */
+} q8_weights;
+
+/* PIECE columns of a token. */
+typedef struct q8_input {
+    _Alignas(64) int8_t values[PIECE];
+    int32_t start[PIECE / 16];   /* by sub-block: what the whole number begins with, -2^shift * sum of x */
+    float scales[PIECE / 32];
+    float sums[PIECE / 32];      /* input scale * float(sum of x) */
 } q8_input;
 
-typedef struct q8_sums { /* of a (row, token) */
-    __m256 even, odd, less;
+typedef struct q8_sums {    /* of a token */
+    _Alignas(64) float sum[ROWS], less[ROWS];
 } q8_sums;
 
-INLINE __m256i load_bytes(const void *from)
+typedef struct q8_few {     /* pieces of ROWS rows whose whole numbers are there */
+    const uint8_t *const *rows;
+    int64_t at, columns;    /* they begin at byte `at` of each row */
+    const q8_input *inputs; /* [pieces][tokens] */
+    const int32_t *numbers; /* [ROWS][TOKENS_FEW][PIECES_FEW][16] */
+    int32_t piece_bytes;
+} q8_few;
+
+typedef struct q8_type {
+    /* Sub-blocks of a piece whose columns begin at byte `at` of each row: `blocks` of 32 columns. */
+    void (*unpack)(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
+    void (*multiply)(const q8_weights *weights, const q8_input *inputs, int32_t sub_blocks, int32_t tokens,
+                     q8_sums *sums);
+    void (*row_sums)(const uint8_t *row, int32_t piece_bytes, int64_t columns, const q8_input *x, int32_t tokens, int32_t *to);
+    void (*scale_sums)(const q8_few *few, int32_t tokens, q8_sums *sums);
+    int32_t sub_block;           /* columns */
+    int32_t shift;               /* 0: weights are as they are */
+    int32_t piece_bytes;         /* of a row */
+} q8_type;
+
+INLINE int64_t pieces_of(const qmi_cpu_tile *tile)
 {
-    return _mm256_loadu_si256((const __m256i *)from);
+    return (tile->columns + PIECE - 1) / PIECE;
 }
 
-INLINE __m128i load_16_bytes(const void *from)
+/* Blocks of 32 columns: 8, but in the last piece of a row. */
+INLINE int32_t blocks_of(const qmi_cpu_tile *tile, int64_t piece)
 {
-    return _mm_loadu_si128((const __m128i *)from);
+    int64_t left = tile->columns - piece * PIECE;
+    return (int32_t)(left < PIECE ? left : PIECE) / 32;
 }
 
-INLINE __m256 dot_as_float(__m256i unsigned_bytes, __m256i signed_bytes)
+/* ---- activations ---- */
+
+/* The `blocks` blocks from column `at` on. */
+static void pack(const q8_type *type, const void *row, int64_t columns, int64_t at, int32_t blocks, q8_input *to)
 {
-    return _mm256_cvtepi32_ps(DOT_BYTES(unsigned_bytes, signed_bytes));
+    const float *scales = qmi_q8_scales((void *)(uintptr_t)row, columns) + at / 32;
+    const int16_t *sums = qmi_q8_sums((void *)(uintptr_t)row, columns) + at / 16;
+    float scales_copy[8] = { 0 };
+    int16_t sums_copy[16] = { 0 };
+    for (int32_t b = 0; b < blocks; b++)
+        _mm256_store_si256((__m256i *)(void *)(to->values + 32 * b),
+                           _mm256_loadu_si256((const __m256i *)(const void *)((const int8_t *)row + at + 32 * b)));
+    if (blocks < PIECE / 32) {
+        memcpy(scales_copy, scales, (size_t)blocks * sizeof *scales);
+        memcpy(sums_copy, sums, 2 * (size_t)blocks * sizeof *sums);
+        scales = scales_copy;
+        sums = sums_copy;
+    }
+    __m256 by = _mm256_loadu_ps(scales);
+    __m256i sixteens = _mm256_loadu_si256((const __m256i *)(const void *)sums);
+    __m256i whole = _mm256_madd_epi16(sixteens, _mm256_set1_epi16(1));
+    __m256i *start = (__m256i *)(void *)to->start;
+    const __m128i shift = _mm_cvtsi32_si128(type->shift);
+    _mm256_store_ps(to->scales, by);
+    _mm256_store_ps(to->sums, _mm256_mul_ps(by, _mm256_cvtepi32_ps(whole)));
+    if (type->shift == 0) {
+        start[0] = start[1] = _mm256_setzero_si256();
+    } else if (type->sub_block == 32) {
+        start[0] = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_sll_epi32(whole, shift));
+    } else {
+        for (int i = 0; i < 2; i++) {
+            __m256i eight = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)(const void *)(sums + 8 * i)));
+            start[i] = _mm256_sub_epi32(_mm256_setzero_si256(), _mm256_sll_epi32(eight, shift));
+        }
+    }
 }
 
-INLINE __m256 lane(__m256 of_eight, int index)
+/* ---- a piece's products ---- */
+
+INLINE void multiply_few(const int tokens, const int groups, const bool minima, const int bits, const q8_weights *w,
+                         const q8_input *x, int32_t sub_blocks, q8_sums *to)
 {
-    return _mm256_permutevar8x32_ps(of_eight, _mm256_set1_epi32(index));
+    floats sums[TOGETHER];
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+        sums[t] = f_load(to[t].sum);
+    for (int32_t s = 0; s < sub_blocks; s++) {
+        ints products[TOGETHER];
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++)
+            products[t] = minima ? i_zero() : i_all32(x[t].start[s]);
+        sub_dot(tokens, groups, bits, w->bytes[groups * s], x->values + 4 * groups * s, products);
+        floats scales = f_load(w->scales[s]);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++) {
+            floats scale = f_mul(scales, f_all(x[t].scales[groups == 8 ? s : s / 2]));
+            sums[t] = f_fma(f_from(products[t]), scale, sums[t]);
+        }
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+        f_store(to[t].sum, sums[t]);
+    if (!minima)
+        return;
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+        sums[t] = f_load(to[t].less);
+    for (int32_t s = 0; s < sub_blocks; s++) {
+        floats less = f_load(w->minima[s]);
+#pragma GCC unroll 12
+        for (int t = 0; t < tokens; t++)
+            sums[t] = f_fma(less, f_all(x[t].sums[s]), sums[t]);
+    }
+#pragma GCC unroll 12
+    for (int t = 0; t < tokens; t++)
+        f_store(to[t].less, sums[t]);
 }
 
-INLINE void add_product(q8_sums *sums, int sub_block, __m256 product, __m256 scale)
+/* Tokens in parts as equal as can be. */
+INLINE void multiply(const int groups, const bool minima, const int bits, const q8_weights *w, const q8_input *x,
+                     int32_t sub_blocks, int32_t tokens, q8_sums *to)
 {
-    if (sub_block % 2)
-        sums->odd = _mm256_fmadd_ps(product, scale, sums->odd);
-    else
-        sums->even = _mm256_fmadd_ps(product, scale, sums->even);
+    for (int32_t parts = (tokens + TOGETHER - 1) / TOGETHER; parts > 0; parts--) {
+        int32_t count = (tokens + parts - 1) / parts;
+        switch (count) {
+#define CASE(n) case n: multiply_few(n, groups, minima, bits, w, x, sub_blocks, to); break;
+        EACH_COUNT(CASE)
+#undef CASE
+        }
+        tokens -= count;
+        x += count;
+        to += count;
+    }
 }
 
-INLINE q8_input input_of(const qmi_cpu_tile *tile, int32_t token)
-{
-    char *row = (char *)tile->inputs + (tile->order ? tile->order[token] : token) * tile->input_bytes;
-    return (q8_input){ (const int8_t *)row, qmi_q8_scales(row, tile->columns), qmi_q8_sums(row, tile->columns) };
-}
-
-INLINE void finish(const qmi_cpu_tile *tile, int32_t row, int32_t token, q8_sums sums)
-{
-    __m256 all = _mm256_sub_ps(_mm256_add_ps(sums.even, sums.odd), sums.less);
-    __m128 x = _mm_add_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1));
-    x = _mm_add_ps(x, _mm_movehl_ps(x, x));
-    float sum = _mm_cvtss_f32(_mm_add_ss(x, _mm_movehdup_ps(x)));
-    float *out = tile->out + token * tile->out_stride + row;
-    *out = tile->add ? *out + sum : sum;
-}
-
-/* Defines the kernel of a format from `blocks(row, count, columns, inputs, sums)`, which does a whole row for `count` tokens. */
-#define DEFINE_DOT(type, blocks) \
-    INLINE void row_##type(const qmi_cpu_tile *tile, int32_t row, int32_t first, const int count) \
+#define DEFINE_MULTIPLY(name, groups, minima, bits) \
+    static void name(const q8_weights *w, const q8_input *x, int32_t sub_blocks, int32_t tokens, q8_sums *to) \
     { \
-        q8_input inputs[TOKENS_TOGETHER]; \
-        q8_sums sums[TOKENS_TOGETHER]; \
-        for (int t = 0; t < count; t++) { \
-            inputs[t] = input_of(tile, first + t); \
-            sums[t] = (q8_sums){ _mm256_setzero_ps(), _mm256_setzero_ps(), _mm256_setzero_ps() }; \
-        } \
-        blocks((const char *)tile->weights + row * tile->row_bytes, count, tile->columns, inputs, sums); \
-        for (int t = 0; t < count; t++) \
-            finish(tile, row, first + t, sums[t]); \
-    } \
-    void NAME(dot_##type)(const qmi_cpu_tile *tile) \
+        multiply(groups, minima, bits, w, x, sub_blocks, tokens, to); \
+    }
+DEFINE_MULTIPLY(multiply_4_minima, 8, true, 4)
+DEFINE_MULTIPLY(multiply_5_minima, 8, true, 5)
+DEFINE_MULTIPLY(multiply_4, 8, false, 4)
+DEFINE_MULTIPLY(multiply_5, 8, false, 5)
+DEFINE_MULTIPLY(multiply_8, 8, false, 8)
+DEFINE_MULTIPLY(multiply_6_of_16, 4, false, 6)
+
+#include "cpu/x86/dot_q8_unpack.h"
+#include "cpu/x86/dot_q8_few.h"
+
+/* ---- a tile ---- */
+
+typedef struct q8_scratch {
+    q8_weights weights;
+    int32_t numbers[ROWS][TOKENS_FEW][PIECES_FEW][16];
+    q8_input inputs[TOKENS_MOST];
+    q8_sums sums[ROWS_MOST / ROWS][TOKENS_MOST];
+} q8_scratch;
+
+/* A piece of all tokens. */
+static void pack_tokens(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, int64_t piece, q8_input *to)
+{
+    for (int32_t t = 0; t < tokens; t++) {
+        int64_t input = tile->order ? tile->order[first + t] : first + t;
+        pack(type, (const char *)tile->inputs + input * tile->input_bytes, tile->columns, piece * PIECE,
+             blocks_of(tile, piece), &to[t]);
+    }
+}
+
+/* Lanes beyond the last row compute it once more. */
+INLINE void find_rows(const qmi_cpu_tile *tile, int32_t first, const uint8_t *row[ROWS])
+{
+    for (int32_t r = 0; r < ROWS; r++)
+        row[r] = (const uint8_t *)tile->weights + (first + r < tile->rows ? first + r : tile->rows - 1) * tile->row_bytes;
+}
+
+INLINE void write_sums(const qmi_cpu_tile *tile, int32_t row, int32_t first, int32_t tokens, const q8_sums *sums)
+{
+    for (int32_t t = 0; t < tokens; t++)
+        f_write(tile->out + (first + t) * tile->out_stride + row, f_add(f_load(sums[t].sum), f_load(sums[t].less)),
+                tile->rows - row < ROWS ? tile->rows - row : ROWS, tile->add);
+}
+
+INLINE void fetch(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
+}
+
+/* Few tokens: rows are read one after another, by PIECES_FEW pieces. */
+static void dot_rows(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_scratch *scratch)
+{
+    const int64_t pieces = pieces_of(tile);
+    for (int32_t row = 0; row < tile->rows; row += ROWS) {
+        const uint8_t *rows[ROWS];
+        int32_t count = tile->rows - row < ROWS ? tile->rows - row : ROWS;
+        find_rows(tile, row, rows);
+        memset(scratch->sums[0], 0, (size_t)tokens * sizeof scratch->sums[0][0]);
+        for (int64_t piece = 0, next; piece < pieces; piece = next) {
+            next = piece + PIECES_FEW < pieces ? piece + PIECES_FEW : pieces;
+            int64_t left = tile->columns - piece * PIECE, columns = (next - piece) * PIECE;
+            if (row == 0 || pieces > PIECES_FEW)
+                for (int64_t p = piece; p < next; p++)
+                    pack_tokens(type, tile, first, tokens, p, &scratch->inputs[(p - piece) * tokens]);
+            for (int32_t r = 0; r < count; r++) {
+                fetch(rows[r] + ROWS * tile->row_bytes + piece * type->piece_bytes, (next - piece) * type->piece_bytes);
+                type->row_sums(rows[r] + piece * type->piece_bytes, type->piece_bytes, columns < left ? columns : left,
+                               scratch->inputs, tokens, scratch->numbers[r][0][0]);
+            }
+            type->scale_sums(&(q8_few){ rows, piece * type->piece_bytes, columns < left ? columns : left, scratch->inputs,
+                                        scratch->numbers[0][0][0], type->piece_bytes }, tokens, scratch->sums[0]);
+        }
+        write_sums(tile, row, first, tokens, scratch->sums[0]);
+    }
+}
+
+/* Many tokens: a piece of their activations is packed for ROWS_MOST rows. */
+static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_scratch *scratch)
+{
+    for (int32_t row = 0; row < tile->rows; row += ROWS_MOST) {
+        int32_t groups = ((tile->rows - row < ROWS_MOST ? tile->rows - row : ROWS_MOST) + ROWS - 1) / ROWS;
+        memset(scratch->sums, 0, (size_t)groups * sizeof scratch->sums[0]);
+        for (int64_t piece = 0; piece < pieces_of(tile); piece++) {
+            pack_tokens(type, tile, first, tokens, piece, scratch->inputs);
+            for (int32_t g = 0; g < groups; g++) {
+                const uint8_t *rows[ROWS];
+                find_rows(tile, row + g * ROWS, rows);
+                for (int32_t r = 0; r < ROWS; r++)
+                    fetch(rows[r] + (piece + 1) * type->piece_bytes, type->piece_bytes);
+                type->unpack(rows, piece * type->piece_bytes, blocks_of(tile, piece), &scratch->weights);
+                type->multiply(&scratch->weights, scratch->inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
+                               scratch->sums[g]);
+            }
+        }
+        for (int32_t g = 0; g < groups; g++)
+            write_sums(tile, row + g * ROWS, first, tokens, scratch->sums[g]);
+    }
+}
+
+static void dot(const q8_type *type, const qmi_cpu_tile *tile)
+{
+    q8_scratch scratch;
+    for (int32_t t = 0; t < tile->tokens; t += TOKENS_MOST) {
+        int32_t tokens = tile->tokens - t < TOKENS_MOST ? tile->tokens - t : TOKENS_MOST;
+        if (tokens <= TOKENS_FEW)
+            dot_rows(type, tile, t, tokens, &scratch);
+        else
+            dot_pieces(type, tile, t, tokens, &scratch);
+    }
+}
+
+
+#define SIGNED_SHIFT (EIGHT_BITS_SIGNED ? 0 : 7)
+#define DEFINE_DOT(stem, multiply, sub_block, shift, piece_bytes) \
+    void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
     { \
-        int32_t t = 0; \
-        for (; t + TOKENS_TOGETHER <= tile->tokens; t += TOKENS_TOGETHER) \
-            for (int32_t row = 0; row < tile->rows; row++) \
-                row_##type(tile, row, t, TOKENS_TOGETHER); \
-        for (; t < tile->tokens; t++) \
-            for (int32_t row = 0; row < tile->rows; row++) \
-                row_##type(tile, row, t, 1); \
+        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, sub_block, shift, piece_bytes }; \
+        dot(&type, tile); \
     }
-
-INLINE float half_at(const uint8_t *half)
-{
-    uint16_t bits;
-    memcpy(&bits, half, sizeof bits);
-    return _cvtsh_ss(bits);
-}
-
-/* ---- blocks of 32 with one scale ---- */
-
-/* count tokens with one block of signed weights w: |w| 's bytes, with w's signs on the activations */
-INLINE void add_signed(__m256i w, float scale, int64_t block, const int count, const q8_input *inputs, q8_sums *sums)
-{
-    __m256i magnitude = _mm256_abs_epi8(w);
-    for (int t = 0; t < count; t++) {
-        __m256i x = _mm256_sign_epi8(load_bytes(inputs[t].values + 32 * block), w);
-        add_product(&sums[t], (int)(block & 1), dot_as_float(magnitude, x), _mm256_set1_ps(scale * inputs[t].scales[block]));
-    }
-}
-
-INLINE void blocks_q8_0(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q8_0 *block = row;
-    for (int64_t b = 0; b < columns / 32; b++)
-        add_signed(load_bytes(block[b].q), half_at(block[b].d), b, count, inputs, sums);
-}
-DEFINE_DOT(q8_0, blocks_q8_0)
-
-/* 32 halves of 16 bytes: the low ones, then the high ones */
-INLINE __m256i half_bytes(const uint8_t q[16])
-{
-    __m128i pairs = load_16_bytes(q);
-    __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(pairs), _mm_srli_epi16(pairs, 4), 1);
-    return _mm256_and_si256(both, _mm256_set1_epi8(15));
-}
-
-INLINE void blocks_q4_0(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q4_0 *block = row;
-    for (int64_t b = 0; b < columns / 32; b++)
-        add_signed(_mm256_sub_epi8(half_bytes(block[b].q), _mm256_set1_epi8(8)), half_at(block[b].d), b, count, inputs, sums);
-}
-DEFINE_DOT(q4_0, blocks_q4_0)
-
-INLINE void blocks_q5_0(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q5_0 *block = row;
-    /* byte i gets bit i of the four: each byte spread over 8 lanes, one bit of it kept, made all ones or none */
-    const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-    const __m256i bits = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-    for (int64_t b = 0; b < columns / 32; b++) {
-        __m256i high = _mm256_shuffle_epi8(_mm256_set1_epi32((int)qmi_load_u32(block[b].high)), spread);
-        __m256i clear = _mm256_cmpeq_epi8(_mm256_and_si256(high, bits), _mm256_setzero_si256());
-        /* q - 16: the low bits where the fifth is set, 16 less where not */
-        __m256i w = _mm256_sub_epi8(half_bytes(block[b].q), _mm256_and_si256(clear, _mm256_set1_epi8(16)));
-        add_signed(w, half_at(block[b].d), b, count, inputs, sums);
-    }
-}
-DEFINE_DOT(q5_0, blocks_q5_0)
-
-/* the levels of IQ4_NL and IQ4_XS, a fact of the formats */
-INLINE __m256i levels_of(__m256i q)
-{
-    const __m128i levels = _mm_setr_epi8(-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113);
-    return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(levels), q);
-}
-
-INLINE void blocks_iq4_nl(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_iq4_nl *block = row;
-    for (int64_t b = 0; b < columns / 32; b++)
-        add_signed(levels_of(half_bytes(block[b].q)), half_at(block[b].d), b, count, inputs, sums);
-}
-DEFINE_DOT(iq4_nl, blocks_iq4_nl)
-
-INLINE void blocks_iq4_xs(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_iq4_xs *block = row;
-    for (int64_t b = 0; b < columns / 256; b++) {
-        float d = half_at(block[b].d);
-        uint32_t high = qmi_load_u16(block[b].scales_high);
-        for (int j = 0; j < 8; j++) {
-            int scale = (block[b].scales_low[j / 2] >> 4 * (j % 2) & 15) | (int)(high >> 2 * j & 3) << 4;
-            add_signed(levels_of(half_bytes(block[b].q + 16 * j)), d * (float)(scale - 32), 8 * b + j, count, inputs, sums);
-        }
-    }
-}
-DEFINE_DOT(iq4_xs, blocks_iq4_xs)
-
-/* ---- Q4_K and Q5_K: super-blocks of 8 sub-blocks with scales and minima ---- */
-
-/* The 8 scales and 8 minima of a super-block, as floats times d and dmin. Layout: qmi_q4_k_scale. */
-INLINE void super_scales(const uint8_t bytes[12], float d, float dmin, __m256 *scales, __m256 *minima)
-{
-    uint32_t a = qmi_load_u32(bytes), b = qmi_load_u32(bytes + 4), c = qmi_load_u32(bytes + 8);
-    uint64_t scale = (a & 0x3f3f3f3f) | (uint64_t)((c & 0x0f0f0f0f) | (a >> 2 & 0x30303030)) << 32;
-    uint64_t minimum = (b & 0x3f3f3f3f) | (uint64_t)((c >> 4 & 0x0f0f0f0f) | (b >> 2 & 0x30303030)) << 32;
-    *scales = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)scale))), _mm256_set1_ps(d));
-    *minima = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128((int64_t)minimum))), _mm256_set1_ps(dmin));
-}
-
-/* One super-block of unsigned weights w[8] with one token; at: its first column. */
-INLINE void add_super(const __m256i w[8], __m256 scales, __m256 minima, int64_t at, q8_input input, q8_sums *sums)
-{
-    __m256 input_scales = _mm256_loadu_ps(input.scales + at / 32);
-    __m256 both = _mm256_mul_ps(scales, input_scales);
-    for (int j = 0; j < 8; j++)
-        add_product(sums, j, dot_as_float(w[j], load_bytes(input.values + at + 32 * j)), lane(both, j));
-    __m256i values = _mm256_madd_epi16(load_bytes(input.sums + at / 16), _mm256_set1_epi16(1)); /* sums of 32 */
-    sums->less = _mm256_fmadd_ps(_mm256_cvtepi32_ps(values), _mm256_mul_ps(minima, input_scales), sums->less);
-}
-
-INLINE void blocks_q4_k(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q4_k *block = row;
-    const __m256i low = _mm256_set1_epi8(15);
-    for (int64_t at = 0; at < columns; at += 256, block++) {
-        __m256 scales, minima;
-        __m256i w[8];
-        super_scales(block->scales, half_at(block->d), half_at(block->dmin), &scales, &minima);
-        for (int c = 0; c < 4; c++) {
-            __m256i pairs = load_bytes(block->q + 32 * c);
-            w[2 * c] = _mm256_and_si256(pairs, low);
-            w[2 * c + 1] = _mm256_and_si256(_mm256_srli_epi16(pairs, 4), low);
-        }
-        for (int t = 0; t < count; t++)
-            add_super(w, scales, minima, at, inputs[t], &sums[t]);
-    }
-}
-DEFINE_DOT(q4_k, blocks_q4_k)
-
-INLINE void blocks_q5_k(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q5_k *block = row;
-    const __m256i low = _mm256_set1_epi8(15), fifth = _mm256_set1_epi8(16);
-    for (int64_t at = 0; at < columns; at += 256, block++) {
-        __m256 scales, minima;
-        __m256i w[8], high = load_bytes(block->high);
-        super_scales(block->scales, half_at(block->d), half_at(block->dmin), &scales, &minima);
-        for (int c = 0; c < 4; c++) { /* bit j of `high` moved to bit 4: shifts of 16-bit lanes, neighbours' bits masked off */
-            __m256i pairs = load_bytes(block->q + 32 * c);
-            __m256i even = c < 2 ? _mm256_slli_epi16(high, 4 - 2 * c) : _mm256_srli_epi16(high, 2 * c - 4);
-            __m256i odd = c < 2 ? _mm256_slli_epi16(high, 3 - 2 * c) : _mm256_srli_epi16(high, 2 * c - 3);
-            w[2 * c] = _mm256_or_si256(_mm256_and_si256(pairs, low), _mm256_and_si256(even, fifth));
-            w[2 * c + 1] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(pairs, 4), low), _mm256_and_si256(odd, fifth));
-        }
-        for (int t = 0; t < count; t++)
-            add_super(w, scales, minima, at, inputs[t], &sums[t]);
-    }
-}
-DEFINE_DOT(q5_k, blocks_q5_k)
-
-/* ---- Q6_K: 16 sub-blocks of 16 ---- */
-
-/* Of a super-block's 16 scales, numbers 2 j and 2 j + 1, each in 4 lanes: those of the two halves of 32 weights. */
-INLINE __m256 two_scales(__m256 low, __m256 high, int j)
-{
-    const __m256i within = _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1);
-    return _mm256_permutevar8x32_ps(j < 4 ? low : high, _mm256_add_epi32(within, _mm256_set1_epi32(2 * (j % 4))));
-}
-
-INLINE void unpack_q6_k(const qmi_block_q6_k *block, __m256i w[8])
-{
-    const __m256i low = _mm256_set1_epi8(15), two = _mm256_set1_epi8(0x30);
-    for (int h = 0; h < 2; h++) {
-        __m256i a = load_bytes(block->low + 64 * h), b = load_bytes(block->low + 64 * h + 32);
-        __m256i high = load_bytes(block->high + 32 * h);
-        w[4 * h] = _mm256_or_si256(_mm256_and_si256(a, low), _mm256_and_si256(_mm256_slli_epi16(high, 4), two));
-        w[4 * h + 1] = _mm256_or_si256(_mm256_and_si256(b, low), _mm256_and_si256(_mm256_slli_epi16(high, 2), two));
-        w[4 * h + 2] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(a, 4), low), _mm256_and_si256(high, two));
-        w[4 * h + 3] = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(b, 4), low),
-                                       _mm256_and_si256(_mm256_srli_epi16(high, 2), two));
-    }
-}
-
-INLINE void blocks_q6_k(const void *row, const int count, int64_t columns, const q8_input *inputs, q8_sums *sums)
-{
-    const qmi_block_q6_k *block = row;
-    for (int64_t at = 0; at < columns; at += 256, block++) {
-        __m256i w[8];
-        __m256 d = _mm256_set1_ps(half_at(block->d));
-        __m128i scales = load_16_bytes(block->scales);
-        __m256 low = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales)));
-        __m256 high = _mm256_mul_ps(d, _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(scales, 8))));
-        unpack_q6_k(block, w);
-        for (int t = 0; t < count; t++) {
-            __m256 x = _mm256_loadu_ps(inputs[t].scales + at / 32);
-            /* each input scale serves two sub-blocks */
-            __m256 low_x = _mm256_mul_ps(low, _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3)));
-            __m256 high_x = _mm256_mul_ps(high, _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(4, 4, 5, 5, 6, 6, 7, 7)));
-            for (int j = 0; j < 8; j++)
-                add_product(&sums[t], j, dot_as_float(w[j], load_bytes(inputs[t].values + at + 32 * j)),
-                            two_scales(low_x, high_x, j));
-            /* weights are q - 32: 32 times the sums of 16 activations come off */
-            __m256i by_16 = load_bytes(inputs[t].sums + at / 16);
-            __m256 first = _mm256_cvtepi32_ps(_mm256_slli_epi32(_mm256_cvtepi16_epi32(_mm256_castsi256_si128(by_16)), 5));
-            __m256 second = _mm256_cvtepi32_ps(_mm256_slli_epi32(_mm256_cvtepi16_epi32(_mm256_extracti128_si256(by_16, 1)), 5));
-            sums[t].less = _mm256_fmadd_ps(first, low_x, sums[t].less);
-            sums[t].less = _mm256_fmadd_ps(second, high_x, sums[t].less);
-        }
-    }
-}
-DEFINE_DOT(q6_k, blocks_q6_k)
+DEFINE_DOT(q8_0, multiply_8, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_q8_0))
+DEFINE_DOT(q4_0, multiply_4, 32, 3, 8 * sizeof(qmi_block_q4_0))
+DEFINE_DOT(q5_0, multiply_5, 32, 4, 8 * sizeof(qmi_block_q5_0))
+DEFINE_DOT(iq4_nl, multiply_8, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_DOT(iq4_xs, multiply_8, 32, SIGNED_SHIFT, sizeof(qmi_block_iq4_xs))
+DEFINE_DOT(q4_k, multiply_4_minima, 32, 0, sizeof(qmi_block_q4_k))
+DEFINE_DOT(q5_k, multiply_5_minima, 32, 0, sizeof(qmi_block_q5_k))
+DEFINE_DOT(q6_k, multiply_6_of_16, 16, 5, sizeof(qmi_block_q6_k))
