@@ -222,6 +222,9 @@ extern "C" int64_t qmi_cuda_scratch_bytes(const qmi_program *program, int32_t ro
         return qmi_fail(QM_ERROR_ARGUMENT, "batches of %d rows are out of range (1 .. %d)", rows, ROWS_MOST);
     for (size_t i = 0; i < program->count; i++) {
         const qmi_op *op = &program->ops[i];
+        if (op->kind == QMI_OP_ATTEND && op->attend.window)
+            return qmi_fail(QM_ERROR_UNSUPPORTED, "keys and values of type q2 are computed by the CPU only so far; set kv-type to "
+                            "q4_0, or device to cpu");
         bytes = larger(bytes, larger(op_scratch(op, rows), picks_scratch(op, rows)));
     }
     return bytes;

@@ -26,6 +26,7 @@ typedef int32_t qmi_slot;     /* index of an activation buffer of the program; Q
 #define QMI_EXPERTS_MAX 65536 /* an index is exact as a float */
 #define QMI_TOP_MAX 64
 #define QMI_PAGE_TOKENS_MAX 65536
+#define QMI_WINDOW_MAX 65536 /* tokens */
 
 /* Weights [count][rows][columns], row by row in a format of quant.h (a device may lay the blocks out anew); y = W x has `rows`
  * values. */
@@ -98,7 +99,10 @@ typedef struct qmi_op_project_add {
 /* Per query head h, with key-value head h / (heads / kv_heads):
  *   q = rope(rms(q, query_norm)), k = rope(rms(k, key_norm)); the position of a row is its place in its sequence
  *   o = softmax(q K^T / sqrt(head_size)) V; gated: o *= sigmoid(gate)
- * K and V are what unpacks from the page. rotate_keys: q and k are turned by H S (quant/kv_type.h) behind rope; rotate_values: v
+ * K and V are what unpacks from the page; with a window, of the tokens behind the packed ones (qmi_kv_packed of the tokens that
+ * the row sees), what the f16 of the window unpacks to. With a correction a packed key k of q2 with centre c counts as
+ *   q.k ~ q.c + (A q).(k - c),   A [head_size][head_size] of its key-value head
+ * rotate_keys: q and k are turned by H S (quant/kv_type.h) behind rope; rotate_values: v
  * is, and o turned back before the gate.
  * rope turns the pairs (i, i + rotary / 2), i < rotary / 2, by the angle position * inverse_frequency[i]; the rest passes. */
 typedef struct qmi_op_attend {
@@ -115,6 +119,14 @@ typedef struct qmi_op_attend {
     bool rotate_keys, rotate_values;
     int32_t page_tokens;
     int64_t key_offset, value_offset;
+    /* window: tokens that are kept as f16 before they are packed into pages, a whole page at a time; 0: rows go into the pages at
+     * once. Of the sequence's state: keys [kv_heads][window + QMI_KV_GROUP] heads of f16, token t at t modulo their number, then
+     * values likewise. */
+    int32_t window;
+    int64_t window_offset;      /* bytes */
+    qmi_vector correction;      /* [kv_heads] A; or absent */
+    qmi_address moments;        /* [kv_heads][2][head_size][head_size] doubles, to which packing keys of q2 adds the sums over the
+                                 * tokens of x x^T and x e^T: x = k - c, e = what packing lost. 0: it does not */
 } qmi_op_attend;
 
 /* x = silu(causal depthwise convolution of qkv over time, `taps` wide, last tap = the present token)

@@ -224,6 +224,17 @@ static int32_t check_pages(const checker *c, const qmi_op_attend *op)
         (code = check_range(c, "offset of keys", op->key_offset, 0, INT64_MAX / 2)) < 0 ||
         (code = check_range(c, "offset of values", op->value_offset, 0, INT64_MAX / 2)) < 0)
         return code;
+    bool groups = op->key_type == QMI_KV_Q2;
+    if ((code = check_range(c, "window", op->window, groups ? 1 : 0, QMI_WINDOW_MAX)) < 0 ||
+        (code = check_range(c, "offset of the window", op->window_offset, 0, INT64_MAX / 2)) < 0)
+        return code;
+    if (op->window && op->page_tokens != QMI_KV_GROUP)
+        return fault(c, "tokens of a page", "%d are not the %d that are packed together", op->page_tokens, QMI_KV_GROUP);
+    if ((op->correction.data || op->moments) && !groups)
+        return fault(c, "correction", "is of keys of q2, and these are %s", qmi_kv_formats[op->key_type].name);
+    if (op->correction.data && (code = check_vector(c, "correction", &op->correction, (int64_t)op->kv_heads * op->head_size *
+                                                    op->head_size)) < 0)
+        return code;
     int64_t heads = (int64_t)op->kv_heads * op->page_tokens, keys = heads * qmi_kv_head_bytes(op->key_type, op->head_size);
     int64_t values = heads * qmi_kv_head_bytes(op->value_type, op->head_size);
     if (op->key_offset < op->value_offset ? op->value_offset - op->key_offset < keys : op->key_offset - op->value_offset < values)

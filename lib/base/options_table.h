@@ -28,14 +28,16 @@ QMI_OPTION(PRESERVE_THINKING, "preserve-thinking", MODEL, BOOL, "0", 0, 1, "",
            "keep the thoughts of earlier turns in the prompt, where the chat format has the switch (qwen3.6)")
 QMI_OPTION(MTP, "mtp", MODEL, BOOL, "0", 0, 1, "",
            "run the multi-token-prediction block along, so that its logits can be asked for")
-QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16|bf16|q8_0|q6|q5|q4_0|auto",
+QMI_OPTION(KV_TYPE, "kv-type", MODEL, CHOICE, "f16", 0, 0, "f32|f16|bf16|q8_0|q6|q5|q4_0|q2|auto",
            "format of stored keys and values, of all sessions of the model; auto takes f16, or less where that does not fit")
-QMI_OPTION(KEY_TYPE, "key-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0",
+QMI_OPTION(KEY_TYPE, "key-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0|q2",
            "format of stored keys, where it is not that of option kv-type")
-QMI_OPTION(VALUE_TYPE, "value-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0",
+QMI_OPTION(VALUE_TYPE, "value-type", MODEL, CHOICE, "same", 0, 0, "same|f32|f16|bf16|q8_0|q6|q5|q4_0|q2",
            "format of stored values, where it is not that of option kv-type")
 QMI_OPTION(KV_ROTATION, "kv-rotation", MODEL, CHOICE, "on", 0, 0, "on|keys|off",
            "turn quantized keys and values (or keys alone) so that their large numbers are spread, which loses less")
+QMI_OPTION(KV_WINDOW, "kv-window", MODEL, INT, "128", 1, 8192, "",
+           "latest tokens whose keys and values stay f16 where they are of type q2, and up to 63 more until they are packed")
 QMI_OPTION(KV_MEMORY, "kv-memory", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes for the keys and values of all sessions together, taken when the model is loaded; 0 takes one session's and more as sessions grow")
 QMI_OPTION(CHECKPOINT_MEMORY, "checkpoint-memory", MODEL, INT, "-1", -1, 1000000000000000, "",

@@ -6,7 +6,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "cpu/cpu_ops.h"
+#include "cpu/cpu_window.h"
 
 #define SPAN 256         /* tokens; keys of 256 halves make 128 KB, which stay in the second-level cache for a block of rows */
 #define BLOCK_ROWS 8     /* rows of a sequence that pass over a span together */
@@ -23,6 +23,7 @@ typedef struct attend_room {
     float *running;      /* own [BLOCK_ROWS] partials */
     float *rows;         /* shared [fewest rows * kv_heads] partials: a row's result so far */
     float *spans;        /* shared [PARTIALS_MAX] partials */
+    qmi_cpu_window window;
 } attend_room;
 
 static int64_t partial_size(const qmi_op_attend *op)
@@ -52,6 +53,7 @@ static attend_room attend_lay_out(const qmi_op_attend *op, int32_t rows, int32_t
     room.running = qmi_cpu_take(own, BLOCK_ROWS * size, sizeof(float));
     room.rows = qmi_cpu_take(shared, pairs * size, sizeof(float));
     room.spans = qmi_cpu_take(shared, PARTIALS_MAX * size, sizeof(float));
+    room.window = qmi_cpu_window_lay_out(op, rows, shared, own);
     return room;
 }
 
@@ -92,35 +94,9 @@ static void prepare_head(qmi_cpu_worker *w, const qmi_op_attend *op, const float
         w->kernels->spread(to, op->head_size);
 }
 
-/* Stored heads of a key-value head from `position` on, within its page. */
-static char *stored(const qmi_op_attend *op, const qmi_sequence *sequence, qmi_kv_type type, int32_t kv_head, int64_t position)
+static void append(qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, int64_t row, int32_t kv_head)
 {
-    char *page = (char *)(uintptr_t)sequence->pages[position / op->page_tokens];
-    int64_t head = (int64_t)kv_head * op->page_tokens + position % op->page_tokens;
-    return page + head * qmi_kv_head_bytes(type, op->head_size);
-}
-
-static char *stored_keys(const qmi_op_attend *op, const qmi_sequence *sequence, int32_t kv_head, int64_t position)
-{
-    return stored(op, sequence, op->key_type, kv_head, position) + op->key_offset;
-}
-
-static char *stored_values(const qmi_op_attend *op, const qmi_sequence *sequence, int32_t kv_head, int64_t position)
-{
-    return stored(op, sequence, op->value_type, kv_head, position) + op->value_offset;
-}
-
-static const qmi_sequence *sequence_of(const qmi_batch *batch, int64_t row)
-{
-    const qmi_sequence *sequence = batch->sequences;
-    while (row >= sequence->first + sequence->count)
-        sequence++;
-    return sequence;
-}
-
-static void append(qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
-{
-    const qmi_sequence *sequence = sequence_of(w->batch, row);
+    const qmi_sequence *sequence = qmi_cpu_sequence_of(w->batch, row);
     int64_t position = sequence->start + row - sequence->first;
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
     int64_t step = op->gated ? 2 * size : size;
@@ -130,40 +106,62 @@ static void append(qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int3
         prepare_head(w, op, qmi_cpu_row(w, op->query, row) + h * step, &op->query_norm, position,
                      qmi_cpu_row(w, op->out, row) + (int64_t)h * size);
     prepare_head(w, op, qmi_cpu_row(w, op->key, row) + (int64_t)kv_head * size, &op->key_norm, position, head);
-    w->kernels->kv[op->key_type].store(head, stored_keys(op, sequence, kv_head, position), size);
+    if (op->window)
+        w->kernels->kv[QMI_KV_F16].store(head, qmi_cpu_window_row(op, &room->window, room->window.keys, row, kv_head), size);
+    else
+        w->kernels->kv[op->key_type].store(head, qmi_cpu_stored(op, sequence, QMI_CPU_KEYS, kv_head, position), size);
     if (op->rotate_values) {
         memcpy(head, value, (size_t)size * sizeof *head);
         w->kernels->spread(head, size);
         value = head;
     }
-    w->kernels->kv[op->value_type].store(value, stored_values(op, sequence, kv_head, position), size);
+    if (op->window)
+        w->kernels->kv[QMI_KV_F16].store(value, qmi_cpu_window_row(op, &room->window, room->window.values, row, kv_head), size);
+    else
+        w->kernels->kv[op->value_type].store(value, qmi_cpu_stored(op, sequence, QMI_CPU_VALUES, kv_head, position), size);
+    if (op->correction.data)
+        qmi_cpu_window_correct(w, op, &room->window, row, kv_head);
 }
 
 /* ---- Phase 2 ---- */
 
-/* One row's query heads with the tokens [first, first + count) of a span; they may lie in several pages. */
-static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_sequence *sequence, const float *query,
-                        int32_t kv_head, int64_t first, int32_t count, float *scores, partial to)
+/* A row's query heads of one key-value head, and the tokens that it sees. */
+typedef struct attend_query {
+    const qmi_sequence *sequence;
+    int64_t row, tokens;
+    int32_t kv_head;
+} attend_query;
+
+static float *queries(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
+{
+    return qmi_cpu_row(w, op->out, row) + (int64_t)kv_head * (op->heads / op->kv_heads) * op->head_size;
+}
+
+/* With the tokens [first, first + count) of a span; they may lie in several runs. */
+static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, const attend_query *q,
+                        int64_t first, int32_t count, partial to)
 {
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
-    for (int32_t done = 0, run; done < count; done += run) {
-        run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
-        w->kernels->kv[op->key_type].scores(
-            &(qmi_cpu_scores){ .query = query, .keys = stored_keys(op, sequence, kv_head, first + done),
-                               .score = scores + done, .query_stride = size, .score_stride = SPAN, .heads = group,
-                               .head_size = size, .count = run, .scale = 1 / sqrtf((float)size) });
+    const float *query = queries(w, op, q->row, q->kv_head);
+    const float *second = op->correction.data ? qmi_cpu_window_query(op, &room->window, q->row, q->kv_head) : query;
+    qmi_cpu_run run;
+    for (int32_t done = 0; done < count; done += run.count) {
+        run = qmi_cpu_run_of(op, &room->window, q->sequence, QMI_CPU_KEYS, q->kv_head, first + done, count - done, q->tokens);
+        w->kernels->kv[run.type].scores(
+            &(qmi_cpu_scores){ .query = query, .keys = run.records, .score = room->scores + done, .query_stride = size,
+                               .score_stride = SPAN, .heads = group, .head_size = size, .count = run.count,
+                               .scale = 1 / sqrtf((float)size), .second = second, .second_stride = size });
     }
     for (int32_t h = 0; h < group; h++) {
-        to.largest[h] = w->kernels->maximum(scores + h * SPAN, count);
-        to.sum[h] = w->kernels->exp_sum(scores + h * SPAN, count, to.largest[h]);
+        to.largest[h] = w->kernels->maximum(room->scores + h * SPAN, count);
+        to.sum[h] = w->kernels->exp_sum(room->scores + h * SPAN, count, to.largest[h]);
     }
     memset(to.out, 0, (size_t)group * (size_t)size * sizeof *to.out);
-    for (int32_t done = 0, run; done < count; done += run) {
-        run = (int32_t)qmi_cpu_least(count - done, op->page_tokens - (first + done) % op->page_tokens);
-        w->kernels->kv[op->value_type].mix(
-            &(qmi_cpu_mix){ .weight = scores + done, .values = stored_values(op, sequence, kv_head, first + done),
-                            .out = to.out, .weight_stride = SPAN, .out_stride = size, .heads = group, .head_size = size,
-                            .count = run });
+    for (int32_t done = 0; done < count; done += run.count) {
+        run = qmi_cpu_run_of(op, &room->window, q->sequence, QMI_CPU_VALUES, q->kv_head, first + done, count - done, q->tokens);
+        w->kernels->kv[run.type].mix(
+            &(qmi_cpu_mix){ .weight = room->scores + done, .values = run.records, .out = to.out, .weight_stride = SPAN,
+                            .out_stride = size, .heads = group, .head_size = size, .count = run.count });
     }
 }
 
@@ -201,11 +199,6 @@ static void finish(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row
     }
 }
 
-static float *queries(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row, int32_t kv_head)
-{
-    return qmi_cpu_row(w, op->out, row) + (int64_t)kv_head * (op->heads / op->kv_heads) * op->head_size;
-}
-
 /* Some rows of one sequence, all their spans. */
 static void attend_rows(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, const qmi_sequence *sequence,
                         int32_t first, int32_t rows, int32_t kv_head)
@@ -217,7 +210,7 @@ static void attend_rows(const qmi_cpu_worker *w, const qmi_op_attend *op, const 
             int64_t count = qmi_cpu_least(position + r + 1 - at, SPAN);
             if (count <= 0)
                 continue;
-            attend_span(w, op, sequence, queries(w, op, first + r, kv_head), kv_head, at, (int32_t)count, room->scores, span);
+            attend_span(w, op, room, &(attend_query){ sequence, first + r, position + r + 1, kv_head }, at, (int32_t)count, span);
             merge(w, op, partial_at(op, room->running, r), span, at == 0);
         }
     for (int32_t r = 0; r < rows; r++)
@@ -244,27 +237,26 @@ static void attend_blocks(qmi_cpu_worker *w, const qmi_op_attend *op, const atte
 
 /* The spans of all (row, key-value head) pairs are one list: pair by pair, each pair's ascending. */
 typedef struct pair_spans {
-    const qmi_sequence *sequence;
-    int64_t row, tokens;    /* that the row sees */
-    int32_t kv_head;
+    attend_query query;
     int64_t begin, end;     /* in the list */
 } pair_spans;
 
 static int64_t tokens_of_row(const qmi_batch *batch, int64_t row)
 {
-    const qmi_sequence *sequence = sequence_of(batch, row);
+    const qmi_sequence *sequence = qmi_cpu_sequence_of(batch, row);
     return sequence->start + row - sequence->first + 1;
 }
 
 static pair_spans spans_of_pair(const qmi_batch *batch, const qmi_op_attend *op, int64_t pair)
 {
-    pair_spans p = { .row = pair / op->kv_heads, .kv_head = (int32_t)(pair % op->kv_heads) };
-    for (int64_t row = 0; row < p.row; row++)
+    pair_spans p = { .query = { .row = pair / op->kv_heads, .kv_head = (int32_t)(pair % op->kv_heads) } };
+    attend_query *q = &p.query;
+    for (int64_t row = 0; row < q->row; row++)
         p.begin += op->kv_heads * qmi_cpu_ceil(tokens_of_row(batch, row), SPAN);
-    p.sequence = sequence_of(batch, p.row);
-    p.tokens = tokens_of_row(batch, p.row);
-    p.begin += p.kv_head * qmi_cpu_ceil(p.tokens, SPAN);
-    p.end = p.begin + qmi_cpu_ceil(p.tokens, SPAN);
+    q->sequence = qmi_cpu_sequence_of(batch, q->row);
+    q->tokens = tokens_of_row(batch, q->row);
+    p.begin += q->kv_head * qmi_cpu_ceil(q->tokens, SPAN);
+    p.end = p.begin + qmi_cpu_ceil(q->tokens, SPAN);
     return p;
 }
 
@@ -275,8 +267,7 @@ static void share_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const a
     while (index >= p.end)
         p = spans_of_pair(w->batch, op, ++pair);
     int64_t first = (index - p.begin) * SPAN;
-    attend_span(w, op, p.sequence, queries(w, op, p.row, p.kv_head), p.kv_head, first,
-                (int32_t)qmi_cpu_least(p.tokens - first, SPAN), room->scores, to);
+    attend_span(w, op, room, &p.query, first, (int32_t)qmi_cpu_least(p.query.tokens - first, SPAN), to);
 }
 
 /* Merges those spans of the list's [from, to) that are this pair's, in order. */
@@ -290,7 +281,7 @@ static void merge_pair(const qmi_cpu_worker *w, const qmi_op_attend *op, const a
     for (int64_t i = p.begin > from ? p.begin : from; i < qmi_cpu_least(p.end, to); i++)
         merge(w, op, running, partial_at(op, room->spans, i - from), i == p.begin);
     if (p.end <= to)
-        finish(w, op, p.row, p.kv_head, running);
+        finish(w, op, p.query.row, p.query.kv_head, running);
 }
 
 /* Few rows: the workers share their spans, some at a time, and then merge them. */
@@ -315,12 +306,16 @@ static void run_attend(qmi_cpu_worker *w, const qmi_op *operation)
     qmi_cpu_room shared = { w->shared, 0 }, own = { w->own, 0 };
     attend_room room = attend_lay_out(op, w->batch->count, w->threads, &shared, &own);
     for (int64_t item; qmi_cpu_next(w, (int64_t)w->batch->count * op->kv_heads, &item);)
-        append(w, op, item / op->kv_heads, (int32_t)(item % op->kv_heads));
+        append(w, op, &room, item / op->kv_heads, (int32_t)(item % op->kv_heads));
     qmi_cpu_barrier(w);
+    if (op->window)
+        qmi_cpu_window_pack(w, op, &room.window);
     if (shares_spans(op, w->batch->count, w->threads))
         attend_shared(w, op, &room);
     else
         attend_blocks(w, op, &room);
+    if (op->window)
+        qmi_cpu_window_keep(w, op, &room.window);
 }
 
 const qmi_cpu_op qmi_cpu_op_attend = { lay_out_attend, run_attend };

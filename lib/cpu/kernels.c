@@ -18,7 +18,7 @@ void qmi_cpu_kernels_scalar(qmi_cpu_kernels *kernels)
         .quantize = qmi_scalar_quantize,
         .kv = { [QMI_KV_F32] = KV_KERNELS(f32), [QMI_KV_F16] = KV_KERNELS(f16), [QMI_KV_BF16] = KV_KERNELS(bf16),
                 [QMI_KV_Q8_0] = KV_KERNELS(q8_0), [QMI_KV_Q6] = KV_KERNELS(q6), [QMI_KV_Q5] = KV_KERNELS(q5),
-                [QMI_KV_Q4_0] = KV_KERNELS(q4_0) },
+                [QMI_KV_Q4_0] = KV_KERNELS(q4_0), [QMI_KV_Q2] = KV_KERNELS(q2) },
         .spread = qmi_scalar_spread,
         .gather = qmi_scalar_gather,
         .maximum = qmi_scalar_maximum,

@@ -72,7 +72,10 @@ typedef void (*qmi_cpu_dot)(const qmi_cpu_tile *tile);
  * scores: score[h * score_stride + j] = scale * sum over d of query[h * query_stride + d] * key j[d]
  * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * value j[d], where
  *         each out is one chain of additions (of fused multiply-adds), so that cutting a run in two changes nothing
- * head_size is even; 64, 128 and 256 are common. */
+ * head_size is even; 64, 128 and 256 are common.
+ * Keys of q2 come as a group instead: count is QMI_KV_GROUP, and
+ *         score[h * score_stride + j] = scale * sum over d of (query[h * query_stride + d] * centre[d]
+ *                                                              + second[h * second_stride + d] * (key j[d] - centre[d])) */
 typedef struct qmi_cpu_scores {
     const float *query;
     const void *keys;
@@ -80,6 +83,8 @@ typedef struct qmi_cpu_scores {
     int64_t query_stride, score_stride;
     int32_t heads, head_size, count;
     float scale;
+    const float *second;    /* of q2 alone */
+    int64_t second_stride;
 } qmi_cpu_scores;
 
 typedef struct qmi_cpu_mix {

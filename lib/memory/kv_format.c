@@ -15,8 +15,11 @@ qmi_kv_choice qmi_kv_choice_of(const qmi_settings *settings)
     const char *rotation = qmi_settings_text(settings, QMI_OPT_KV_ROTATION);
     qmi_kv_choice choice = { .key_type = type_of(settings, QMI_OPT_KEY_TYPE),
                              .value_type = type_of(settings, QMI_OPT_VALUE_TYPE) };
-    choice.rotate_keys = qmi_kv_formats[choice.key_type].quantized && strcmp(rotation, "off") != 0;
+    bool by_channel = choice.key_type == QMI_KV_Q2;
+    choice.rotate_keys = qmi_kv_formats[choice.key_type].quantized && !by_channel && strcmp(rotation, "off") != 0;
     choice.rotate_values = qmi_kv_formats[choice.value_type].quantized && strcmp(rotation, "on") == 0;
+    if (by_channel || choice.value_type == QMI_KV_Q2)
+        choice.window = (int32_t)qmi_settings_int(settings, QMI_OPT_KV_WINDOW);
     return choice;
 }
 
@@ -29,7 +32,12 @@ void qmi_kv_layout_make(const qmi_hparams *hparams, const qmi_kv_choice *choice,
     *out = (qmi_kv_layout){ .key_type = choice->key_type, .value_type = choice->value_type, .rotate_keys = choice->rotate_keys,
                             .rotate_values = choice->rotate_values, .page_tokens = QMI_PAGE_TOKENS, .layer_bytes = keys + values,
                             .value_offset = keys, .page_bytes = (keys + values) * layers,
-                            .mtp_offset = (keys + values) * hparams->attention_layers, .heads = hparams->kv_heads };
+                            .mtp_offset = (keys + values) * hparams->attention_layers, .heads = hparams->kv_heads,
+                            .window = choice->window };
+    if (!choice->window)
+        return;
+    out->window_offset = qmi_hparams_state_bytes(hparams);
+    out->window_bytes = 2 * hparams->kv_heads * (int64_t)(choice->window + QMI_KV_GROUP) * hparams->head_size * 2;
 }
 
 int64_t qmi_kv_pages_for(const qmi_kv_layout *layout, int64_t tokens)
@@ -58,6 +66,8 @@ void qmi_kv_clear_behind(const qmi_kv_layout *layout, int64_t tokens, uint8_t *b
         /* The block's keys and values of a token are computed with the token after it. */
         int64_t held = layer == layout->mtp_offset ? tokens - 1 : tokens;
         int64_t kept = held < 0 ? 0 : held > layout->page_tokens ? layout->page_tokens : held;
+        if (layout->window)
+            kept = qmi_kv_packed(layout->window, held) > 0 ? layout->page_tokens : 0;
         for (int part = 0; part < 2; part++) {
             int64_t start = layer + parts[part][0], head = (parts[part][1] - parts[part][0]) / layout->heads;
             for (int32_t i = 0; i < layout->heads; i++, start += head)

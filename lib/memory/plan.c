@@ -184,11 +184,14 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
     if (plan->mtp && !plan->hparams.mtp_layers)
         return qmi_fail(QM_ERROR_OPTION, "option mtp is on, but the file has no multi-token-prediction block; set mtp to 0");
     const qmi_kv_choice kv = qmi_kv_choice_of(settings);
+    if (plan->mtp && kv.window)
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "keys and values of type q2 do not go with option mtp so far; set mtp to 0, or "
+                        "kv-type to q4_0");
     qmi_kv_layout_make(&plan->hparams, &kv, plan->mtp, &plan->kv);
     plan->sequences = (int32_t)qmi_settings_int(settings, QMI_OPT_SEQUENCES);
     plan->outputs = most(plan->sequences, OUTPUTS_LEAST);
     plan->vectors = qmi_weights_vector_bytes(&plan->hparams, plan->mtp);
-    qmi_state_layout_make(&plan->hparams, plan->mtp, &plan->state);
+    qmi_state_layout_make(&plan->hparams, &plan->kv, plan->mtp, &plan->state);
     plan->state_session = 2 * plan->state.recurrent_bytes;
     plan->logits_session = 2 * plan->state.bytes - plan->state_session;
     set_checkpoints(settings, plan);

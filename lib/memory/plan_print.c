@@ -104,14 +104,19 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
         put_row(&w, "... of more sessions", plan->kv_pool - plan->kv_session, "up to kv-memory");
     snprintf(note, sizeof note, "2 x %d layers x (%d x %" PRId64 " + %d x %d x %d) x 4 bytes", h->delta_layers, h->taps - 1,
              qmi_hparams_channels(h), h->value_heads, h->key_size, h->value_size);
-    put_row(&w, "recurrent state", plan->state_session, h->delta_layers ? note : "");
+    int64_t windows = 2 * h->attention_layers * plan->kv.window_bytes;
+    put_row(&w, "recurrent state", plan->state_session - windows, h->delta_layers ? note : "");
+    snprintf(note, sizeof note, "2 x %d layers x %d heads x 2 x (%d + %d) tokens x %d numbers of f16", h->attention_layers,
+             h->kv_heads, plan->kv.window, QMI_KV_GROUP, h->head_size);
+    if (windows)
+        put_row(&w, "latest keys and values", windows, note);
     snprintf(note, sizeof note, "2 x %d%s values x 4 bytes", h->vocabulary, plan->mtp ? " and the hidden state's" : "");
     put_row(&w, "last logits", plan->logits_session, note);
     if (plan->checkpoints)
         snprintf(note, sizeof note, "%d states to go back to, and a page of keys and values each", plan->checkpoints);
     else
         snprintf(note, sizeof note, "none: a prompt that differs from the one before is computed from its start");
-    put_row(&w, "checkpoints", plan->checkpoint_memory, h->delta_layers ? note : "");
+    put_row(&w, "checkpoints", plan->checkpoint_memory, plan->state.recurrent_bytes ? note : "");
     put_row(&w, "sum, with one session", plan->total, "");
     if (plan->available >= 0)
         put_row(&w, "available", plan->available, "");
@@ -132,11 +137,11 @@ static json_t *converted_json(const qmi_plan *plan)
 int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
 {
     const qmi_hparams *h = &plan->hparams;
-    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:s, s:b, s:b, s:I}",
+    json_t *json = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:I, s:b, s:I, s:i, s:i, s:s, s:s, s:i, s:b, s:b, s:I}",
         "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers",
         h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
         "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "key_type", key_name(plan),
-        "value_type", value_name(plan), "keys_rotated", plan->kv.rotate_keys, "values_rotated", plan->kv.rotate_values,
+        "value_type", value_name(plan), "kv_window", plan->kv.window, "keys_rotated", plan->kv.rotate_keys, "values_rotated", plan->kv.rotate_values,
         "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
     json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,

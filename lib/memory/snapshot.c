@@ -11,7 +11,7 @@ typedef qmi_snapshot_transfer transfer;
 static uint32_t kv_of(const qmi_kv_layout *kv)
 {
     return (uint32_t)kv->key_type | (uint32_t)kv->value_type << 8 | (uint32_t)kv->rotate_keys << 16 |
-           (uint32_t)kv->rotate_values << 17;
+           (uint32_t)kv->rotate_values << 17 | (uint32_t)kv->window << 18;
 }
 
 qmi_snapshot_head qmi_snapshot_head_of(const qmi_snapshot_place *place)

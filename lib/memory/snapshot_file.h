@@ -13,7 +13,7 @@
 
 typedef struct qmi_snapshot_head {
     char magic[8];
-    uint32_t version, kv; /* the types of keys and values: two bytes, then a bit each: rotated */
+    uint32_t version, kv; /* the types of keys and values: two bytes, then a bit each: rotated; then the window's tokens */
     uint64_t model;
     int64_t page_tokens, page_bytes, value_offset, recurrent_bytes, hidden_bytes, logits_bytes;
     int64_t tokens, extra, table_bytes, states, pages, checkpoints;

@@ -74,8 +74,11 @@ static int32_t fail_kv(uint32_t kv)
     uint32_t key = kv & 255, value = kv >> 8 & 255;
     if (key >= QMI_KV_TYPES || value >= QMI_KV_TYPES)
         return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are of types that this version does not have");
+    char window[32] = "";
+    if (kv >> 18)
+        snprintf(window, sizeof window, ", kv-window %" PRIu32, kv >> 18);
     return qmi_fail(QM_ERROR_UNSUPPORTED, "its keys and values are of another type; load the model with the options key-type %s, "
-                    "value-type %s and kv-rotation %s", qmi_kv_formats[key].name, qmi_kv_formats[value].name,
+                    "value-type %s%s and kv-rotation %s", qmi_kv_formats[key].name, qmi_kv_formats[value].name, window,
                     kv >> 17 & 1 ? "on" : kv >> 16 & 1 ? "keys" : "off");
 }
 

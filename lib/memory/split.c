@@ -102,7 +102,8 @@ static void add_layer(const maker *m, int32_t device, int32_t layer, qmi_split_s
     } else {
         share->attention_layers++;
         share->kv += m->pages * plan->kv.layer_bytes;
-        share->checkpoints += m->checkpoints * plan->kv.layer_bytes; /* a page, which whoever goes on copies */
+        share->state += 2 * plan->kv.window_bytes;
+        share->checkpoints += m->checkpoints * (plan->kv.layer_bytes + plan->kv.window_bytes); /* a page, which whoever goes on copies */
     }
 }
 

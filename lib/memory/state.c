@@ -14,9 +14,9 @@ static int64_t round_up(int64_t bytes)
     return (bytes + QMI_ALIGNMENT - 1) / QMI_ALIGNMENT * QMI_ALIGNMENT;
 }
 
-void qmi_state_layout_make(const qmi_hparams *hparams, bool mtp, qmi_state_layout *out)
+void qmi_state_layout_make(const qmi_hparams *hparams, const qmi_kv_layout *kv, bool mtp, qmi_state_layout *out)
 {
-    *out = (qmi_state_layout){ .recurrent_bytes = qmi_hparams_state_bytes(hparams),
+    *out = (qmi_state_layout){ .recurrent_bytes = qmi_hparams_state_bytes(hparams) + hparams->attention_layers * kv->window_bytes,
                                .hidden_bytes = mtp ? hparams->hidden * (int64_t)sizeof(float) : 0,
                                .logits_bytes = hparams->vocabulary * (int64_t)sizeof(float) };
     out->bytes = round_up(out->recurrent_bytes) + round_up(out->hidden_bytes) + round_up(out->logits_bytes);

@@ -3,6 +3,9 @@
  *
  *   | recurrent state | hidden [D] | logits [vocabulary] |
  *
+ * The latest keys and values, where they are kept outside the pages (kv_format.h), are a part of the recurrent state: whatever
+ * holds for it, that the session can go back to kept states only, and exactly, holds for them.
+ *
  * States are counted. One that several hold never changes: computing writes into another block. So a fork, and a checkpoint, is
  * one reference more and no copy. The engine's thread's, as pages are. */
 #ifndef QMI_MEMORY_STATE_H
@@ -25,7 +28,7 @@ typedef struct qmi_state_layout {
     int64_t bytes;
 } qmi_state_layout;
 
-void qmi_state_layout_make(const qmi_hparams *hparams, bool mtp, qmi_state_layout *out);
+void qmi_state_layout_make(const qmi_hparams *hparams, const qmi_kv_layout *kv, bool mtp, qmi_state_layout *out);
 
 typedef struct qmi_state_pool {
     qmi_state_layout layout;

@@ -16,6 +16,12 @@ typedef struct qmi_kv_layout {
     int64_t page_bytes;    /* all layers */
     int64_t mtp_offset;    /* of the multi-token-prediction block's; page_bytes: it has none */
     int32_t heads;         /* of keys and of values */
+    int32_t window;        /* tokens kept as f16 before they are packed; 0: none are */
+    int64_t window_offset; /* where the windows lie in a session's recurrent state, a layer's in window_bytes */
+    int64_t window_bytes;
+    qmi_address correction, moments; /* of keys of q2 (op.h): a layer's in correction_floats floats, and in twice as many doubles;
+                                      * 0: none */
+    int64_t correction_floats;
 } qmi_kv_layout;
 
 /* Slots by name: "hidden" (rms of the last layer's output, [rows][D]) and "logits" ([outputs][vocabulary]). Layer numbers in the

@@ -101,6 +101,7 @@ static int64_t first_written(const qm_model *model, int64_t start)
 int32_t qmi_step_add(qm_model *model, qm_job *job, qm_session *session, const int32_t *tokens, int32_t count)
 {
     qmi_step *step = &model->engine.step;
+    const qmi_kv_layout *kv = &model->plan.kv;
     int32_t back = qmi_step_goes_back(session, count == 0);
     close_part(step);
     if (step->part_count == step->part_limit || step->output_count == step->output_limit ||
@@ -109,7 +110,8 @@ int32_t qmi_step_add(qm_model *model, qm_job *job, qm_session *session, const in
     qmi_part *part = &step->parts[step->part_count];
     *part = (qmi_part){ .session = session, .job = job, .first = step->row_count, .count = count + back,
                          .start = session->count - back };
-    int32_t code = qmi_page_table_own(&model->pages, &session->pages, first_written(model, part->start), part->start,
+    int64_t held = kv->window ? qmi_kv_packed(kv->window, part->start) : part->start;
+    int32_t code = qmi_page_table_own(&model->pages, &session->pages, kv->window ? held : first_written(model, part->start), held,
                                       part->start + part->count);
     if (code >= 0)
         code = take_state(model, step, part);

@@ -51,7 +51,8 @@ static void test_hybrid_models(void **state)
     (void)state;
     static const char *const models[] = { "oracle/qwen35moe.gguf", "oracle/qwen35.gguf", "oracle/qwen3next.gguf" };
     static const char *const settings[] = { "chunk=48 kv-type=q8_0", "chunk=48 kv-type=q6", "chunk=48 kv-type=q5",
-                                            "chunk=48 kv-type=q4_0", "key-type=bf16 value-type=q4_0 kv-rotation=off" };
+                                            "chunk=48 kv-type=q4_0", "key-type=bf16 value-type=q4_0 kv-rotation=off", "chunk=48 kv-type=q2 kv-window=20",
+                                            "chunk=48 key-type=q4_0 value-type=q2 kv-window=1" };
     snprintf(path, sizeof path, "/tmp/qwenmoe-kv-%ld.session", (long)getpid());
     for (size_t m = 0; m < sizeof models / sizeof *models; m++)
         for (size_t s = 0; s < sizeof settings / sizeof *settings; s++)

@@ -5,6 +5,8 @@ typedef struct shape {
     int32_t tokens, heads, kv_heads, head_size, rotary, page_tokens;
     qmi_kv_type key_type, value_type;
     bool gated, normed, rotated;
+    int32_t window;
+    bool corrected;
 } shape;
 
 static scene make_scene(const shape *p, qmi_op_attend *op)
@@ -21,6 +23,13 @@ static scene make_scene(const shape *p, qmi_op_attend *op)
         .query_norm.epsilon = 1e-6f, .key_norm.epsilon = 1e-5f, .key_type = p->key_type, .value_type = p->value_type,
         .rotate_keys = p->rotated, .rotate_values = p->rotated, .page_tokens = p->page_tokens,
         .key_offset = (values + 67) / 4 * 4, .value_offset = 0 };
+    if (p->window) {
+        op->window = p->window;
+        op->window_offset = 16;
+        s.state_bytes = 16 + 4 * p->kv_heads * (int64_t)(p->window + QMI_KV_GROUP) * p->head_size;
+    }
+    if (p->corrected)
+        op->correction = make_vector(&s, (int64_t)p->kv_heads * p->head_size * p->head_size);
     if (p->normed) {
         op->query_norm.weight = make_vector(&s, p->head_size);
         op->key_norm.weight = make_vector(&s, p->head_size);
@@ -88,9 +97,76 @@ static void ref_keys(const scene *s, const qmi_op_attend *op, double *keys, doub
                 ref_spread(key, op->head_size, false);
             if (op->rotate_values)
                 ref_spread(values + t * width + h * op->head_size, op->head_size, false);
+            if (op->window)
+                continue;
             ref_stored(key, op->key_type, op->head_size);
             ref_stored(values + t * width + h * op->head_size, op->value_type, op->head_size);
         }
+}
+
+/* With a window: what lies in it, and what of that is packed, all in x [tokens][kv_heads][size]; and of keys of q2 what a packed
+ * key is above its channel's centre. */
+typedef struct windowed {
+    double *recent, *packed, *above;
+} windowed;
+
+static windowed ref_window(const scene *s, const qmi_op_attend *op, const double *x, qmi_kv_type type, bool keys)
+{
+    int64_t size = op->head_size, width = op->kv_heads * size, count = s->tokens * width;
+    windowed w = { calloc((size_t)count, 8), calloc((size_t)count, 8), calloc((size_t)count, 8) };
+    static float group[QMI_KV_GROUP * 256], back[QMI_KV_GROUP * 256], above[QMI_KV_GROUP * 256];
+    static char record[QMI_KV_GROUP * 256];
+    assert_true(w.recent && w.packed && w.above);
+    for (int64_t i = 0; i < count; i++)
+        w.recent[i] = qmi_half_to_float(qmi_float_to_half((float)x[i]));
+    for (int64_t first = 0; first + QMI_KV_GROUP <= s->tokens; first += QMI_KV_GROUP)
+        for (int32_t h = 0; h < op->kv_heads; h++) {
+            for (int64_t t = 0; t < QMI_KV_GROUP; t++)
+                for (int64_t d = 0; d < size; d++)
+                    group[t * size + d] = (float)w.recent[(first + t) * width + h * size + d];
+            if (keys && type == QMI_KV_Q2) {
+                qmi_kv_pack_group(group, record, size);
+                qmi_kv_unpack_group(record, back, above, size);
+            }
+            for (int64_t t = 0; t < QMI_KV_GROUP; t++)
+                for (int64_t d = 0; d < size; d++) {
+                    double one[256];
+                    for (int64_t i = 0; i < size; i++)
+                        one[i] = group[t * size + i];
+                    if (!(keys && type == QMI_KV_Q2) && d == 0) {
+                        ref_stored(one, type, size);
+                        for (int64_t i = 0; i < size; i++)
+                            back[t * size + i] = (float)one[i];
+                    }
+                    w.packed[(first + t) * width + h * size + d] = back[t * size + d];
+                    w.above[(first + t) * width + h * size + d] = keys ? above[t * size + d] : 0;
+                }
+        }
+    return w;
+}
+
+static void free_window(windowed *w)
+{
+    free(w->recent);
+    free(w->packed);
+    free(w->above);
+}
+
+/* Of query t: score of key j, whose numbers begin at `at`. */
+static double ref_window_score(const qmi_op_attend *op, const windowed *keys, const double *query, int64_t at, int64_t kv_head,
+                               bool packed)
+{
+    int64_t size = op->head_size;
+    double score = 0;
+    for (int64_t d = 0; d < size; d++)
+        score += query[d] * (packed ? keys->packed : keys->recent)[at + d];
+    for (int64_t d = 0; packed && op->correction.data && d < size; d++) {
+        double second = 0;
+        for (int64_t i = 0; i < size; i++)
+            second += vector_of(&op->correction)[(kv_head * size + d) * size + i] * query[i];
+        score += (second - query[d]) * keys->above[at + d];
+    }
+    return score / sqrt((double)size);
 }
 
 static double *ref_attend(const scene *s, const qmi_op_attend *op)
@@ -102,6 +178,11 @@ static double *ref_attend(const scene *s, const qmi_op_attend *op)
     assert_non_null(scores);
     assert_non_null(out);
     ref_keys(s, op, k, v);
+    windowed keys = { 0 }, values = { 0 };
+    if (op->window) {
+        keys = ref_window(s, op, k, op->key_type, true);
+        values = ref_window(s, op, v, op->value_type, false);
+    }
     for (int32_t t = 0; t < s->tokens; t++)
         for (int32_t h = 0; h < op->heads; h++) {
             double *query = q + (t * op->heads + h) * step, *to = out + (t * op->heads + h) * size, largest = -INFINITY, sum = 0;
@@ -110,17 +191,20 @@ static double *ref_attend(const scene *s, const qmi_op_attend *op)
             ref_turn(query, op, t);
             if (op->rotate_keys)
                 ref_spread(query, size, false);
+            int64_t packed = op->window && t + 1 > op->window ? (t + 1 - op->window) / 64 * 64 : 0;
             for (int32_t j = 0; j <= t; j++) {
-                scores[j] = 0;
-                for (int64_t d = 0; d < size; d++)
+                scores[j] = op->window ? ref_window_score(op, &keys, query, j * width + at, at / size, j < packed) : 0;
+                for (int64_t d = 0; d < size && !op->window; d++)
                     scores[j] += query[d] * k[j * width + at + d] / sqrt((double)size);
                 largest = fmax(largest, scores[j]);
             }
             for (int32_t j = 0; j <= t; j++)
                 sum += scores[j] = exp(scores[j] - largest);
-            for (int32_t j = 0; j <= t; j++)
+            for (int32_t j = 0; j <= t; j++) {
+                const double *value = !op->window ? v : j < packed ? values.packed : values.recent;
                 for (int64_t d = 0; d < size; d++)
-                    to[d] += scores[j] / sum * v[j * width + at + d];
+                    to[d] += scores[j] / sum * value[j * width + at + d];
+            }
             if (op->rotate_values)
                 ref_spread(to, size, true);
             for (int64_t d = 0; d < size && op->gated; d++)
@@ -130,6 +214,8 @@ static double *ref_attend(const scene *s, const qmi_op_attend *op)
     free(k);
     free(v);
     free(scores);
+    free_window(&keys);
+    free_window(&values);
     return out;
 }
 
@@ -160,10 +246,20 @@ static void test_types(void **state)
 {
     (void)state;
     static const int32_t sizes[] = { 64, 32, 16, 96, 256, 34, 128 };
-    for (int type = 0; type < QMI_KV_TYPES; type++)
+    for (int type = 0; type < QMI_KV_Q2; type++)
         for (int turned = 0; turned < 2; turned++)
             check_shape_of(&(shape){ 10, 4, 2, sizes[type], 8, 7, (qmi_kv_type)type,
-                                     (qmi_kv_type)((type + turned) % QMI_KV_TYPES), turned, true, turned }, 1e-3);
+                                     (qmi_kv_type)((type + turned) % QMI_KV_Q2), turned, true, turned }, 1e-3);
+}
+
+/* Two bits: a window that leaves whole groups behind, of any types; keys of q2 with a correction and without. */
+static void test_windows(void **state)
+{
+    (void)state;
+    check_shape_of(&(shape){ 140, 2, 1, 32, 8, 64, QMI_KV_Q2, QMI_KV_Q4_0, false, true, false, 10, true }, 2e-3);
+    check_shape_of(&(shape){ 72, 4, 2, 34, 8, 64, QMI_KV_Q2, QMI_KV_F16, true, true, false, 1, true }, 2e-3);
+    check_shape_of(&(shape){ 70, 2, 2, 16, 8, 64, QMI_KV_Q2, QMI_KV_Q2, true, true, false, 5, false }, 2e-3);
+    check_shape_of(&(shape){ 68, 2, 2, 16, 8, 64, QMI_KV_Q8_0, QMI_KV_Q2, true, true, true, 3, false }, 2e-3);
 }
 
 /* Several spans of the softmax, pages that do not divide them, workers that share them. */
@@ -265,6 +361,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formula),
         cmocka_unit_test(test_types),
+        cmocka_unit_test(test_windows),
         cmocka_unit_test(test_long),
         cmocka_unit_test(test_many_spans),
         cmocka_unit_test(test_together),

@@ -17,7 +17,7 @@ static void sizes(void **state)
         const char *name;
         int64_t of256, of128, of34;
     } rows[] = { { "f32", 1024, 512, 136 }, { "f16", 512, 256, 68 }, { "bf16", 512, 256, 68 }, { "q8_0", 272, 136, 68 },
-                 { "q6", 208, 104, 52 }, { "q5", 176, 88, 44 }, { "q4_0", 144, 72, 36 } };
+                 { "q6", 208, 104, 52 }, { "q5", 176, 88, 44 }, { "q4_0", 144, 72, 36 }, { "q2", 80, 40, 20 } };
     for (size_t i = 0; i < sizeof rows / sizeof *rows; i++) {
         qmi_kv_type type = (qmi_kv_type)qmi_kv_type_find(rows[i].name);
         assert_true(type < QMI_KV_TYPES);
@@ -73,6 +73,12 @@ static void layouts(void **state)
     memcpy(bytes + 32, "\x00\x40", 2);
     packs_to(QMI_KV_Q8_0, x, bytes, 34);
 
+    for (int i = 0; i < 32; i++)
+        x[i] = 0.25f * ((float)(i / 8) - 1.5f); /* code i / 8 */
+    memset(bytes, 0xe4, 8);
+    memcpy(bytes + 8, "\x00\x34", 2);
+    packs_to(QMI_KV_Q2, x, bytes, 10);
+
     const float plain[2] = { 1, -2.5f };
     qmi_kv_pack(QMI_KV_F16, plain, bytes, 2);
     assert_memory_equal(bytes, "\x00\x3c\x00\xc1", 4);
@@ -123,6 +129,57 @@ static void not_finite(void **state)
     }
 }
 
+/* Keys of two bits: 34 channels, of which channel c has the codes (token + c) % 4, 0.5 (c + 1) apart, about c. */
+static void groups(void **state)
+{
+    (void)state;
+    enum { COUNT = 34, CHANNELS = 64 };
+    static float x[QMI_KV_GROUP * COUNT], back[QMI_KV_GROUP * COUNT], centred[QMI_KV_GROUP * COUNT];
+    static uint8_t bytes[CHANNELS * 20 + 1], want[16];
+    for (int t = 0; t < QMI_KV_GROUP; t++)
+        for (int c = 0; c < COUNT; c++)
+            x[t * COUNT + c] = (float)c + 0.5f * (float)(c + 1) * ((float)((t + c) % 4) - 1.5f);
+    assert_int_equal(qmi_kv_group_bytes(COUNT), CHANNELS * 20);
+    assert_int_equal(qmi_kv_group_bytes(COUNT), QMI_KV_GROUP * qmi_kv_head_bytes(QMI_KV_Q2, COUNT));
+    memset(bytes, 0xee, sizeof bytes);
+    qmi_kv_pack_group(x, bytes, COUNT);
+    assert_int_equal(bytes[sizeof bytes - 1], 0xee);
+    for (int c = 0; c < COUNT; c++) {
+        for (int i = 0; i < 16; i++) /* tokens i, i + 16, ... have the same code */
+            want[i] = (uint8_t)((i + c) % 4 * 0x55);
+        assert_memory_equal(bytes + 16 * c, want, 16);
+        uint16_t scale, centre;
+        memcpy(&scale, bytes + 16 * CHANNELS + 2 * c, 2);
+        memcpy(&centre, bytes + 18 * CHANNELS + 2 * c, 2);
+        assert_true(qmi_half_to_float(scale) == 0.5f * (float)(c + 1));
+        assert_true(qmi_half_to_float(centre) == (float)c);
+    }
+    qmi_kv_unpack_group(bytes, back, centred, COUNT);
+    for (int i = 0; i < QMI_KV_GROUP * COUNT; i++) {
+        assert_true(back[i] == x[i]);
+        assert_true(centred[i] == x[i] - (float)(i % COUNT));
+    }
+    /* What is not finite, or too large, spoils its channel alone. */
+    x[5 * COUNT + 1] = NAN;
+    x[5 * COUNT + 2] = 1e30f;
+    qmi_kv_pack_group(x, bytes, COUNT);
+    qmi_kv_unpack_group(bytes, back, NULL, COUNT);
+    for (int t = 0; t < QMI_KV_GROUP; t++) {
+        assert_true(isnan(back[t * COUNT + 1]) && isnan(back[t * COUNT + 2]));
+        assert_true(back[t * COUNT + 3] == x[t * COUNT + 3]);
+    }
+}
+
+/* Which tokens are packed. */
+static void packed(void **state)
+{
+    (void)state;
+    static const int64_t rows[][3] = { { 128, 0, 0 }, { 128, 128, 0 }, { 128, 191, 0 }, { 128, 192, 64 }, { 128, 255, 64 },
+                                       { 128, 256, 128 }, { 1, 64, 0 }, { 1, 65, 64 }, { 20, 90, 64 } };
+    for (size_t i = 0; i < sizeof rows / sizeof *rows; i++)
+        assert_int_equal(qmi_kv_packed((int32_t)rows[i][0], rows[i][1]), rows[i][2]);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -130,6 +187,8 @@ int main(void)
         cmocka_unit_test(layouts),
         cmocka_unit_test(rounds),
         cmocka_unit_test(not_finite),
+        cmocka_unit_test(groups),
+        cmocka_unit_test(packed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

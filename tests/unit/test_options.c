@@ -79,7 +79,7 @@ static void table_is_sound(void **state)
     assert_string_equal(qmi_option_range_text(QMI_OPT_THREADS), "0..1024");
     assert_string_equal(qmi_option_range_text(QMI_OPT_PRIORITY), "-100..100");
     assert_string_equal(qmi_option_range_text(QMI_OPT_REPETITION_PENALTY), "0.01..100");
-    assert_string_equal(qmi_option_range_text(QMI_OPT_KV_TYPE), "f32|f16|bf16|q8_0|q6|q5|q4_0|auto");
+    assert_string_equal(qmi_option_range_text(QMI_OPT_KV_TYPE), "f32|f16|bf16|q8_0|q6|q5|q4_0|q2|auto");
     assert_string_equal(qmi_option_range_text(QMI_OPT_PIN), "");
     assert_string_equal(qmi_option_range_text(QMI_OPT_STOP), "");
     assert_string_equal(qmi_option_type_name(qmi_option_at(QMI_OPT_TOP_P)->type), "float");

@@ -9,14 +9,19 @@ static void lays_out_a_block(void **state)
     qmi_state_layout layout;
     const qmi_hparams h = { .delta_layers = 2, .layers = 3, .hidden = 48, .vocabulary = 100, .key_heads = 2, .value_heads = 4,
                             .key_size = 16, .value_size = 8, .taps = 4 };
-    qmi_state_layout_make(&h, true, &layout);
+    qmi_kv_layout kv = { 0 };
+    qmi_state_layout_make(&h, &kv, true, &layout);
     assert_int_equal(layout.recurrent_bytes, 2 * (3 * (2 * 2 * 16 + 4 * 8) + 4 * 16 * 8) * 4);
     assert_int_equal(layout.hidden_bytes, 192);
     assert_int_equal(layout.logits_bytes, 400);
     assert_int_equal(layout.bytes, layout.recurrent_bytes + 192 + 448);
-    qmi_state_layout_make(&h, false, &layout);
+    qmi_state_layout_make(&h, &kv, false, &layout);
     assert_int_equal(layout.hidden_bytes, 0);
     assert_int_equal(layout.bytes, layout.recurrent_bytes + 448);
+    qmi_hparams attention = { .attention_layers = 3, .layers = 3, .hidden = 48, .vocabulary = 100 };
+    kv.window_bytes = 640;
+    qmi_state_layout_make(&attention, &kv, false, &layout);
+    assert_int_equal(layout.recurrent_bytes, 1920); /* of a model that has none itself */
 }
 
 static void counts(void **state)

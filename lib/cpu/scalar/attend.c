@@ -35,10 +35,29 @@ static void mix(const qmi_cpu_mix *work, qmi_kv_type type)
     }
 }
 
-#define DEFINE_KV(stem, type) \
-    void qmi_scalar_scores_##stem(const qmi_cpu_scores *work) { scores(work, type); } \
+void qmi_scalar_scores_q2(const qmi_cpu_scores *work)
+{
+    float keys[QMI_KV_GROUP * QMI_HEAD_SIZE_MAX], centred[QMI_KV_GROUP * QMI_HEAD_SIZE_MAX];
+    qmi_kv_unpack_group(work->keys, keys, centred, work->head_size);
+    for (int32_t h = 0; h < work->heads; h++)
+        for (int32_t j = 0; j < QMI_KV_GROUP; j++) {
+            const float *query = work->query + h * work->query_stride, *second = work->second + h * work->second_stride;
+            double sum = 0;
+            for (int32_t d = 0; d < work->head_size; d++) {
+                int64_t at = (int64_t)j * work->head_size + d;
+                sum += (double)query[d] * ((double)keys[at] - centred[at]) + (double)second[d] * centred[at];
+            }
+            work->score[h * work->score_stride + j] = work->scale * (float)sum;
+        }
+}
+
+#define DEFINE_MIX(stem, type) \
     void qmi_scalar_mix_##stem(const qmi_cpu_mix *work) { mix(work, type); } \
     void qmi_scalar_store_##stem(const float *from, void *to, int64_t count) { qmi_kv_pack(type, from, to, count); }
+
+#define DEFINE_KV(stem, type) \
+    void qmi_scalar_scores_##stem(const qmi_cpu_scores *work) { scores(work, type); } \
+    DEFINE_MIX(stem, type)
 
 DEFINE_KV(f32, QMI_KV_F32)
 DEFINE_KV(f16, QMI_KV_F16)
@@ -47,6 +66,7 @@ DEFINE_KV(q8_0, QMI_KV_Q8_0)
 DEFINE_KV(q6, QMI_KV_Q6)
 DEFINE_KV(q5, QMI_KV_Q5)
 DEFINE_KV(q4_0, QMI_KV_Q4_0)
+DEFINE_MIX(q2, QMI_KV_Q2)
 
 /* x H, without its factor. */
 static void butterflies(float *x, int32_t count)

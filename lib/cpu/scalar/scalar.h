@@ -28,6 +28,7 @@ QMI_DECLARE_KV(q8_0)
 QMI_DECLARE_KV(q6)
 QMI_DECLARE_KV(q5)
 QMI_DECLARE_KV(q4_0)
+QMI_DECLARE_KV(q2)
 void qmi_scalar_spread(float *x, int32_t count);
 void qmi_scalar_gather(float *x, int32_t count);
 void qmi_scalar_rotate(float *x, const float *cosine, const float *sine, int32_t half);
