@@ -35,10 +35,20 @@ typedef struct qmi_device_info {
     int64_t memory_total, memory_free; /* bytes */
     int64_t memory_fixed;  /* bytes that the backend will take for itself, whatever the program; not yet taken from memory_free */
     bool picks;            /* a run can give each output's highest logits, which costs less than reading all */
-    bool shares_host;      /* weights are used where the file is mapped; addresses are pointers */
+    bool shares_host;      /* addresses are pointers */
+    bool mapped;           /* weights are used where the file is mapped */
     /* Rows of a large batch: more than chunk_high gain nothing; fewer than chunk_low cost much. */
     int32_t chunk_low, chunk_high;
 } qmi_device_info;
+
+/* What a block of memory is for, so that a device made of several can keep each part where it is computed with. */
+typedef enum qmi_content_kind { QMI_CONTENT_VECTORS, QMI_CONTENT_PAGES, QMI_CONTENT_STATES, QMI_CONTENT_SLOT } qmi_content_kind;
+
+typedef struct qmi_content {
+    qmi_content_kind kind;
+    const qmi_program *program; /* of QMI_CONTENT_SLOT */
+    qmi_slot slot;
+} qmi_content;
 
 typedef struct qmi_backend {
     int32_t abi;           /* QMI_BACKEND_ABI it was built with */
@@ -81,7 +91,16 @@ typedef struct qmi_backend {
     int32_t (*run)(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch);
     /* Bytes a second that the device reads of its memory, measured for a moment; a negative code when it can't. May be NULL. */
     int64_t (*read_rate)(qmi_device *device);
+    /* As `allocate`, for a block of that content. NULL: the device need not know. */
+    int32_t (*allocate_content)(qmi_device *device, const qmi_content *content, int64_t bytes, const char *what, qmi_address *out);
 } qmi_backend;
+
+static inline int32_t qmi_backend_allocate(const qmi_backend *backend, qmi_device *device, const qmi_content *content,
+                                           int64_t bytes, const char *what, qmi_address *out)
+{
+    return backend->allocate_content ? backend->allocate_content(device, content, bytes, what, out)
+                                     : backend->allocate(device, bytes, what, out);
+}
 
 /* What a backend in a shared object uses of the library that opened it: the message of the calling thread. Constant. */
 typedef struct qmi_backend_host {

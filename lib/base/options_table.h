@@ -6,6 +6,14 @@ QMI_OPTION(PRESET, "preset", SESSION, CHOICE, "none", 0, 0, "none|coding|chat|qu
 /* ---- model: read by qm_model_load ---- */
 QMI_OPTION(DEVICE, "device", MODEL, TEXT, "auto", 0, 0, "",
            "where to compute: cpu, cuda (a graphics card; the second one is cuda:1), or auto, which takes a card that the model fits on, else the CPU")
+QMI_OPTION(DEVICES, "devices", MODEL, TEXT, "", 0, 0, "",
+           "several devices that share the model, as cuda:0,cuda:1; @12G behind one limits its memory, and the CPU may come more than once (cpu,cpu). Empty: one, by option device")
+QMI_OPTION(SPLIT, "split", MODEL, CHOICE, "auto", 0, 0, "auto|layers|tensor",
+           "how several devices share the model: layers (each has some of the layers), tensor (each has a part of every layer), auto")
+QMI_OPTION(SHARES, "shares", MODEL, TEXT, "", 0, 0, "",
+           "how much of the work each of several devices does, as 3:1; empty: all alike, or as their memory allows")
+QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "60", 1, 86400, "",
+           "seconds after which a device that does not answer the others counts as lost")
 QMI_OPTION(PLAN_DEVICES, "plan-devices", MODEL, TEXT, "", 0, 0, "",
            "cards that the plan's split is made for instead of this machine's, as 12G,12G (GiB, or bytes without the letter); for qwenmoe info")
 QMI_OPTION(CUDA_LIBRARY, "cuda-library", MODEL, TEXT, "", 0, 0, "",

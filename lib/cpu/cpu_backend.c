@@ -65,7 +65,7 @@ static int32_t open_device(const qmi_device_settings *settings, qmi_device **out
 static void info(qmi_device *device, qmi_device_info *out)
 {
     *out = (qmi_device_info){ .threads = device->threads, .memory_total = qmi_os_memory_total(),
-                              .memory_free = qmi_os_memory_available(), .shares_host = true,
+                              .memory_free = qmi_os_memory_available(), .shares_host = true, .mapped = true,
                               .chunk_low = QMI_CPU_BATCH, .chunk_high = QMI_CPU_BATCH };
     qmi_cpu_features_name(out->name, sizeof out->name);
     snprintf(out->isa, sizeof out->isa, "%s", device->kernels.isa);

@@ -44,6 +44,7 @@ static void unlink_free(qmi_page_pool *pool, qmi_page *page)
 static int32_t add_block(qmi_page_pool *pool, int64_t count, bool reserved)
 {
     const qmi_kv_layout *layout = pool->layout;
+    const qmi_content content = { .kind = QMI_CONTENT_PAGES };
     if (layout->page_bytes && count > INT64_MAX / 2 / layout->page_bytes)
         return qmi_fail(QM_ERROR_MEMORY, "keys and values of %" PRId64 " tokens are more than this machine can address; lower "
                         "context", count * layout->page_tokens);
@@ -54,7 +55,8 @@ static int32_t add_block(qmi_page_pool *pool, int64_t count, bool reserved)
     block->tokens = qmi_new(pool->alloc, (size_t)(count * layout->page_tokens), sizeof *block->tokens, "tokens of pages");
     int32_t code = block->tokens ? QM_OK : QM_ERROR_MEMORY;
     if (code >= 0 && layout->page_bytes)
-        code = pool->backend->allocate(pool->device, count * layout->page_bytes, "keys and values", &block->memory);
+        code = qmi_backend_allocate(pool->backend, pool->device, &content, count * layout->page_bytes, "keys and values",
+                                    &block->memory);
     if (code < 0) {
         qmi_delete(pool->alloc, block->tokens);
         qmi_delete(pool->alloc, block);

@@ -25,11 +25,12 @@ void qmi_state_layout_make(const qmi_hparams *hparams, const qmi_kv_layout *kv, 
 static int32_t add_block(qmi_state_pool *pool)
 {
     const qmi_state_layout *layout = &pool->layout;
+    const qmi_content content = { .kind = QMI_CONTENT_STATES };
     qmi_address memory;
     qmi_state *state = qmi_new(pool->alloc, 1, sizeof *state, "a session's state");
     if (!state)
         return QM_ERROR_MEMORY;
-    int32_t code = pool->backend->allocate(pool->device, layout->bytes, "a session's state", &memory);
+    int32_t code = qmi_backend_allocate(pool->backend, pool->device, &content, layout->bytes, "a session's state", &memory);
     if (code < 0) {
         qmi_delete(pool->alloc, state);
         return code;

@@ -298,9 +298,11 @@ int32_t qmi_weights_survey(const qmi_gguf *gguf, const qmi_hparams *h, bool mtp,
 /* Vectors are gathered on the host and go to the device as one block. */
 static void load_with_vectors(loader *l, qmi_weights *weights, const qmi_alloc *alloc)
 {
+    const qmi_content content = { .kind = QMI_CONTENT_VECTORS };
     l->room = weights->vector_bytes / (int64_t)sizeof(float);
     l->vectors = qmi_new(alloc, (size_t)l->room, sizeof(float), "vectors while they are read");
-    l->code = l->vectors ? l->backend->allocate(l->device, weights->vector_bytes, "norms and other vectors", &weights->vectors)
+    l->code = l->vectors ? qmi_backend_allocate(l->backend, l->device, &content, weights->vector_bytes, "norms and other vectors",
+                                                &weights->vectors)
                          : QM_ERROR_MEMORY;
     l->vector_base = weights->vectors;
     make_frequencies(l, &weights->inverse_frequency);

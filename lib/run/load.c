@@ -4,6 +4,7 @@
 #include <string.h>
 #include "backend/registry.h"
 #include "run/constraint.h"
+#include "run/group_load.h"
 #include "run/job.h"
 #include "run/plan_devices.h"
 
@@ -178,6 +179,8 @@ static int32_t build_programs(qm_model *model, const qmi_load_watch *watch)
         code = qmi_forward_build_mtp(&plan->hparams, &model->weights, &plan->kv, alloc, &model->mtp_program);
     if (code >= 0 && plan->mtp)
         code = qmi_program_validate(&model->mtp_program);
+    if (code >= 0)
+        code = qmi_group_load_place(model, watch->progress, watch->user, watch->cancel);
     return code < 0 ? qmi_fail_within(code, model->path) : code;
 }
 
@@ -186,8 +189,9 @@ static int32_t allocate_workspace(qm_model *model, const qmi_program *program, q
     *workspace = (qmi_workspace){ .rows = model->plan.rows, .outputs = model->plan.outputs };
     for (int32_t i = 0; i < program->slot_count; i++) {
         const qmi_slot_shape *slot = &program->slots[i];
+        const qmi_content content = { .kind = QMI_CONTENT_SLOT, .program = program, .slot = i };
         int64_t bytes = slot->width * (slot->outputs ? workspace->outputs : workspace->rows) * (int64_t)sizeof(float);
-        int32_t code = model->backend->allocate(model->device, bytes, slot->name, &workspace->slots[i]);
+        int32_t code = qmi_backend_allocate(model->backend, model->device, &content, bytes, slot->name, &workspace->slots[i]);
         if (code < 0)
             return code;
     }
@@ -231,7 +235,7 @@ static bool cancelled(const qmi_load_watch *watch)
 static int32_t bring_file_in(qm_model *model, const qmi_load_watch *watch)
 {
     int32_t code = QM_OK;
-    if (!model->info.shares_host)
+    if (!model->info.mapped)
         return QM_OK;
     if (qmi_settings_bool(&model->settings, QMI_OPT_READ_AHEAD))
         code = qmi_parts_read_ahead(&model->parts, watch->progress, watch->user);
@@ -290,6 +294,10 @@ static void leave_device(qm_model *model)
  * that on every device. */
 static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
 {
+    if (qmi_group_load_wanted(&model->settings)) {
+        int32_t opened = qmi_group_load_open(model);
+        return opened >= 0 && watch ? make_ready(model, watch) : opened;
+    }
     qmi_choices choices;
     const qmi_settings *settings = &model->settings;
     int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE),

@@ -12,7 +12,7 @@ qmi_plan_device qmi_plan_devices_of(const qmi_backend *backend, const qmi_device
         .name = backend->name,
         .memory = info->memory_free > 0 ? info->memory_free : -1,
         .fixed = info->memory_fixed,
-        .mapped = info->shares_host,
+        .mapped = info->mapped,
         .threads = info->threads,
         .chunk_low = info->chunk_low,
         .chunk_high = info->chunk_high,
@@ -39,7 +39,7 @@ static void add_choice(const qm_model *model, const qmi_choice *choice, qmi_plan
                                          .log = settings->log };
     qmi_device_info info;
     qmi_device *device;
-    if (choice->backend == model->backend && (model->info.shares_host || choice->index == model->device_index)) {
+    if (choice->backend == model->backend && (model->info.mapped || choice->index == model->device_index)) {
         choice->backend->info(model->device, &info);
         add(devices, qmi_plan_devices_of(choice->backend, &info), choice->index);
     } else if (choice->backend->open(&wanted, &device) >= 0) {

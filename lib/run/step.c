@@ -271,7 +271,7 @@ static void commit(qm_model *model, qmi_step *step)
 /* A file whose mapping is computed with must not be touched when it was cut since. */
 static int32_t check_file(const qm_model *model)
 {
-    return model->info.shares_host ? qmi_parts_check(&model->parts) : QM_OK;
+    return model->info.mapped ? qmi_parts_check(&model->parts) : QM_OK;
 }
 
 int32_t qmi_step_run(qm_model *model, qmi_step *step, const int32_t *cancel)

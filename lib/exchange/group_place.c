@@ -1,0 +1,290 @@
+/* Weights of a group: programs are cut, and each member gets its slices of matrices and vectors. */
+#include "exchange/group_inside.h"
+
+#include <string.h>
+#include "exchange/slices.h"
+#include "quant/quant.h"
+
+typedef struct placer {
+    qmi_group *group;
+    group_member *member;
+    int32_t index;
+    qmi_slice_list matrices, vectors;
+    qmi_matrix *placed;            /* of each slice of a matrix, as it lies on the device */
+    qmi_address *addresses;        /* of each slice of a vector */
+    const qmi_group_source *source;
+    int64_t bytes, before, total;  /* of this member's matrices; of those before it; and of all */
+} placer;
+
+/* ---- matrices ---- */
+
+static int64_t device_bytes(const placer *p, const qmi_slice *slice)
+{
+    qmi_matrix matrix = qmi_slice_matrix(slice);
+    if (!p->member->base.backend->matrix_bytes)
+        return qmi_slice_bytes(slice);
+    return p->member->base.backend->matrix_bytes(&matrix.type, matrix.columns, matrix.rows * matrix.count);
+}
+
+/* What of the mapped file, or of a copy, is a slice's matrix. */
+static int32_t find_data(placer *p, const qmi_slice *slice, const void **data)
+{
+    group_member *member = p->member;
+    const qmi_alloc *alloc = &p->group->alloc;
+    const char *whole = (const char *)(uintptr_t)slice->whole.data;
+    int64_t offset;
+    if (qmi_slice_is_run(slice, &offset)) {
+        *data = whole + offset;
+        return QM_OK;
+    }
+    int32_t code = qmi_reserve(alloc, (void **)&member->buffers, &member->buffer_capacity, member->buffer_count + 1,
+                               sizeof *member->buffers, "slices of weights");
+    void *buffer = code < 0 ? NULL : qmi_new(alloc, (size_t)qmi_slice_bytes(slice), 1, "a slice of weights");
+    if (!buffer)
+        return QM_ERROR_MEMORY;
+    member->buffers[member->buffer_count++] = buffer;
+    qmi_slice_gather(slice, whole, buffer);
+    *data = buffer;
+    return QM_OK;
+}
+
+static int32_t report_progress(const char *stage, int64_t done, int64_t total, void *user)
+{
+    const placer *p = user;
+    (void)total;
+    return p->source->progress(stage, p->before + done, p->total, p->source->user);
+}
+
+static bool is_cancelled(const placer *p)
+{
+    return p->source->cancel && __atomic_load_n(p->source->cancel, __ATOMIC_ACQUIRE);
+}
+
+static void free_buffers(const qmi_group *group, group_member *member)
+{
+    for (size_t i = 0; i < member->buffer_count; i++)
+        qmi_delete(&group->alloc, member->buffers[i]);
+    member->buffer_count = 0;
+}
+
+static int32_t upload_matrices(placer *p)
+{
+    group_member *member = p->member;
+    const qmi_backend *backend = member->base.backend;
+    qmi_device *device = member->base.device;
+    const void *data = NULL;
+    int32_t code = QM_OK;
+    if (backend->upload_start)
+        code = backend->upload_start(device, p->bytes, p->source->files, p->source->file_count);
+    for (size_t i = 0; i < p->matrices.count && code >= 0; i++) {
+        p->placed[i] = qmi_slice_matrix(p->matrices.list[i]);
+        code = is_cancelled(p) ? qmi_fail(QM_ERROR_CANCELLED, "loading was cancelled") : find_data(p, p->matrices.list[i], &data);
+        if (code >= 0)
+            code = backend->upload(device, data, &p->placed[i]);
+    }
+    if (code >= 0 && backend->upload_finish)
+        code = backend->upload_finish(device, p->source->progress ? report_progress : NULL, p, p->source->cancel);
+    if (code >= 0 && !member->info.mapped)
+        free_buffers(p->group, member);
+    return code;
+}
+
+/* ---- vectors: whole ones are in the block that every member has; parts are put into one of the member's own ---- */
+
+static bool is_whole(const qmi_slice *slice)
+{
+    return qmi_slice_bytes(slice) == slice->whole.rows * slice->whole.columns * (int64_t)sizeof(float);
+}
+
+static int64_t room_of(const qmi_slice *slice)
+{
+    return (qmi_slice_bytes(slice) + QMI_ALIGNMENT - 1) / QMI_ALIGNMENT * QMI_ALIGNMENT;
+}
+
+static int32_t gather_vector(const placer *p, const qmi_slice *slice, char *to)
+{
+    int64_t bytes = slice->whole.rows * slice->whole.columns * (int64_t)sizeof(float);
+    void *whole = qmi_new(&p->group->alloc, (size_t)bytes, 1, "a vector");
+    int32_t code = whole ? qmi_group_read((qmi_device *)(void *)p->group, whole, slice->whole.data, bytes) : QM_ERROR_MEMORY;
+    if (code >= 0)
+        qmi_slice_gather(slice, whole, to);
+    qmi_delete(&p->group->alloc, whole);
+    return code;
+}
+
+static int32_t place_vectors(placer *p)
+{
+    group_member *member = p->member;
+    int64_t bytes = 0, at = 0;
+    int32_t code = QM_OK;
+    for (size_t i = 0; i < p->vectors.count; i++)
+        bytes += is_whole(p->vectors.list[i]) ? 0 : room_of(p->vectors.list[i]);
+    char *parts = bytes ? qmi_new(&p->group->alloc, (size_t)bytes, 1, "parts of vectors") : NULL;
+    if (bytes)
+        code = !parts ? QM_ERROR_MEMORY
+                      : member->base.backend->allocate(member->base.device, bytes, "parts of vectors", &member->vectors);
+    for (size_t i = 0; i < p->vectors.count && code >= 0; i++) {
+        const qmi_slice *slice = p->vectors.list[i];
+        p->addresses[i] = is_whole(slice) ? qmi_group_member_address(p->group, p->index, slice->whole.data)
+                                          : member->vectors + (qmi_address)at;
+        if (is_whole(slice))
+            continue;
+        code = gather_vector(p, slice, parts + at);
+        at += room_of(slice);
+    }
+    if (bytes && code >= 0)
+        code = member->base.backend->write(member->base.device, member->vectors, parts, bytes);
+    qmi_delete(&p->group->alloc, parts);
+    return code;
+}
+
+/* ---- programs get the addresses ---- */
+
+typedef struct resolver {
+    const placer *placer;
+    const qmi_part_of *part;
+} resolver;
+
+static void resolve_matrix(const resolver *r, qmi_matrix *matrix)
+{
+    if (matrix->data)
+        *matrix = r->placer->placed[qmi_slices_find(&r->placer->matrices, &r->part->slices[matrix->data - 1])];
+}
+
+static void resolve_vector(const resolver *r, qmi_vector *vector)
+{
+    if (vector->data)
+        vector->data = r->placer->addresses[qmi_slices_find(&r->placer->vectors, &r->part->slices[vector->data - 1])];
+}
+
+static void resolve_op(const resolver *r, qmi_op *op)
+{
+    qmi_matrix *matrices[8] = { NULL };
+    qmi_vector *vectors[6] = { NULL };
+    switch (op->kind) {
+    case QMI_OP_EMBED:
+        matrices[0] = &op->embed.table;
+        break;
+    case QMI_OP_JOIN:
+        matrices[0] = &op->join.table;
+        vectors[0] = &op->join.norm.weight, vectors[1] = &op->join.hidden_norm.weight;
+        break;
+    case QMI_OP_PROJECT:
+        for (int32_t i = 0; i < op->project.count; i++)
+            matrices[i] = &op->project.matrix[i];
+        vectors[0] = &op->project.norm.weight;
+        break;
+    case QMI_OP_GLU:
+        matrices[0] = &op->glu.gate, matrices[1] = &op->glu.up;
+        vectors[0] = &op->glu.norm.weight;
+        break;
+    case QMI_OP_PROJECT_ADD:
+        matrices[0] = &op->project_add.matrix;
+        break;
+    case QMI_OP_ATTEND:
+        vectors[0] = &op->attend.query_norm.weight, vectors[1] = &op->attend.key_norm.weight;
+        vectors[2] = &op->attend.inverse_frequency;
+        break;
+    case QMI_OP_DELTA:
+        vectors[0] = &op->delta.convolution, vectors[1] = &op->delta.time_bias, vectors[2] = &op->delta.decay;
+        vectors[3] = &op->delta.norm.weight;
+        break;
+    case QMI_OP_ROUTE:
+        matrices[0] = &op->route.router, matrices[1] = &op->route.shared_gate;
+        vectors[0] = &op->route.norm.weight;
+        break;
+    case QMI_OP_EXPERTS:
+        matrices[0] = &op->experts.gate, matrices[1] = &op->experts.up, matrices[2] = &op->experts.down;
+        matrices[3] = &op->experts.shared_gate, matrices[4] = &op->experts.shared_up, matrices[5] = &op->experts.shared_down;
+        break;
+    default:
+        matrices[0] = &op->logits.output;
+        vectors[0] = &op->logits.norm.weight;
+    }
+    for (qmi_matrix **m = matrices; *m; m++)
+        resolve_matrix(r, *m);
+    for (qmi_vector **v = vectors; *v; v++)
+        resolve_vector(r, *v);
+}
+
+static void resolve(const placer *p)
+{
+    for (int32_t i = 0; i < p->group->program_count; i++) {
+        qmi_part_of *part = &p->group->programs[i].cut.parts[p->index];
+        const resolver r = { p, part };
+        for (size_t n = 0; n < part->program_count; n++)
+            for (size_t o = 0; o < part->programs[n].count; o++)
+                resolve_op(&r, &part->programs[n].ops[o]);
+    }
+}
+
+/* ---- all of it ---- */
+
+static int32_t collect(placer *p)
+{
+    const qmi_alloc *alloc = &p->group->alloc;
+    int32_t code = QM_OK;
+    for (int32_t i = 0; i < p->group->program_count && code >= 0; i++) {
+        code = qmi_slices_collect(&p->matrices, &p->group->programs[i].cut, p->index, false, alloc);
+        if (code >= 0)
+            code = qmi_slices_collect(&p->vectors, &p->group->programs[i].cut, p->index, true, alloc);
+    }
+    for (size_t i = 0; i < p->matrices.count && code >= 0; i++) {
+        int64_t bytes = device_bytes(p, p->matrices.list[i]);
+        p->bytes += bytes;
+    }
+    return code;
+}
+
+static int32_t place_member(placer *p)
+{
+    const qmi_alloc *alloc = &p->group->alloc;
+    p->placed = qmi_new(alloc, p->matrices.count, sizeof *p->placed, "slices of weights");
+    p->addresses = qmi_new(alloc, p->vectors.count, sizeof *p->addresses, "slices of weights");
+    int32_t code = p->placed && p->addresses ? place_vectors(p) : QM_ERROR_MEMORY;
+    if (code >= 0)
+        code = upload_matrices(p);
+    if (code >= 0)
+        resolve(p);
+    return code < 0 ? qmi_fail_within(code, p->member->base.name) : code;
+}
+
+static int32_t place_members(qmi_group *group, placer *placers, const qmi_group_source *source)
+{
+    int64_t total = 0, before = 0;
+    int32_t code = QM_OK;
+    for (int32_t i = 0; i < group->count && code >= 0; i++) {
+        placers[i] = (placer){ .group = group, .member = &group->members[i], .index = i, .source = source };
+        code = collect(&placers[i]);
+        total += placers[i].bytes;
+    }
+    for (int32_t i = 0; i < group->count && code >= 0; i++) {
+        placers[i].total = total;
+        placers[i].before = before;
+        code = place_member(&placers[i]);
+        before += placers[i].bytes;
+    }
+    for (int32_t i = 0; i < group->count; i++) {
+        qmi_slices_free(&placers[i].matrices, &group->alloc);
+        qmi_slices_free(&placers[i].vectors, &group->alloc);
+        qmi_delete(&group->alloc, placers[i].placed);
+        qmi_delete(&group->alloc, placers[i].addresses);
+    }
+    return code;
+}
+
+int32_t qmi_group_place(qmi_device *device, const qmi_program *const *programs, int32_t count, const qmi_group_source *source)
+{
+    qmi_group *group = qmi_group_of(device);
+    int32_t code = qmi_cut_map(programs, count, &group->sharing, &group->sizes, &group->alloc, &group->maps);
+    for (int32_t i = 0; i < count && code >= 0; i++) {
+        code = qmi_cut_make(programs[i], &group->sharing, &group->maps, &group->alloc, &group->programs[i].cut);
+        group->programs[i].whole = programs[i];
+        group->program_count += code >= 0;
+    }
+    placer *placers = code < 0 ? NULL : qmi_new(&group->alloc, (size_t)group->count, sizeof *placers, "slices of weights");
+    if (code >= 0)
+        code = placers ? place_members(group, placers, source) : QM_ERROR_MEMORY;
+    qmi_delete(&group->alloc, placers);
+    return code;
+}
