@@ -26,8 +26,8 @@ typedef struct qmi_carrier {
      * atomically while waiting; NULL: never. */
     int32_t (*start)(qmi_exchange *end, const int32_t *cancel);
     /* to[i] = sum over the ranks, in their order, of their from[i]: the same bits on every rank. from == to is fine. Floats in
-     * the rank's device memory, as everywhere here. What the device was told to compute before is in `from`; `to` is there for what
-     * it is told next. */
+     * the rank's device memory, as everywhere here. What the device was told to compute before is in `from`; `to` is there for
+     * what it is told next. */
     int32_t (*sum)(qmi_exchange *end, qmi_address from, qmi_address to, int64_t count);
     /* to = what all ranks give, in their order, counts[rank] floats of each; the same counts everywhere. */
     int32_t (*gather)(qmi_exchange *end, qmi_address from, qmi_address to, const int64_t *counts);

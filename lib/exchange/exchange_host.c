@@ -1,8 +1,8 @@
 /* The exchange through host memory: see exchange_host.h.
  *
  * The ends share a hub: of each rank two buffers for sums and gathers, used in turn, since a rank can be one sum ahead of
- * another that still reads; and of each pair of ranks a queue of messages. Whoever waits spins for a moment, since sums of a decoded token
- * follow each other within microseconds, and then sleeps. */
+ * another that still reads; and of each pair of ranks a queue of messages. Whoever waits spins for a moment, since sums of a
+ * decoded token follow each other within microseconds, and then sleeps. */
 #include "exchange/exchange_host.h"
 
 #include <stdio.h>
