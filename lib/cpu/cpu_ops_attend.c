@@ -6,10 +6,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/cpu_attend_block.h"
 #include "cpu/cpu_window.h"
 
-#define SPAN 256         /* tokens; keys of 256 halves make 128 KB, which stay in the second-level cache for a block of rows */
-#define BLOCK_ROWS 8     /* rows of a sequence that pass over a span together */
+#define SPAN QMI_CPU_SPAN /* tokens; keys of 256 halves make 128 KB, which stay in the second-level cache for a block of rows */
 #define PARTIALS_MAX 128 /* spans computed between two barriers when workers share a row's spans */
 
 /* The softmax so far of a key-value head's query heads. */
@@ -20,9 +20,10 @@ typedef struct partial {
 typedef struct attend_room {
     float *scores;       /* own [group][SPAN] */
     float *span;         /* own partial */
-    float *running;      /* own [BLOCK_ROWS] partials */
+    float *running;      /* own [rows of a block] partials */
     float *rows;         /* shared [fewest rows * kv_heads] partials: a row's result so far */
     float *spans;        /* shared [PARTIALS_MAX] partials */
+    qmi_cpu_attend_block block; /* own */
     qmi_cpu_window window;
 } attend_room;
 
@@ -50,9 +51,10 @@ static attend_room attend_lay_out(const qmi_op_attend *op, int32_t rows, int32_t
     attend_room room = { 0 };
     room.scores = qmi_cpu_take(own, (int64_t)(op->heads / op->kv_heads) * SPAN, sizeof(float));
     room.span = qmi_cpu_take(own, size, sizeof(float));
-    room.running = qmi_cpu_take(own, BLOCK_ROWS * size, sizeof(float));
+    room.running = qmi_cpu_take(own, qmi_cpu_attend_block_rows(op) * size, sizeof(float));
     room.rows = qmi_cpu_take(shared, pairs * size, sizeof(float));
     room.spans = qmi_cpu_take(shared, PARTIALS_MAX * size, sizeof(float));
+    room.block = qmi_cpu_attend_block_lay_out(op, own);
     room.window = qmi_cpu_window_lay_out(op, rows, shared, own);
     return room;
 }
@@ -170,7 +172,9 @@ static void merge(const qmi_cpu_worker *w, const qmi_op_attend *op, partial to, 
 {
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
     if (first) {
-        memcpy(to.largest, span.largest, (size_t)partial_size(op) * sizeof(float)); /* the three parts lie together */
+        memcpy(to.largest, span.largest, (size_t)group * sizeof(float));
+        memcpy(to.sum, span.sum, (size_t)group * sizeof(float));
+        memcpy(to.out, span.out, (size_t)group * (size_t)size * sizeof(float));
         return;
     }
     for (int32_t h = 0; h < group; h++) {
@@ -199,39 +203,60 @@ static void finish(const qmi_cpu_worker *w, const qmi_op_attend *op, int64_t row
     }
 }
 
-/* Some rows of one sequence, all their spans. */
-static void attend_rows(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room, const qmi_sequence *sequence,
-                        int32_t first, int32_t rows, int32_t kv_head)
+/* A block of rows, all their spans. */
+static void attend_block(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room,
+                         const qmi_cpu_attend_rows *rows)
 {
-    int64_t position = sequence->start + first - sequence->first; /* of the first row */
-    partial span = partial_at(op, room->span, 0);
-    for (int64_t at = 0; at < position + rows; at += SPAN)
-        for (int32_t r = 0; r < rows; r++) {
-            int64_t count = qmi_cpu_least(position + r + 1 - at, SPAN);
-            if (count <= 0)
-                continue;
-            attend_span(w, op, room, &(attend_query){ sequence, first + r, position + r + 1, kv_head }, at, (int32_t)count, span);
+    int32_t group = op->heads / op->kv_heads;
+    const qmi_cpu_attend_block *block = &room->block;
+    qmi_cpu_attend_block_begin(op, block, queries(w, op, rows->first, rows->kv_head), rows->rows);
+    for (int64_t at = 0; at < rows->position + rows->rows; at += SPAN)
+        for (int32_t r = qmi_cpu_attend_block_span(w, op, block, rows, at); r < rows->rows; r++) {
+            int64_t q = (int64_t)r * group;
+            partial span = { block->largest + q, block->sum + q, block->out + q * op->head_size };
             merge(w, op, partial_at(op, room->running, r), span, at == 0);
         }
-    for (int32_t r = 0; r < rows; r++)
-        finish(w, op, first + r, kv_head, partial_at(op, room->running, r));
+}
+
+/* A row after the other, each reading keys and values as they lie. */
+static void attend_singly(const qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room,
+                          const qmi_cpu_attend_rows *rows)
+{
+    partial span = partial_at(op, room->span, 0);
+    for (int64_t at = 0; at < rows->position + rows->rows; at += SPAN)
+        for (int32_t r = 0; r < rows->rows; r++) {
+            int64_t tokens = rows->position + r + 1, count = qmi_cpu_least(tokens - at, SPAN);
+            if (count <= 0)
+                continue;
+            attend_span(w, op, room, &(attend_query){ rows->sequence, rows->first + r, tokens, rows->kv_head }, at,
+                        (int32_t)count, span);
+            merge(w, op, partial_at(op, room->running, r), span, at == 0);
+        }
 }
 
 /* Many rows: an item is a block of a sequence's rows and a key-value head, the last blocks, which have most to do, first. */
 static void attend_blocks(qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room *room)
 {
     const qmi_batch *batch = w->batch;
+    int32_t most = qmi_cpu_attend_block_rows(op);
     int64_t blocks = 0;
     for (int32_t s = 0; s < batch->sequence_count; s++)
-        blocks += qmi_cpu_ceil(batch->sequences[s].count, BLOCK_ROWS);
+        blocks += qmi_cpu_ceil(batch->sequences[s].count, most);
     for (int64_t item; qmi_cpu_next(w, blocks * op->kv_heads, &item);) {
         int64_t block = blocks - 1 - item / op->kv_heads;
         const qmi_sequence *sequence = batch->sequences;
-        for (; block >= qmi_cpu_ceil(sequence->count, BLOCK_ROWS); sequence++)
-            block -= qmi_cpu_ceil(sequence->count, BLOCK_ROWS);
-        int32_t first = (int32_t)block * BLOCK_ROWS;
-        attend_rows(w, op, room, sequence, sequence->first + first,
-                    (int32_t)qmi_cpu_least(BLOCK_ROWS, sequence->count - first), (int32_t)(item % op->kv_heads));
+        for (; block >= qmi_cpu_ceil(sequence->count, most); sequence++)
+            block -= qmi_cpu_ceil(sequence->count, most);
+        int32_t first = (int32_t)block * most;
+        const qmi_cpu_attend_rows rows = {
+            .sequence = sequence, .first = sequence->first + first, .rows = (int32_t)qmi_cpu_least(most, sequence->count - first),
+            .kv_head = (int32_t)(item % op->kv_heads), .position = sequence->start + first };
+        if (rows.rows > 1 && qmi_cpu_attend_block_fits(op))
+            attend_block(w, op, room, &rows);
+        else
+            attend_singly(w, op, room, &rows);
+        for (int32_t r = 0; r < rows.rows; r++)
+            finish(w, op, rows.first + r, rows.kv_head, partial_at(op, room->running, r));
     }
 }
 

@@ -123,7 +123,7 @@ static void check_mix(check_context *c, qmi_kv_type type)
     }
 }
 
-/* Records byte for byte; a NaN may be another one. */
+/* Records byte for byte, and back; a NaN may be another one. */
 static void check_store(check_context *c, qmi_kv_type type)
 {
     const float special[] = { 0, -0.0f, 65504, 65519, 65520, INFINITY, -INFINITY, NAN, 6e-8f, 2.9e-8f, 1e-7f, 1.00048828125f,
@@ -143,6 +143,15 @@ static void check_store(check_context *c, qmi_kv_type type)
             if (isnan(from_want[i]) ? !isnan(from_got[i]) : memcmp(from_got + i, from_want + i, sizeof *x) != 0)
                 check_fail(c, "%.9g, number %d of %d, is stored as %.9g, scalar %.9g", x[i], (int)i, (int)count, from_got[i],
                            from_want[i]);
+        if (c->tested->kv[type].unpack) {
+            float *unpacked = outputs(count, 7);
+            c->tested->kv[type].unpack(want, unpacked, count);
+            for (int64_t i = 0; i < count; i++)
+                if (isnan(from_want[i]) ? !isnan(unpacked[i]) : memcmp(unpacked + i, from_want + i, sizeof *x) != 0)
+                    check_fail(c, "number %d of %d is unpacked as %.9g, not %.9g", (int)i, (int)count, unpacked[i], from_want[i]);
+            check_unharmed(c, unpacked, (size_t)count * sizeof *unpacked);
+            check_watched_free(unpacked);
+        }
         check_unharmed(c, got, bytes);
         inputs_end(x, count);
         check_watched_free(got);
@@ -188,7 +197,7 @@ static void run_spread(check_context *c)
     } \
     static bool differs_store_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) \
     { \
-        return a->kv[type].store != b->kv[type].store; \
+        return a->kv[type].store != b->kv[type].store || a->kv[type].unpack != b->kv[type].unpack; \
     }
 
 KV(f32, QMI_KV_F32)

@@ -122,7 +122,7 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
     }
 }
 
-#define DEFINE_CODES(type, low_bytes, high_bytes) \
+#define DEFINE_CODES(type, kind, low_bytes, high_bytes) \
     ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
     { \
         const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
@@ -201,12 +201,30 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
             qmi_scalar_mix_##type(work); \
         else \
             EACH_HEADS(work, mix_##type); \
+    } \
+    void NAME(unpack_##type)(const void *record, float *to, int64_t count) \
+    { \
+        const int64_t blocks = count / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
+        const uint8_t *low = record, *high = low + blocks * (low_bytes); \
+        float scales[BLOCKS_MOST]; \
+        vector x[VECTORS]; \
+        if (count % QMI_KV_BLOCK || blocks > BLOCKS_MOST) { \
+            qmi_kv_unpack(kind, record, to, count); \
+            return; \
+        } \
+        load_scales(record, bytes - 2 * blocks, blocks, scales); \
+        for (int64_t b = 0; b < blocks; b++) \
+            for (int half = 0; half < 2; half++) { \
+                kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, x); \
+                for (int v = 0; v < VECTORS; v++) \
+                    v_store(to + b * QMI_KV_BLOCK + half * HALF + v * LANES, v_mul(v_all(scales[b]), x[v])); \
+            } \
     }
 
-DEFINE_CODES(q8_0, 32, 0)
-DEFINE_CODES(q6, 16, 8)
-DEFINE_CODES(q5, 16, 4)
-DEFINE_CODES(q4_0, 16, 0)
+DEFINE_CODES(q8_0, QMI_KV_Q8_0, 32, 0)
+DEFINE_CODES(q6, QMI_KV_Q6, 16, 8)
+DEFINE_CODES(q5, QMI_KV_Q5, 16, 4)
+DEFINE_CODES(q4_0, QMI_KV_Q4_0, 16, 0)
 
 /* ---- turning ---- */
 

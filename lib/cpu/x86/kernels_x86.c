@@ -6,6 +6,10 @@
     kernels->kv[QMI_KV_##id].scores = qmi_##isa##_scores_##type; \
     kernels->kv[QMI_KV_##id].mix = qmi_##isa##_mix_##type
 
+#define SET_CODES(isa, id, type) \
+    SET_ATTEND(isa, id, type); \
+    kernels->kv[QMI_KV_##id].unpack = qmi_##isa##_unpack_##type
+
 #define SET_FLOAT_KERNELS(isa) \
     kernels->dot[QMI_TYPE_F32] = qmi_##isa##_dot_f32; \
     kernels->dot[QMI_TYPE_F16] = qmi_##isa##_dot_f16; \
@@ -13,10 +17,10 @@
     SET_ATTEND(isa, F32, f32); \
     SET_ATTEND(isa, F16, f16); \
     SET_ATTEND(isa, BF16, bf16); \
-    SET_ATTEND(isa, Q8_0, q8_0); \
-    SET_ATTEND(isa, Q6, q6); \
-    SET_ATTEND(isa, Q5, q5); \
-    SET_ATTEND(isa, Q4_0, q4_0); \
+    SET_CODES(isa, Q8_0, q8_0); \
+    SET_CODES(isa, Q6, q6); \
+    SET_CODES(isa, Q5, q5); \
+    SET_CODES(isa, Q4_0, q4_0); \
     kernels->kv[QMI_KV_F16].store = qmi_##isa##_store_f16; \
     kernels->spread = qmi_##isa##_spread; \
     kernels->gather = qmi_##isa##_gather; \

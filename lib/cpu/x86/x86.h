@@ -8,6 +8,10 @@
     void qmi_##isa##_scores_##type(const qmi_cpu_scores *work); \
     void qmi_##isa##_mix_##type(const qmi_cpu_mix *work);
 
+#define QMI_DECLARE_CODES(isa, type) \
+    QMI_DECLARE_ATTEND(isa, type) \
+    void qmi_##isa##_unpack_##type(const void *record, float *to, int64_t count);
+
 /* All that exists for vectors of floats, AVX2 and AVX-512 alike. */
 #define QMI_DECLARE_FLOAT_KERNELS(isa) \
     void qmi_##isa##_dot_f32(const qmi_cpu_tile *tile); \
@@ -16,10 +20,10 @@
     QMI_DECLARE_ATTEND(isa, f32) \
     QMI_DECLARE_ATTEND(isa, f16) \
     QMI_DECLARE_ATTEND(isa, bf16) \
-    QMI_DECLARE_ATTEND(isa, q8_0) \
-    QMI_DECLARE_ATTEND(isa, q6) \
-    QMI_DECLARE_ATTEND(isa, q5) \
-    QMI_DECLARE_ATTEND(isa, q4_0) \
+    QMI_DECLARE_CODES(isa, q8_0) \
+    QMI_DECLARE_CODES(isa, q6) \
+    QMI_DECLARE_CODES(isa, q5) \
+    QMI_DECLARE_CODES(isa, q4_0) \
     void qmi_##isa##_spread(float *x, int32_t count); \
     void qmi_##isa##_gather(float *x, int32_t count); \
     void qmi_##isa##_store_f16(const float *from, void *to, int64_t count); \
