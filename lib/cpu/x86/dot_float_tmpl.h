@@ -1,12 +1,12 @@
 /* Bodies of the products of float weights (F32, F16, BF16) with float activations. Included after attend_tmpl.h (v_sum4).
  *
  * A block of rows and tokens passes over the columns together: a vector of weights, converted once, serves all its tokens, and
- * one of activations all its rows. Each (row, token) has LANES partial sums, lane by lane over the columns, added at the end in one
- * order: the same bits in any block. */
+ * one of activations all its rows. Each (row, token) has LANES partial sums, lane by lane over the columns, added at the end in
+ * one order: the same bits in any block. */
 #include "cpu/kernels.h"
 
 #define DOT_ROWS 4                        /* their results are one store */
-#define DOT_TOKENS (LANES == 16 ? 6 : 3)  /* 24 sums of 32 registers, 12 of 16: the rest hold the tokens' activations and a weight */
+#define DOT_TOKENS (LANES == 16 ? 6 : 3)  /* 24 sums in 32 registers, 12 in 16: the rest hold activations and a weight */
 #define DOT_TOKENS_MOST 6
 /* With so few tokens the weights come from memory, which is read faster row after row than several rows at once (2 cores of an
  * AMD EPYC family 25 model 17, BF16, one token: 28 GB/s against 20). */
