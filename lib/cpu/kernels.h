@@ -73,14 +73,11 @@ typedef void (*qmi_cpu_dot)(const qmi_cpu_tile *tile);
  * mix:    out[h * out_stride + d] += sum over ascending j of weight[h * weight_stride + j] * value j[d], where
  *         each out is one chain of additions (of fused multiply-adds), so that cutting a run in two changes nothing
  * head_size is even; 64, 128 and 256 are common.
-<<<<<<< HEAD
+ * scores has the bits that scale * dot[F32] of the unpacked keys has, or F16 and BF16 of such keys as they lie; mix of unpacked
+ * values those of mix; but for types with codes only where head_size is whole blocks.
  * Keys of q2 come as a group instead: count is QMI_KV_GROUP, and
  *         score[h * score_stride + j] = scale * sum over d of (query[h * query_stride + d] * centre[d]
  *                                                              + second[h * second_stride + d] * (key j[d] - centre[d])) */
-=======
- * scores has the bits that scale * dot[F32] of the unpacked keys has, or F16 and BF16 of such keys as they lie; mix of unpacked
- * values those of mix; but for types with codes only where head_size is whole blocks. */
->>>>>>> dfcb5e1 (Attention of prompts: a block of rows passes over each span together, quantized keys and values unpacked once for all of them (q8_0 and q4_0: 25 % less time))
 typedef struct qmi_cpu_scores {
     const float *query;
     const void *keys;
