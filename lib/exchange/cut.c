@@ -269,10 +269,13 @@ static void cut_attend(cutter *c, const qmi_op *op)
 {
     const qmi_op_attend *a = &op->attend;
     int64_t bounds[QMI_RANKS_MAX + 1], group = a->heads / a->kv_heads, head = (int64_t)group * a->head_size;
+    if (a->moments)
+        c->code = qmi_fail(QM_ERROR_UNSUPPORTED, "corrections of keys are fitted on one device");
     qmi_cut_bounds(c->whole, op, c->sharing, bounds);
     for (int32_t i = 0; i < c->stage->members; i++) {
         int32_t m = c->stage->member + i;
         const qmi_ranges columns = qmi_ranges_one(bounds[i] * head, bounds[i + 1] * head);
+        const qmi_ranges heads = qmi_ranges_one(bounds[i], bounds[i + 1]);
         qmi_op own = *op;
         c->held[m][a->out] = columns;
         if (columns.count == 0)
@@ -284,6 +287,8 @@ static void cut_attend(cutter *c, const qmi_op *op)
         whole_vector(c, m, &own.attend.inverse_frequency);
         own.attend.key_offset = qmi_piece_map_below(&c->maps->pages, m, a->key_offset);
         own.attend.value_offset = qmi_piece_map_below(&c->maps->pages, m, a->value_offset);
+        own.attend.window_offset = qmi_piece_map_below(&c->maps->state, m, a->window_offset);
+        own.attend.correction = slice_vector(c, m, &a->correction, &heads, a->head_size * (int64_t)a->head_size);
         hold(c, m, a->out, &columns);
         append_op(c, m, &own);
     }

@@ -88,6 +88,18 @@ static void map_delta(mapper *m, const qmi_op *op)
     }
 }
 
+/* Keys and values that are not packed yet: [kv_heads] of each, behind the states of all delta layers. */
+static void map_window(mapper *m, const qmi_op *op)
+{
+    const qmi_op_attend *a = &op->attend;
+    const qmi_stage *stage = qmi_cut_stage(m->sharing, op);
+    int64_t heads[QMI_RANKS_MAX + 1], head = (a->window + QMI_KV_GROUP) * a->head_size * (int64_t)sizeof(uint16_t);
+    qmi_cut_bounds(m->program, op, m->sharing, heads);
+    for (int32_t i = 0; i < stage->members && a->window; i++)
+        for (int64_t at = a->window_offset; at <= a->window_offset + a->kv_heads * head; at += a->kv_heads * head)
+            add(m, &m->maps->state, stage->member + i, at + heads[i] * head, (heads[i + 1] - heads[i]) * head);
+}
+
 static int64_t round_up(int64_t bytes)
 {
     return (bytes + QMI_ALIGNMENT - 1) / QMI_ALIGNMENT * QMI_ALIGNMENT;
@@ -127,6 +139,12 @@ int32_t qmi_cut_map(const qmi_program *const *programs, int32_t count, const qmi
             if (m.program->ops[i].kind == QMI_OP_DELTA)
                 map_delta(&m, &m.program->ops[i]);
         }
+    }
+    for (int32_t p = 0; p < count; p++) {
+        m.program = programs[p];
+        for (size_t i = 0; i < m.program->count; i++)
+            if (m.program->ops[i].kind == QMI_OP_ATTEND)
+                map_window(&m, &m.program->ops[i]);
     }
     m.program = programs[0];
     map_tail(&m, &m.program->ops[m.program->count - 1]);

@@ -44,10 +44,19 @@ static void free_group(qmi_group *group)
     for (int32_t i = 0; i < group->count; i++)
         close_member(group, &group->members[i]);
     qmi_cut_maps_free(&group->maps, &alloc);
-    qmi_piece_map_free(&group->vectors_map, &alloc);
+    qmi_piece_map_free(&group->whole_map, &alloc);
     qmi_delete(&alloc, group->blocks);
     qmi_delete(&alloc, group->outputs);
     qmi_delete(&alloc, group);
+}
+
+static int32_t map_whole(qmi_group *group)
+{
+    int32_t code = QM_OK;
+    group->whole_map.period = INT64_MAX / 2; /* more than any block: one record */
+    for (int32_t i = 0; i < group->count && code >= 0; i++)
+        code = qmi_piece_map_add(&group->whole_map, &group->alloc, i, 0, group->whole_map.period);
+    return code;
 }
 
 int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
@@ -68,7 +77,7 @@ int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
         settings->members[i].backend->info(settings->members[i].device, &group->members[i].info);
     }
     group->circle_count = qmi_cut_circles(&group->sharing, group->circles);
-    int32_t code = QM_OK;
+    int32_t code = map_whole(group);
     for (int32_t i = 0; i < group->circle_count && code >= 0; i++)
         code = open_circle(group, i, settings->timeout_ns);
     if (code >= 0)

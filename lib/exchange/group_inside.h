@@ -64,7 +64,7 @@ typedef struct qmi_group {
     qmi_circle circles[QMI_CIRCLES_MAX];
     qmi_exchange *ends[QMI_CIRCLES_MAX][QMI_RANKS_MAX]; /* by member */
     qmi_cut_maps maps;
-    qmi_piece_map vectors_map;
+    qmi_piece_map whole_map;            /* of what every member has all of */
     int32_t program_count;
     group_program programs[QMI_GROUP_PROGRAMS];
     group_block *blocks;                /* ascending */

@@ -79,26 +79,14 @@ int32_t qmi_group_allocate(qmi_device *device, int64_t bytes, const char *what, 
     return qmi_fail(QM_ERROR_STATE, "%s: %lld bytes for several devices, of unknown content", what, (long long)bytes);
 }
 
-static int32_t map_vectors(qmi_group *group, int64_t bytes)
-{
-    int32_t code = QM_OK;
-    qmi_piece_map_free(&group->vectors_map, &group->alloc);
-    group->vectors_map.period = bytes;
-    for (int32_t i = 0; i < group->count && code >= 0; i++)
-        code = qmi_piece_map_add(&group->vectors_map, &group->alloc, i, 0, bytes);
-    return code;
-}
-
 int32_t qmi_group_allocate_content(qmi_device *device, const qmi_content *content, int64_t bytes, const char *what,
                                    qmi_address *out)
 {
     qmi_group *group = qmi_group_of(device);
     const qmi_piece_map *map = &group->maps.pages;
-    int32_t code = QM_OK;
     *out = 0;
     if (content->kind == QMI_CONTENT_VECTORS) {
-        code = map_vectors(group, bytes);
-        map = &group->vectors_map;
+        map = &group->whole_map;
     } else if (content->kind == QMI_CONTENT_STATES) {
         map = &group->maps.state;
     } else if (content->kind == QMI_CONTENT_SLOT) {
@@ -107,7 +95,7 @@ int32_t qmi_group_allocate_content(qmi_device *device, const qmi_content *conten
             return qmi_fail(QM_ERROR_STATE, "a program that was not placed");
         map = &program->cut.slots[content->slot];
     }
-    return code < 0 ? code : allocate(group, map, bytes, what, out);
+    return allocate(group, map, bytes, what, out);
 }
 
 void qmi_group_release(qmi_device *device, qmi_address address)

@@ -183,7 +183,7 @@ static void resolve_op(const resolver *r, qmi_op *op)
         break;
     case QMI_OP_ATTEND:
         vectors[0] = &op->attend.query_norm.weight, vectors[1] = &op->attend.key_norm.weight;
-        vectors[2] = &op->attend.inverse_frequency;
+        vectors[2] = &op->attend.inverse_frequency, vectors[3] = &op->attend.correction;
         break;
     case QMI_OP_DELTA:
         vectors[0] = &op->delta.convolution, vectors[1] = &op->delta.time_bias, vectors[2] = &op->delta.decay;

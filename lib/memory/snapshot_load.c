@@ -2,6 +2,7 @@
 #include "memory/snapshot_file.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 #include "base/error.h"
 
