@@ -90,6 +90,41 @@ static void check_scores(check_context *c, qmi_kv_type type)
     }
 }
 
+/* Groups of keys of two bits. */
+static void run_scores_q2(check_context *c)
+{
+    static const int32_t sizes[] = { 64, 128, 256, 2, 34, 80, 32, 96 };
+    for (int round = 0; round < 60; round++) {
+        int32_t size = sizes[round % 8], heads = (int32_t)check_between(c, 1, 9);
+        size_t bytes = (size_t)qmi_kv_group_bytes(size);
+        int64_t queries = (int64_t)heads * (size + 5), scores = (int64_t)heads * (QMI_KV_GROUP + 2);
+        float *keys = inputs(c, (int64_t)QMI_KV_GROUP * size);
+        void *group = check_fenced(bytes);
+        qmi_kv_pack_group(keys, group, size);
+        qmi_cpu_scores work = { .query = inputs(c, queries), .keys = group, .score = outputs(scores, 7), .query_stride = size + 5,
+                                .score_stride = QMI_KV_GROUP + 2, .heads = heads, .head_size = size, .count = QMI_KV_GROUP,
+                                .scale = 0.125f, .second = inputs(c, (int64_t)heads * size), .second_stride = size };
+        float *got = work.score;
+        c->tested->kv[QMI_KV_Q2].scores(&work);
+        /* one head at a time: the same bits */
+        qmi_cpu_scores one = work;
+        float single[QMI_KV_GROUP];
+        one.query += (heads - 1) * work.query_stride;
+        one.second += (heads - 1) * work.second_stride;
+        one.score = single;
+        one.heads = 1;
+        c->tested->kv[QMI_KV_Q2].scores(&one);
+        check_same_bits(c, single, got + (heads - 1) * work.score_stride, QMI_KV_GROUP, "when alone");
+        work.score = outputs(scores, 7);
+        c->scalar->kv[QMI_KV_Q2].scores(&work);
+        compare(c, got, work.score, scores, 8 * EPS * size * 0.125);
+        inputs_end((float *)work.query, queries);
+        inputs_end((float *)work.second, (int64_t)heads * size);
+        inputs_end(keys, (int64_t)QMI_KV_GROUP * size);
+        check_fenced_free(group, bytes);
+    }
+}
+
 static void check_mix(check_context *c, qmi_kv_type type)
 {
     for (int round = 0; round < 60; round++) {
@@ -185,6 +220,9 @@ static void run_spread(check_context *c)
 
 #define KV(stem, type) \
     static void run_scores_##stem(check_context *c) { check_scores(c, type); } \
+    KV_BUT_SCORES(stem, type)
+
+#define KV_BUT_SCORES(stem, type) \
     static void run_mix_##stem(check_context *c) { check_mix(c, type); } \
     static void run_store_##stem(check_context *c) { check_store(c, type); } \
     static bool differs_scores_##stem(const qmi_cpu_kernels *a, const qmi_cpu_kernels *b) \
@@ -207,6 +245,7 @@ KV(q8_0, QMI_KV_Q8_0)
 KV(q6, QMI_KV_Q6)
 KV(q5, QMI_KV_Q5)
 KV(q4_0, QMI_KV_Q4_0)
+KV_BUT_SCORES(q2, QMI_KV_Q2)
 
 /* ---- the recurrent layers ---- */
 
@@ -351,6 +390,7 @@ DIFFERS(delta, delta)
 
 const check_part check_attend_parts[] = {
     KV_PARTS(f32), KV_PARTS(f16), KV_PARTS(bf16), KV_PARTS(q8_0), KV_PARTS(q6), KV_PARTS(q5), KV_PARTS(q4_0),
+    KV_PARTS(q2),
     { "spread", run_spread, NULL, differs_spread }, { "convolve", run_convolve, NULL, differs_convolve },
     { "delta", run_delta, bench_delta, differs_delta }, { 0 }
 };

@@ -233,11 +233,11 @@ static void test_formula(void **state)
 {
     (void)state;
     /* Rounding of keys to halves may go the other way for a float result than for a double one, hence the wider bound. */
-    check_shape_of(&(shape){ 20, 4, 2, 16, 8, 8, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
-    check_shape_of(&(shape){ 20, 6, 1, 64, 64, 16, QMI_KV_F16, QMI_KV_F16, false, true, false }, 1e-4);
-    check_shape_of(&(shape){ 9, 2, 2, 128, 32, 1, QMI_KV_F32, QMI_KV_F32, true, false, false }, 3e-6);
-    check_shape_of(&(shape){ 9, 3, 3, 22, 0, 5, QMI_KV_F16, QMI_KV_F16, true, true, false }, 1e-4);
-    check_shape_of(&(shape){ 5, 2, 1, 256, 64, 64, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
+    check_shape_of(&(shape){ 20, 4, 2, 16, 8, 8, QMI_KV_F32, QMI_KV_F32, true, true, false, 0, false }, 3e-6);
+    check_shape_of(&(shape){ 20, 6, 1, 64, 64, 16, QMI_KV_F16, QMI_KV_F16, false, true, false, 0, false }, 1e-4);
+    check_shape_of(&(shape){ 9, 2, 2, 128, 32, 1, QMI_KV_F32, QMI_KV_F32, true, false, false, 0, false }, 3e-6);
+    check_shape_of(&(shape){ 9, 3, 3, 22, 0, 5, QMI_KV_F16, QMI_KV_F16, true, true, false, 0, false }, 1e-4);
+    check_shape_of(&(shape){ 5, 2, 1, 256, 64, 64, QMI_KV_F32, QMI_KV_F32, true, true, false, 0, false }, 3e-6);
 }
 
 /* Every type, of keys, of values, turned or not, in heads of whole blocks and others. Numbers on the border between two codes may
@@ -249,7 +249,7 @@ static void test_types(void **state)
     for (int type = 0; type < QMI_KV_Q2; type++)
         for (int turned = 0; turned < 2; turned++)
             check_shape_of(&(shape){ 10, 4, 2, sizes[type], 8, 7, (qmi_kv_type)type,
-                                     (qmi_kv_type)((type + turned) % QMI_KV_Q2), turned, true, turned }, 1e-3);
+                                     (qmi_kv_type)((type + turned) % QMI_KV_Q2), turned, true, turned, 0, false }, 1e-3);
 }
 
 /* Two bits: a window that leaves whole groups behind, of any types; keys of q2 with a correction and without. */
@@ -266,8 +266,8 @@ static void test_windows(void **state)
 static void test_long(void **state)
 {
     (void)state;
-    check_shape_of(&(shape){ 600, 4, 2, 16, 8, 100, QMI_KV_F32, QMI_KV_F32, true, true, false }, 3e-6);
-    check_shape_of(&(shape){ 530, 2, 1, 8, 4, 7, QMI_KV_F16, QMI_KV_F16, false, true, false }, 1e-4);
+    check_shape_of(&(shape){ 600, 4, 2, 16, 8, 100, QMI_KV_F32, QMI_KV_F32, true, true, false, 0, false }, 3e-6);
+    check_shape_of(&(shape){ 530, 2, 1, 8, 4, 7, QMI_KV_F16, QMI_KV_F16, false, true, false, 0, false }, 1e-4);
 }
 
 /* More spans than are computed between two barriers: 1 key-value head, 129 * 256 tokens. */
@@ -276,7 +276,7 @@ static void test_many_spans(void **state)
     (void)state;
     enum { TOKENS = 129 * 256 + 3, SIZE = 2, PAGE = 512 };
     qmi_op_attend op;
-    shape p = { 1, 1, 1, SIZE, 0, PAGE, QMI_KV_F32, QMI_KV_F32, false, false, false };
+    shape p = { 1, 1, 1, SIZE, 0, PAGE, QMI_KV_F32, QMI_KV_F32, false, false, false, 0, false };
     scene s = make_scene(&p, &op);
     s.pages = (TOKENS + PAGE - 1) / PAGE;
     float first[SIZE];
@@ -325,7 +325,7 @@ static void test_together(void **state)
     (void)state;
     enum { ROWS = 7 };
     qmi_op_attend op;
-    shape p = { 40, 4, 2, 16, 8, 8, QMI_KV_F16, QMI_KV_F16, true, true, false };
+    shape p = { 40, 4, 2, 16, 8, 8, QMI_KV_F16, QMI_KV_F16, true, true, false, 0, false };
     scene s = make_scene(&p, &op);
     int64_t width = s.program.slots[s.out].width;
     float alone[40 * 64];

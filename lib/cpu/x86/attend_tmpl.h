@@ -123,6 +123,7 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
 }
 
 #define DEFINE_CODES(type, kind, low_bytes, high_bytes) \
+    DEFINE_MIXED_CODES(type, low_bytes, high_bytes) \
     ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
     { \
         const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
@@ -155,6 +156,26 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
         else \
             EACH_HEADS(work, scores_##type); \
     } \
+    void NAME(unpack_##type)(const void *record, float *to, int64_t count) \
+    { \
+        const int64_t blocks = count / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
+        const uint8_t *low = record, *high = low + blocks * (low_bytes); \
+        float scales[BLOCKS_MOST]; \
+        vector x[VECTORS]; \
+        if (count % QMI_KV_BLOCK || blocks > BLOCKS_MOST) { \
+            qmi_kv_unpack(kind, record, to, count); \
+            return; \
+        } \
+        load_scales(record, bytes - 2 * blocks, blocks, scales); \
+        for (int64_t b = 0; b < blocks; b++) \
+            for (int half = 0; half < 2; half++) { \
+                kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, x); \
+                for (int v = 0; v < VECTORS; v++) \
+                    v_store(to + b * QMI_KV_BLOCK + half * HALF + v * LANES, v_mul(v_all(scales[b]), x[v])); \
+            } \
+    }
+
+#define DEFINE_MIXED_CODES(type, low_bytes, high_bytes) \
     /* half a block of some tokens, from `record` and their scales on */ \
     ALWAYS void mix_half_##type(const qmi_cpu_mix *work, const int count, const float *weight, const char *record, \
                                 const float *scales, int32_t tokens, int32_t b, const int half, float *out) \
@@ -201,30 +222,65 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
             qmi_scalar_mix_##type(work); \
         else \
             EACH_HEADS(work, mix_##type); \
-    } \
-    void NAME(unpack_##type)(const void *record, float *to, int64_t count) \
-    { \
-        const int64_t blocks = count / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
-        const uint8_t *low = record, *high = low + blocks * (low_bytes); \
-        float scales[BLOCKS_MOST]; \
-        vector x[VECTORS]; \
-        if (count % QMI_KV_BLOCK || blocks > BLOCKS_MOST) { \
-            qmi_kv_unpack(kind, record, to, count); \
-            return; \
-        } \
-        load_scales(record, bytes - 2 * blocks, blocks, scales); \
-        for (int64_t b = 0; b < blocks; b++) \
-            for (int half = 0; half < 2; half++) { \
-                kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, x); \
-                for (int v = 0; v < VECTORS; v++) \
-                    v_store(to + b * QMI_KV_BLOCK + half * HALF + v * LANES, v_mul(v_all(scales[b]), x[v])); \
-            } \
     }
 
 DEFINE_CODES(q8_0, QMI_KV_Q8_0, 32, 0)
 DEFINE_CODES(q6, QMI_KV_Q6, 16, 8)
 DEFINE_CODES(q5, QMI_KV_Q5, 16, 4)
 DEFINE_CODES(q4_0, QMI_KV_Q4_0, 16, 0)
+DEFINE_MIXED_CODES(q2, 8, 0)
+
+/* ---- keys of two bits: a group's tokens side by side in vectors, channel after channel ---- */
+
+#define QUARTER 16 /* tokens of a group whose codes have the same place in a channel's bytes */
+
+/* The part of the scores that is the same for all tokens, and for each channel what a step of its codes adds. */
+ALWAYS void fold_group(const qmi_cpu_scores *work, int32_t head, const int count, float *steps, float *base)
+{
+    const int64_t channels = (work->head_size + QMI_KV_BLOCK - 1) / QMI_KV_BLOCK * QMI_KV_BLOCK;
+    const uint16_t *scales = (const uint16_t *)(const void *)((const char *)work->keys + channels * (QMI_KV_GROUP / 4));
+    const uint16_t *centres = scales + channels;
+    for (int h = 0; h < count; h++) {
+        const float *query = work->query + (head + h) * work->query_stride;
+        const float *second = work->second + (head + h) * work->second_stride;
+        vector sum = v_zero();
+        for (int32_t d = 0; d < work->head_size; d += LANES) {
+            int64_t n = work->head_size - d < LANES ? work->head_size - d : LANES;
+            sum = v_fma(v_load_part(query + d, n), v_load_half_part(centres + d, n), sum);
+            v_store_part(steps + h * QMI_HEAD_SIZE_MAX + d,
+                         v_mul(v_load_part(second + d, n), v_load_half_part(scales + d, n)), n);
+        }
+        base[h] = v_sum(sum);
+    }
+}
+
+ALWAYS void scores_q2(const qmi_cpu_scores *work, int32_t head, const int count)
+{
+    const uint8_t *codes = work->keys;
+    float steps[TOGETHER_MOST * QMI_HEAD_SIZE_MAX], base[TOGETHER_MOST];
+    fold_group(work, head, count, steps, base);
+    for (int quarter = 0; quarter < QMI_KV_GROUP / QUARTER; quarter++) {
+        vector sum[TOGETHER_MOST][QUARTER / LANES], level[QUARTER / LANES];
+        for (int h = 0; h < count; h++)
+            for (int v = 0; v < QUARTER / LANES; v++)
+                sum[h][v] = v_all(base[h]);
+        for (int32_t d = 0; d < work->head_size; d++) {
+            kv_levels_q2(codes + d * (QMI_KV_GROUP / 4), quarter, level);
+            for (int h = 0; h < count; h++)
+                for (int v = 0; v < QUARTER / LANES; v++)
+                    sum[h][v] = v_fma(v_all(steps[h * QMI_HEAD_SIZE_MAX + d]), level[v], sum[h][v]);
+        }
+        for (int h = 0; h < count; h++)
+            for (int v = 0; v < QUARTER / LANES; v++)
+                v_store(work->score + (head + h) * work->score_stride + quarter * QUARTER + v * LANES,
+                        v_mul(v_all(work->scale), sum[h][v]));
+    }
+}
+
+void NAME(scores_q2)(const qmi_cpu_scores *work)
+{
+    EACH_HEADS(work, scores_q2);
+}
 
 /* ---- turning ---- */
 

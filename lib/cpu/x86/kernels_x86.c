@@ -21,6 +21,7 @@
     SET_CODES(isa, Q6, q6); \
     SET_CODES(isa, Q5, q5); \
     SET_CODES(isa, Q4_0, q4_0); \
+    SET_ATTEND(isa, Q2, q2); \
     kernels->kv[QMI_KV_F16].store = qmi_##isa##_store_f16; \
     kernels->spread = qmi_##isa##_spread; \
     kernels->gather = qmi_##isa##_gather; \

@@ -54,6 +54,27 @@ static inline void kv_codes_q6(const uint8_t *low, const uint8_t *high, int half
     }
 }
 
+/* code - 3 / 2 of two bits. */
+static inline vector kv_level(__m256i bytes, int place)
+{
+    __m256i code = _mm256_and_si256(_mm256_srli_epi32(bytes, place), _mm256_set1_epi32(3));
+    return _mm256_sub_ps(_mm256_cvtepi32_ps(code), _mm256_set1_ps(1.5f));
+}
+
+static inline void kv_codes_q2(const uint8_t *low, const uint8_t *high, int half, vector to[2])
+{
+    (void)high;
+    for (int i = 0; i < 2; i++)
+        to[i] = kv_level(kv_bytes(low), 4 * half + 2 * i);
+}
+
+/* Of sixteen tokens of a channel of a group. */
+static inline void kv_levels_q2(const uint8_t *codes, int quarter, vector to[2])
+{
+    for (int i = 0; i < 2; i++)
+        to[i] = kv_level(kv_bytes(codes + 8 * i), 2 * quarter);
+}
+
 /* 0, 1, 2 or 4 places on: lane i gets lane i ^ n. */
 static inline vector v_swap(vector x, int n)
 {

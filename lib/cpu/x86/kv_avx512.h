@@ -46,6 +46,31 @@ static inline void kv_codes_q6(const uint8_t *low, const uint8_t *high, int half
     to[0] = v_add(kv_choose(kv_low(low, half), 32), _mm512_permutexvar_ps(_mm512_srlv_epi32(twice, places), sixteens));
 }
 
+/* code - 3 / 2 of two bits, which are the lowest of four. */
+static inline vector kv_choose_of_four(__m512i codes)
+{
+    const vector levels = _mm512_setr_ps(-1.5f, -0.5f, 0.5f, 1.5f, -1.5f, -0.5f, 0.5f, 1.5f, -1.5f, -0.5f, 0.5f, 1.5f,
+                                         -1.5f, -0.5f, 0.5f, 1.5f);
+    return _mm512_permutexvar_ps(codes, levels);
+}
+
+static inline void kv_codes_q2(const uint8_t *low, const uint8_t *high, int half, vector to[1])
+{
+    (void)high;
+    __m128i bytes = _mm_loadl_epi64((const __m128i *)(const void *)low);
+    __m512i twice = _mm512_cvtepu8_epi32(_mm_unpacklo_epi64(bytes, bytes));
+    __m512i places = _mm512_add_epi32(_mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2, 2, 2),
+                                      _mm512_set1_epi32(4 * half));
+    to[0] = kv_choose_of_four(_mm512_srlv_epi32(twice, places));
+}
+
+/* Of sixteen tokens of a channel of a group. */
+static inline void kv_levels_q2(const uint8_t *codes, int quarter, vector to[1])
+{
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)codes));
+    to[0] = kv_choose_of_four(_mm512_srli_epi32(bytes, (unsigned)(2 * quarter)));
+}
+
 static inline vector v_swap(vector x, int n)
 {
     return n == 1 ? _mm512_permute_ps(x, 0xb1) : n == 2 ? _mm512_permute_ps(x, 0x4e)

@@ -24,6 +24,7 @@
     QMI_DECLARE_CODES(isa, q6) \
     QMI_DECLARE_CODES(isa, q5) \
     QMI_DECLARE_CODES(isa, q4_0) \
+    QMI_DECLARE_ATTEND(isa, q2) \
     void qmi_##isa##_spread(float *x, int32_t count); \
     void qmi_##isa##_gather(float *x, int32_t count); \
     void qmi_##isa##_store_f16(const float *from, void *to, int64_t count); \
