@@ -178,6 +178,7 @@ extern "C" void qmi_cuda_close(qmi_device **pointer)
     const qmi_alloc alloc = device->alloc;
     (void)cudaSetDevice(device->index);
     cuda_uploader_abandon(&device->uploader);
+    cuda_lend_close(device);
     if (device->stream)
         (void)cudaStreamSynchronize(device->stream);
     cuda_profile_free(&device->profile, &alloc, &device->log);
@@ -193,6 +194,8 @@ extern "C" void qmi_cuda_close(qmi_device **pointer)
         (void)cudaStreamDestroy(device->stream);
     (void)cudaGetLastError();
     qmi_delete(&alloc, device->blocks);
+    for (size_t i = 0; i < device->prepared_count; i++)
+        cuda_lend_forget(device, &device->prepared[i].lent);
     qmi_delete(&alloc, device->prepared);
     qmi_delete(&alloc, device);
     *pointer = NULL;
@@ -357,7 +360,7 @@ extern "C" int64_t qmi_cuda_matrix_bytes(uint32_t *type, int64_t columns, int64_
 }
 
 /* Readers' memory on the card counts too while they have it; where little is left, smaller pieces do. */
-static int32_t start_uploader(qmi_device *device, const qmi_os_map *files, int32_t file_count)
+int32_t cuda_start_uploader(qmi_device *device, const qmi_os_map *files, int32_t file_count, cuda_uploader **out, int64_t *bytes)
 {
     cuda_upload_settings settings = {};
     settings.device = device->index;
@@ -370,10 +373,15 @@ static int32_t start_uploader(qmi_device *device, const qmi_os_map *files, int32
         settings.piece /= 2;
         staging = cuda_uploader_staging(&settings);
     }
+    *bytes = 0;
     int32_t code = count_memory(device, staging, "the upload of weights");
-    if (code >= 0)
-        device->staging = staging;
-    return code < 0 ? code : cuda_uploader_new(&settings, &device->uploader);
+    if (code < 0)
+        return code;
+    *bytes = staging;
+    code = cuda_uploader_new(&settings, out);
+    if (code < 0)
+        device->memory_used -= staging;
+    return code;
 }
 
 static void end_uploader(qmi_device *device)
@@ -393,10 +401,8 @@ extern "C" int32_t qmi_cuda_upload_start(qmi_device *device, int64_t bytes, cons
     device->weights = (uint8_t *)weights;
     device->weights_bytes = bytes;
     device->weights_used = 0;
-    code = start_uploader(device, files, file_count);
-    if (code < 0)
-        end_uploader(device);
-    return code;
+    code = cuda_start_uploader(device, files, file_count, &device->uploader, &device->staging);
+    return code < 0 ? code : cuda_lend_files(device, files, file_count);
 }
 
 extern "C" int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_matrix *matrix)

@@ -4,6 +4,7 @@
 
 #include "cuda.h"
 #include "cuda_blas.h"
+#include "cuda_lend.h"
 #include "cuda_profile.h"
 #include "cuda_upload.h"
 
@@ -17,6 +18,7 @@ typedef struct cuda_prepared {
     const qmi_program *program;
     int32_t rows;              /* of the largest batch */
     int32_t page_tokens;       /* 0: no op has pages */
+    cuda_lent lent;
 } cuda_prepared;
 
 /* The numbers of a batch: written by the host into memory that the card can read, copied from there by a run's first kernel. */
@@ -64,6 +66,7 @@ struct qmi_device {
     int64_t weights_used, weights_bytes;
     cuda_uploader *uploader;
     int64_t staging;                             /* bytes that it has */
+    cuda_lender lender;
     uint8_t *scratch;
     int64_t scratch_bytes;
     cuda_blas *blas;                             /* NULL: no program needs it, or it is not installed */
@@ -88,6 +91,9 @@ int32_t cuda_check(qmi_device *device, cudaError_t error, const char *doing);
 /* Memory of the card, counted against the limit; not cleared. */
 int32_t cuda_take(qmi_device *device, int64_t bytes, const char *what, void **out);
 void cuda_give(qmi_device *device, void *address, int64_t bytes); /* NULL is fine */
+
+/* An uploader whose readers' memory fits the limit; *staging: their bytes, counted. */
+int32_t cuda_start_uploader(qmi_device *device, const qmi_os_map *files, int32_t file_count, cuda_uploader **out, int64_t *staging);
 
 /* cuda_run.cu */
 int32_t cuda_run_open(qmi_device *device);

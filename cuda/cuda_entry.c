@@ -54,6 +54,7 @@ static const qmi_backend backend = {
     .matrix_bytes = qmi_cuda_matrix_bytes,
     .upload_start = qmi_cuda_upload_start,
     .upload = qmi_cuda_upload,
+    .lend = qmi_cuda_lend,
     .upload_finish = qmi_cuda_upload_finish,
     .write = qmi_cuda_write,
     .read = qmi_cuda_read,

@@ -267,6 +267,7 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
             return code;
         device->prepared = (cuda_prepared *)list;
         entry = &device->prepared[device->prepared_count++];
+        memset(entry, 0, sizeof *entry);
     }
     entry->program = program;
     entry->rows = rows;
@@ -274,7 +275,7 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
     for (size_t i = 0; i < program->count; i++)
         if (program->ops[i].kind == QMI_OP_ATTEND)
             entry->page_tokens = program->ops[i].attend.page_tokens;
-    return QM_OK;
+    return cuda_lend_prepare(device, program, &entry->lent);
 }
 
 /* Whether some op of the program may go to the library: those that take room for it. */
@@ -378,6 +379,7 @@ static size_t launch_op(const cuda_run *run, const qmi_program *program, size_t 
 /* What a run is made of. */
 typedef struct cuda_work {
     const qmi_program *program;
+    cuda_lent *lent; /* with lent matrices: the ops that run; else NULL */
     const qmi_batch *batch;
     int64_t step_bytes;
     qmi_pick *picks; /* NULL: not wanted */
@@ -403,10 +405,21 @@ static cudaError_t keep_pace(qmi_device *device, int32_t layers)
     return error == cudaSuccess ? cudaEventRecord(event, device->stream) : error;
 }
 
+/* Whether op i, or the one that is launched with it, has lent matrices that did not come yet; `next`: those that come next. */
+static bool wants_lent(const cuda_run *run, const cuda_work *work, size_t i, size_t next)
+{
+    if (!work->lent || next == work->lent->list_count)
+        return false;
+    const size_t op = work->lent->list[next].op;
+    return op == i || (op == i + 1 && run->rows <= CUDA_VECTOR_ROWS && work->lent->ops[i].kind == QMI_OP_ROUTE);
+}
+
 /* Launch after launch. QM_ERROR_CANCELLED when the batch says so. */
 static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *work)
 {
-    const qmi_program *program = work->program;
+    qmi_program program = *work->program;
+    size_t lent = 0; /* ops with lent matrices that were launched */
+    int32_t code = QM_OK;
     const bool paced = work->batch->cancel && run->rows > CUDA_VECTOR_ROWS;
     cudaError_t error = cudaSuccess;
     cuda_run first = *run;
@@ -414,17 +427,28 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
     first.linked = false; /* it starts when the step is there: kernels may read that before they wait for their predecessor */
     launch_begin(device, run, work->step_bytes);
     if (device->profile)
-        error = cuda_profile_start(device->profile, run, program);
-    for (size_t i = 0; i < program->count && error == cudaSuccess; i++) {
-        if (paced && i > 0 && program->ops[i].layer != program->ops[i - 1].layer) {
+        error = cuda_profile_start(device->profile, run, work->program);
+    if (work->lent) {
+        program.ops = work->lent->ops;
+        code = cuda_lend_start(device, work->lent);
+    }
+    for (size_t i = 0; i < program.count && error == cudaSuccess && code >= 0; i++) {
+        if (paced && i > 0 && program.ops[i].layer != program.ops[i - 1].layer) {
             error = keep_pace(device, layers++);
             if (is_cancelled(work->batch))
                 return QM_ERROR_CANCELLED;
         }
-        i = launch_op(i == 0 ? &first : run, program, i, work->picks);
+        const bool comes = wants_lent(run, work, i, lent);
+        if (comes && (code = cuda_lend_arrive(device, work->lent, lent)) < 0)
+            break;
+        i = launch_op(i == 0 ? &first : run, &program, i, work->picks);
+        if (comes)
+            code = cuda_lend_leave(device, work->lent, lent++);
         if (device->profile)
-            error = cuda_profile_mark(device->profile, run, program->ops[i].kind);
+            error = cuda_profile_mark(device->profile, run, program.ops[i].kind);
     }
+    if (code < 0)
+        return code;
     return cuda_check(device, error == cudaSuccess ? cudaGetLastError() : error, "launching kernels");
 }
 
@@ -533,15 +557,15 @@ static cuda_run start_run(const qmi_device *device, const qmi_workspace *workspa
 }
 
 static int32_t check_batch(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch,
-                           int32_t *page_tokens)
+                           cuda_prepared **out)
 {
-    const cuda_prepared *prepared = find_prepared(device, program);
+    cuda_prepared *prepared = find_prepared(device, program);
     if (!prepared || prepared->rows < batch->count)
         return qmi_fail(QM_ERROR_STATE, "the device is not prepared for this program and batches of %d rows", batch->count);
     if (batch->count < 1 || batch->count > workspace->rows || batch->output_count > workspace->outputs)
         return qmi_fail(QM_ERROR_STATE, "a batch of %d rows and %d outputs does not fit a workspace for %d and %d", batch->count,
                         batch->output_count, workspace->rows, workspace->outputs);
-    *page_tokens = prepared->page_tokens;
+    *out = prepared;
     return QM_OK;
 }
 
@@ -563,11 +587,13 @@ static int32_t finish(qmi_device *device, const cuda_run *run, const cuda_work *
 extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace,
                                 const qmi_batch *batch)
 {
-    int32_t page_tokens = 0, code = cuda_enter(device);
+    cuda_prepared *prepared = NULL;
+    int32_t code = cuda_enter(device);
     if (code >= 0)
-        code = check_batch(device, program, workspace, batch, &page_tokens);
+        code = check_batch(device, program, workspace, batch, &prepared);
     if (code < 0)
         return code;
+    const int32_t page_tokens = prepared->page_tokens;
     const step_layout at = lay_out(batch, page_tokens);
     code = make_step_room(device, power_of_two(STEP_LEAST, at.bytes));
     if (code >= 0 && batch->picks)
@@ -576,10 +602,13 @@ extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, 
         return code;
     fill(device->step.host, &at, batch, page_tokens);
     cuda_run run = start_run(device, workspace, batch, &at);
-    cuda_work work = { program, batch, at.bytes, batch->picks ? device->picks_mapped : NULL };
-    if (run.single && !device->profile && !device->no_graphs)
+    cuda_work work = { program, prepared->lent.ops ? &prepared->lent : NULL, batch, at.bytes,
+                       batch->picks ? device->picks_mapped : NULL };
+    if (run.single && !device->profile && !device->no_graphs && !work.lent)
         code = is_cancelled(batch) ? QM_ERROR_CANCELLED : replay(device, &run, &work);
     else
         code = walk(device, &run, &work);
+    if (work.lent)
+        code = cuda_lend_end(device, code);
     return finish(device, &run, &work, code);
 }

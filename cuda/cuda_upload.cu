@@ -31,6 +31,7 @@ typedef struct upload_matrix {
     qmi_cuda_planes planes;
     enum upload_way way;
     int64_t piece_rows;
+    cudaEvent_t after;     /* what the card's memory is in use for until then, or NULL */
 } upload_matrix;
 
 typedef struct upload_piece {
@@ -49,6 +50,7 @@ typedef struct upload_reader {
     qmi_os_thread *thread;
     cudaStream_t stream;
     upload_buffer buffers[BUFFERS];
+    cudaEvent_t latest; /* behind all that it sent; NULL until it has sent something */
     uint8_t *card;      /* staging memory there */
     int64_t card_room;
 } upload_reader;
@@ -209,6 +211,8 @@ static int32_t send_piece(upload_reader *r, upload_buffer *buffer, const upload_
         code = make_card_room(r, bytes);
     if (code >= 0)
         code = read_file(piece, buffer->host + planes.bytes);
+    if (code >= 0 && m->after)
+        code = check_cuda(cudaStreamWaitEvent(r->stream, m->after, 0), "waiting for the card");
     if (code < 0)
         return code;
     switch (m->way) {
@@ -258,9 +262,11 @@ static bool take_piece(cuda_uploader *u, upload_piece *out)
     return found;
 }
 
-static void count_done(cuda_uploader *u, int64_t bytes)
+static void count_done(upload_reader *r, cudaEvent_t latest, int64_t bytes)
 {
+    cuda_uploader *u = r->uploader;
     qmi_os_mutex_lock(u->mutex);
+    r->latest = latest;
     u->done += bytes;
     qmi_os_condition_signal_all(u->changed);
     qmi_os_mutex_unlock(u->mutex);
@@ -299,7 +305,7 @@ static void reader_body(void *argument)
     for (int n = 0; code >= 0 && take_piece(u, &piece); n = (n + 1) % BUFFERS) {
         code = send_piece(r, &r->buffers[n], &piece);
         if (code >= 0)
-            count_done(u, piece.rows * piece.matrix.row_bytes);
+            count_done(r, r->buffers[n].sent, piece.rows * piece.matrix.row_bytes);
     }
     if (code < 0)
         keep_failure(u, code);
@@ -419,6 +425,8 @@ static int32_t append(cuda_uploader *u, const upload_matrix *matrix)
     if (code < 0) {
         qmi_error_restore(u->message);
     } else {
+        if (u->next == u->count) /* all were taken */
+            u->next = u->count = 0;
         code = qmi_reserve(&u->settings.alloc, (void **)&u->matrices, &u->capacity, u->count + 1, sizeof *u->matrices,
                            "list of uploads");
         if (code >= 0) {
@@ -433,6 +441,12 @@ static int32_t append(cuda_uploader *u, const upload_matrix *matrix)
 
 int32_t cuda_uploader_add(cuda_uploader *u, const void *data, uint32_t type, int64_t columns, int64_t rows, void *to)
 {
+    return cuda_uploader_add_behind(u, NULL, data, type, columns, rows, to);
+}
+
+int32_t cuda_uploader_add_behind(cuda_uploader *u, cudaEvent_t after, const void *data, uint32_t type, int64_t columns,
+                                 int64_t rows, void *to)
+{
     upload_matrix m = {};
     if (rows <= 0)
         return QM_OK;
@@ -444,6 +458,7 @@ int32_t cuda_uploader_add(cuda_uploader *u, const void *data, uint32_t type, int
     m.rows = rows;
     m.row_bytes = qmi_quant_row_bytes(type, columns);
     m.to = (uint8_t *)to;
+    m.after = after;
     m.way = way_of(type, columns);
     qmi_cuda_planes_of(m.card_type, columns, rows, &m.planes);
     int64_t row_room = m.row_bytes; /* of a buffer */
@@ -452,6 +467,21 @@ int32_t cuda_uploader_add(cuda_uploader *u, const void *data, uint32_t type, int
     m.piece_rows = u->settings.piece / row_room > 0 ? u->settings.piece / row_room : 1;
     const int32_t code = append(u, &m);
     return code < 0 ? code : start_readers(u, u->total);
+}
+
+int32_t cuda_uploader_join(cuda_uploader *u, cudaStream_t stream)
+{
+    qmi_os_mutex_lock(u->mutex);
+    while (u->code >= 0 && u->done < u->total)
+        qmi_os_condition_wait(u->changed, u->mutex, -1);
+    int32_t code = u->code;
+    if (code < 0)
+        qmi_error_restore(u->message);
+    for (int32_t i = 0; i < u->started && code >= 0; i++)
+        if (u->readers[i].latest)
+            code = check_cuda(cudaStreamWaitEvent(stream, u->readers[i].latest, 0), "waiting for a copy");
+    qmi_os_mutex_unlock(u->mutex);
+    return code;
 }
 
 int32_t cuda_uploader_finish(cuda_uploader **uploader, qm_progress_callback progress, void *user, const int32_t *cancel)

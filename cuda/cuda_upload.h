@@ -42,6 +42,13 @@ int32_t cuda_uploader_add(cuda_uploader *uploader, const void *data, uint32_t ty
  * After any failure nothing is under way any more, and what the planes hold is undefined. */
 int32_t cuda_uploader_finish(cuda_uploader **uploader, qm_progress_callback progress, void *user, const int32_t *cancel);
 
+/* For matrices that come again and again. cuda_uploader_add_behind: the card's memory is written only after `after` (NULL: at
+ * once). cuda_uploader_join: what the stream is told from now on comes after all that was added; returns when that was read from
+ * the file. The uploader stays, as do the failures. */
+int32_t cuda_uploader_add_behind(cuda_uploader *uploader, cudaEvent_t after, const void *data, uint32_t type, int64_t columns,
+                                 int64_t rows, void *to);
+int32_t cuda_uploader_join(cuda_uploader *uploader, cudaStream_t stream);
+
 /* For a caller that has failed elsewhere: ends what is under way, and frees as `finish` does. */
 void cuda_uploader_abandon(cuda_uploader **uploader);
 

@@ -13,7 +13,7 @@
 #include "base/os.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 3
+#define QMI_BACKEND_ABI 4
 
 typedef struct qmi_device qmi_device;
 
@@ -71,10 +71,15 @@ typedef struct qmi_backend {
      * upload: matrix has type and shape as in the file, data is the tensor; sets matrix->type and matrix->data, usable until the
      * device is closed. The work may go on after the call, so the file must stay mapped; a device that shares the host gives back
      * the pointer.
+     * lend (NULL: not offered): likewise for matrices of experts, none of which it copies: they stay where they are, and a run
+     * brings those of each EXPERTS op over while the ops before it compute, which pays for batches of many rows. matrix->data is
+     * then good for such an op alone, in a program that was prepared after all were lent. `prepare` takes memory for twice the
+     * matrix_bytes of the op that has most.
      * upload_finish: waits until all is there. QM_ERROR_CANCELLED when progress (NULL: none; stage "load", bytes of the file's
      * matrices) returns nonzero or *cancel (NULL: never) becomes nonzero; also a failure of the uploads themselves. */
     int32_t (*upload_start)(qmi_device *device, int64_t bytes, const qmi_os_map *files, int32_t file_count);
     int32_t (*upload)(qmi_device *device, const void *data, qmi_matrix *matrix);
+    int32_t (*lend)(qmi_device *device, const void *data, qmi_matrix *matrix);
     int32_t (*upload_finish)(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel);
 
     int32_t (*write)(qmi_device *device, qmi_address to, const void *from, int64_t bytes);

@@ -1,0 +1,248 @@
+/* cuda/cuda_lend.cu on the emulator: experts that stay in the host's memory give the bits of experts on the card, whatever the
+ * batch, after a cancelled run and after failures, of which none leaves anything behind. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+extern "C" {
+#include <cmocka.h>
+#include "cuda_backend.h"
+}
+
+#include <vector>
+#include "cuda_device.h"
+
+enum { WIDTH = 64, INNER = 32, EXPERTS = 6, TOP = 2, ROWS = 12, LAYERS = 3 };
+enum { HIDDEN, ROUTE, OUT };
+
+typedef std::vector<uint8_t> bytes;
+
+typedef struct scene {
+    bytes gate[LAYERS], up[LAYERS], down[LAYERS]; /* as in a file */
+    std::vector<float> hidden, route;
+    qmi_device *device;
+    qmi_op ops[LAYERS];
+    qmi_program program;
+    qmi_workspace workspace;
+} scene;
+
+static scene s;
+static uint32_t random_state = 1;
+
+static uint32_t random_bits(void) /* xorshift32 (Marsaglia 2003) */
+{
+    random_state ^= random_state << 13;
+    random_state ^= random_state >> 17;
+    random_state ^= random_state << 5;
+    return random_state;
+}
+
+static float random_float(void)
+{
+    return (float)(random_bits() % 2001) / 1000 - 1;
+}
+
+/* Q8_0 [EXPERTS][rows][columns] of small numbers. */
+static bytes random_matrix(int columns, int rows)
+{
+    bytes out((size_t)(EXPERTS * rows * columns / 32 * 34));
+    for (size_t i = 0; i < out.size(); i++)
+        out[i] = i % 34 == 0 ? 0 : i % 34 == 1 ? 0x20 : (uint8_t)(random_bits() >> 8); /* the scale is 2^-7 */
+    return out;
+}
+
+static int set_up(void **)
+{
+    for (int layer = 0; layer < LAYERS; layer++) {
+        s.gate[layer] = random_matrix(WIDTH, INNER);
+        s.up[layer] = random_matrix(WIDTH, INNER);
+        s.down[layer] = random_matrix(INNER, WIDTH);
+    }
+    s.hidden.resize(ROWS * WIDTH);
+    s.route.resize(ROWS * (2 * TOP + 1));
+    for (float &x : s.hidden)
+        x = random_float();
+    for (int row = 0; row < ROWS; row++) {
+        float *route = &s.route[(size_t)row * (2 * TOP + 1)];
+        route[0] = (float)(random_bits() % EXPERTS);
+        route[1] = (float)(((int)route[0] + 1 + (int)(random_bits() % (EXPERTS - 1))) % EXPERTS);
+        route[2] = 0.75f;
+        route[3] = 0.25f;
+        route[4] = 1;
+    }
+    return 0;
+}
+
+static int32_t give(const bytes &data, int columns, int rows, bool lent, qmi_matrix *out)
+{
+    const qmi_matrix in_file = { QMI_TYPE_Q8_0, columns, rows, EXPERTS, 0 };
+    *out = in_file;
+    return (lent ? qmi_cuda_lend : qmi_cuda_upload)(s.device, data.data(), out);
+}
+
+/* The layers from `lent_from` on are lent. */
+static int32_t open_scene(int lent_from)
+{
+    qmi_device_settings settings = {};
+    const int64_t widths[] = { WIDTH, 2 * TOP + 1, WIDTH };
+    uint32_t type = QMI_TYPE_Q8_0;
+    int32_t code = qmi_cuda_open(&settings, &s.device);
+    const int64_t layer = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, EXPERTS * INNER) +
+                          qmi_cuda_matrix_bytes(&type, INNER, EXPERTS * WIDTH);
+    if (code >= 0)
+        code = qmi_cuda_upload_start(s.device, lent_from * layer, NULL, 0);
+    s.program.ops = s.ops;
+    s.program.count = LAYERS;
+    s.program.slot_count = 3;
+    s.workspace.rows = ROWS;
+    for (int i = 0; i < LAYERS && code >= 0; i++) {
+        qmi_op op = {};
+        op.kind = QMI_OP_EXPERTS;
+        op.layer = i;
+        op.experts.hidden = HIDDEN;
+        op.experts.route = ROUTE;
+        op.experts.out = OUT;
+        op.experts.top = TOP;
+        code = give(s.gate[i], WIDTH, INNER, i >= lent_from, &op.experts.gate);
+        if (code >= 0)
+            code = give(s.up[i], WIDTH, INNER, i >= lent_from, &op.experts.up);
+        if (code >= 0)
+            code = give(s.down[i], INNER, WIDTH, i >= lent_from, &op.experts.down);
+        s.ops[i] = op;
+    }
+    if (code >= 0)
+        code = qmi_cuda_upload_finish(s.device, NULL, NULL, NULL);
+    for (int i = 0; i < 3 && code >= 0; i++) {
+        s.program.slots[i].width = widths[i];
+        code = qmi_cuda_allocate(s.device, ROWS * widths[i] * 4, "a slot", &s.workspace.slots[i]);
+    }
+    return code < 0 ? code : qmi_cuda_prepare(s.device, &s.program, ROWS);
+}
+
+static void close_scene(void)
+{
+    qmi_cuda_close(&s.device);
+    assert_int_equal(emulator_allocated(), 0);
+}
+
+static int32_t run(int32_t rows, bool single, const int32_t *cancel, std::vector<float> *out)
+{
+    qmi_sequence list[ROWS] = {};
+    int32_t tokens[ROWS] = {};
+    qmi_batch batch = {};
+    const std::vector<float> zeros((size_t)(rows * WIDTH));
+    batch.count = rows;
+    batch.tokens = tokens;
+    batch.sequences = list;
+    batch.sequence_count = single ? rows : 1;
+    batch.cancel = cancel;
+    for (int32_t i = 0; i < batch.sequence_count; i++) {
+        list[i].first = i;
+        list[i].count = single ? 1 : rows;
+    }
+    int32_t code = qmi_cuda_write(s.device, s.workspace.slots[HIDDEN], s.hidden.data(), rows * WIDTH * 4);
+    if (code >= 0)
+        code = qmi_cuda_write(s.device, s.workspace.slots[ROUTE], s.route.data(), rows * (2 * TOP + 1) * 4);
+    if (code >= 0)
+        code = qmi_cuda_write(s.device, s.workspace.slots[OUT], zeros.data(), rows * WIDTH * 4);
+    if (code >= 0)
+        code = qmi_cuda_run(s.device, &s.program, &s.workspace, &batch);
+    out->resize((size_t)(rows * WIDTH));
+    return code < 0 ? code : qmi_cuda_read(s.device, out->data(), s.workspace.slots[OUT], rows * WIDTH * 4);
+}
+
+static const int32_t shapes[] = { 1, 8, ROWS };
+
+static void same_bits(void **)
+{
+    std::vector<float> expected[2][3], got;
+    assert_int_equal(open_scene(LAYERS), QM_OK);
+    for (int single = 0; single < 2; single++)
+        for (int i = 0; i < 3; i++)
+            assert_int_equal(run(shapes[i], single, NULL, &expected[single][i]), QM_OK);
+    close_scene();
+    double sum = 0;
+    for (float x : expected[0][2])
+        sum += fabs(x);
+    assert_true(sum > 1);
+    for (int from : { 0, LAYERS - 1 }) {
+        assert_int_equal(open_scene(from), QM_OK);
+        for (int again = 0; again < 2; again++)
+            for (int single = 0; single < 2; single++)
+                for (int i = 0; i < 3; i++) {
+                    assert_int_equal(run(shapes[i], single, NULL, &got), QM_OK);
+                    assert_memory_equal(got.data(), expected[single][i].data(), got.size() * sizeof(float));
+                }
+        close_scene();
+    }
+}
+
+static void goes_on_after_a_cancelled_run(void **)
+{
+    const int32_t now = 1;
+    std::vector<float> expected, got;
+    assert_int_equal(open_scene(0), QM_OK);
+    assert_int_equal(run(ROWS, false, NULL, &expected), QM_OK);
+    assert_int_equal(run(ROWS, false, &now, &got), QM_ERROR_CANCELLED);
+    assert_int_equal(run(ROWS, false, NULL, &got), QM_OK);
+    assert_memory_equal(got.data(), expected.data(), got.size() * sizeof(float));
+    close_scene();
+}
+
+/* Each call of the runtime fails once, whichever thread makes it: an error or none, and the next run is right unless the card is
+ * lost. */
+static void survives_each_failure(void **)
+{
+    std::vector<float> expected, got;
+    int failed = 0, recovered = 0;
+    assert_int_equal(open_scene(1), QM_OK);
+    assert_int_equal(run(9, false, NULL, &expected), QM_OK);
+    for (int allocation = 0; allocation < 2; allocation++)
+        for (int64_t n = 1; n < (allocation ? 4 : 60); n += allocation ? 1 : 3) {
+            emulator_fail(allocation ? n : 0, allocation ? 0 : n);
+            const int32_t code = run(9, false, NULL, &got);
+            emulator_fail(0, 0);
+            assert_true(code == QM_OK || code == QM_ERROR_DEVICE || code == QM_ERROR_MEMORY);
+            failed += code < 0;
+            if (code >= 0)
+                assert_memory_equal(got.data(), expected.data(), got.size() * sizeof(float));
+            const int32_t again = run(9, false, NULL, &got);
+            recovered += code < 0 && again >= 0;
+            if (again >= 0) {
+                assert_memory_equal(got.data(), expected.data(), got.size() * sizeof(float));
+            } else {
+                close_scene();
+                assert_int_equal(open_scene(1), QM_OK);
+            }
+        }
+    assert_true(failed > 10 && recovered > 5);
+    close_scene();
+}
+
+static void memory_is_counted(void **)
+{
+    qmi_device_info before, after;
+    uint32_t type = QMI_TYPE_Q8_0;
+    const int64_t layer = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, EXPERTS * INNER) +
+                          qmi_cuda_matrix_bytes(&type, INNER, EXPERTS * WIDTH);
+    assert_int_equal(open_scene(LAYERS), QM_OK);
+    const int64_t whole = s.device->memory_used;
+    close_scene();
+    assert_int_equal(open_scene(0), QM_OK);
+    qmi_cuda_info(s.device, &before);
+    assert_int_equal(s.device->memory_used, whole - LAYERS * layer + CUDA_LEND_ROOMS * layer);
+    assert_int_equal(qmi_cuda_prepare(s.device, &s.program, ROWS), QM_OK);
+    qmi_cuda_info(s.device, &after);
+    assert_int_equal(before.memory_free, after.memory_free);
+    close_scene();
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(same_bits),
+        cmocka_unit_test(goes_on_after_a_cancelled_run),
+        cmocka_unit_test(survives_each_failure),
+        cmocka_unit_test(memory_is_counted),
+    };
+    return cmocka_run_group_tests(tests, set_up, NULL);
+}
