@@ -150,6 +150,16 @@ QM_API const char *qm_option_help(int32_t index);    /* one sentence or two */
 QM_API int32_t qm_model_load(const char *path, const qm_options *options, qm_model **out);
 QM_API void qm_model_free(qm_model **model);
 
+/* One model on several devices of several processes, on one machine or more (option "ranks"). Each process is told its number
+ * (option "rank"), and all where rank 0 listens (option "rank-id"). Rank 0 calls qm_model_load, which waits for the others and then
+ * computes on the devices of all; the others call this, with the same file and options (those of their own machine apart:
+ * "device", "threads", "pin", "isa", "cuda-library", "memory-limit" and the like). It returns 0 when rank 0 has freed the model.
+ * When a rank fails, is gone, or is silent for longer than "rank-timeout", this and all calls of rank 0 end with an error that
+ * names the rank; likewise when one has another file, version or options. What the ranks say to each other travels in the clear, and
+ * a rank computes what it is sent: the network between them has to be one that only friends can reach.
+ * Expected errors: QM_ERROR_FILE, _UNSUPPORTED, _OPTION, _DEVICE, _MEMORY. */
+QM_API int32_t qm_follow(const char *path, const qm_options *options);
+
 /* What loading would take, from the file's header alone: nothing is allocated on a device. `format` is "table" (for people)
  * or "json". snprintf rules. A plan that does not fit is still a plan: it says so, and why. options NULL: the defaults. */
 QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *format, char *text, int64_t size);
@@ -281,6 +291,7 @@ QM_API int32_t qm_session_restore(qm_session *session, const char *path);
  * loop, or call qm_job_wait(). Jobs of several sessions advance together. */
 
 QM_API int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out);          /* result: qm_job_model */
+QM_API int32_t qm_submit_follow(const char *path, const qm_options *options, qm_job **out);
 QM_API int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special,
                                   qm_job **out);                                               /* result: qm_job_tokens */
 QM_API int32_t qm_submit_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools,

@@ -2,7 +2,9 @@
 #include "api/handles.h"
 #include "run/submit.h"
 
-int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out)
+/* What the calls with a file's path have in common. */
+static int32_t submit_path(int32_t (*submit)(const char *path, const qmi_settings *settings, qm_job **out), const char *path,
+                           const qm_options *options, qm_job **out)
 {
     qmi_settings defaults;
     if (!out)
@@ -11,9 +13,19 @@ int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out
     if (!path)
         return qmi_handles_null("path");
     qmi_settings_start(&defaults, &(qmi_alloc){ 0 });
-    int32_t code = qmi_submit_load(path, options ? &options->settings : &defaults, out);
+    int32_t code = submit(path, options ? &options->settings : &defaults, out);
     qmi_settings_end(&defaults);
     return code;
+}
+
+int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out)
+{
+    return submit_path(qmi_submit_load, path, options, out);
+}
+
+int32_t qm_submit_follow(const char *path, const qm_options *options, qm_job **out)
+{
+    return submit_path(qmi_submit_follow, path, options, out);
 }
 
 int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out)

@@ -1,5 +1,6 @@
 /* Loading models, planning, and asking them. */
 #include "api/handles.h"
+#include "exchange/ranks.h"
 #include "run/facts.h"
 #include "run/load.h"
 
@@ -15,6 +16,17 @@ int32_t qm_model_load(const char *path, const qm_options *options, qm_model **ou
     const qmi_settings *settings = options ? &options->settings : &defaults;
     const qmi_load_watch watch = { .progress = settings->progress, .user = settings->progress_user };
     int32_t code = qmi_load_model(path, settings, &watch, out);
+    qmi_settings_end(&defaults);
+    return code;
+}
+
+int32_t qm_follow(const char *path, const qm_options *options)
+{
+    qmi_settings defaults;
+    if (!path)
+        return qmi_handles_null("path");
+    qmi_settings_start(&defaults, &(qmi_alloc){ 0 });
+    int32_t code = qmi_ranks_follow(path, options ? &options->settings : &defaults, NULL);
     qmi_settings_end(&defaults);
     return code;
 }

@@ -64,6 +64,14 @@ QMI_OPTION(MEMORY_LIMIT, "memory-limit", MODEL, INT, "0", 0, 1000000000000000, "
            "bytes the library may allocate on the device; 0 takes what the machine has")
 QMI_OPTION(PROFILE, "profile", MODEL, BOOL, "0", 0, 1, "",
            "log how long each kind of operation took, when the model is freed; computing on a card is slower meanwhile")
+QMI_OPTION(RANKS, "ranks", MODEL, INT, "1", 1, 16, "",
+           "processes, on this machine or several, that compute one model together; each loads it with these options")
+QMI_OPTION(RANK, "rank", MODEL, INT, "0", 0, 15, "",
+           "which of them this is; 0 has the sessions, the others follow it")
+QMI_OPTION(RANK_ID, "rank-id", MODEL, TEXT, "", 0, 0, "",
+           "where rank 0 listens and a word that the ranks of one run share: HOST:PORT/WORD")
+QMI_OPTION(RANK_TIMEOUT, "rank-timeout", MODEL, INT, "60", 1, 86400, "",
+           "seconds to wait for the other ranks at the start, and after which one that gives no sign of life counts as dead")
 /* ---- session: read by qm_session_new ---- */
 QMI_OPTION(CONTEXT, "context", SESSION, INT, "0", 0, 16777216, "",
            "tokens a session can hold, prompt and answer together; 0 takes 8192, or the model's own length if that is less")

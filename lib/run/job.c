@@ -218,7 +218,7 @@ void qmi_job_cancel(qm_job *job)
 {
     __atomic_store_n(&job->cancel, 1, __ATOMIC_SEQ_CST);
     qmi_job_interrupt(job);
-    if (job->kind != QMI_JOB_LOAD && job->kind != QMI_JOB_TOKENIZE)
+    if (job->kind != QMI_JOB_LOAD && job->kind != QMI_JOB_FOLLOW && job->kind != QMI_JOB_TOKENIZE)
         qmi_engine_look(job->model);
 }
 

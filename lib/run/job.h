@@ -7,7 +7,7 @@
 #include "run/session.h"
 
 typedef enum qmi_job_kind {
-    QMI_JOB_LOAD, QMI_JOB_TOKENIZE, /* in a thread of their own */
+    QMI_JOB_LOAD, QMI_JOB_FOLLOW, QMI_JOB_TOKENIZE, /* in a thread of their own */
     QMI_JOB_PREFILL,                /* also rewind and sync */
     QMI_JOB_GENERATE, QMI_JOB_DECODE, QMI_JOB_DRAFT,
     QMI_JOB_SAVE, QMI_JOB_RESTORE   /* in a thread of their own, with a session */
@@ -72,7 +72,7 @@ struct qm_job {
     float *logits;
     int32_t draft_token;         /* the token after the last, of a draft job */
 
-    /* of load, tokenize, save and restore */
+    /* of load, follow, tokenize, save and restore */
     qmi_os_thread *thread;
     qmi_settings settings;
     bool has_settings;

@@ -290,6 +290,16 @@ static void leave_device(qm_model *model)
     model->backend->close(&model->device);
 }
 
+/* Of several ranks only the first has sessions. */
+static int32_t check_rank(const qmi_settings *settings)
+{
+    int64_t rank = qmi_settings_int(settings, QMI_OPT_RANK);
+    if (rank > 0)
+        return qmi_fail(QM_ERROR_OPTION, "rank is %lld: only rank 0 loads the model to use it, the others follow (qm_follow)",
+                        (long long)rank);
+    return QM_OK;
+}
+
 /* Tries the devices that the option means, best first, until one does. watch NULL: the plan only. A file that can't be used is
  * that on every device. */
 static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
@@ -325,7 +335,9 @@ int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi
     qm_model *model;
     *out = NULL;
     int64_t start_ns = qmi_os_time_ns();
-    int32_t code = open_file(path, settings, &model);
+    int32_t code = check_rank(settings);
+    if (code >= 0)
+        code = open_file(path, settings, &model);
     if (code < 0)
         return code;
     code = read_text(model);

@@ -2,6 +2,7 @@
 #include "run/submit.h"
 
 #include <string.h>
+#include "exchange/ranks.h"
 #include "run/generate.h"
 #include "run/load.h"
 #include "run/prefix.h"
@@ -345,11 +346,18 @@ int32_t qmi_submit_store(qmi_job_kind kind, qm_session *session, const char *pat
     return code;
 }
 
-int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out)
+static void follow_main(void *argument)
+{
+    qm_job *job = argument;
+    qmi_job_end(job, qmi_ranks_follow(job->text, &job->settings, &job->cancel));
+}
+
+/* A job about a file, with a thread of its own. */
+static int32_t submit_path(qmi_job_kind kind, void (*body)(void *), const char *path, const qmi_settings *settings, qm_job **out)
 {
     qm_job *job;
     *out = NULL;
-    int32_t code = qmi_job_new(QMI_JOB_LOAD, &settings->alloc, true, &job);
+    int32_t code = qmi_job_new(kind, &settings->alloc, true, &job);
     if (code < 0)
         return code;
     code = qmi_settings_copy(settings, &job->settings);
@@ -359,5 +367,15 @@ int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job *
         qmi_job_abandon(job);
         return code < 0 ? code : QM_ERROR_MEMORY;
     }
-    return start_thread(job, load_main, out);
+    return start_thread(job, body, out);
+}
+
+int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out)
+{
+    return submit_path(QMI_JOB_LOAD, load_main, path, settings, out);
+}
+
+int32_t qmi_submit_follow(const char *path, const qmi_settings *settings, qm_job **out)
+{
+    return submit_path(QMI_JOB_FOLLOW, follow_main, path, settings, out);
 }

@@ -27,5 +27,6 @@ int32_t qmi_submit_store(qmi_job_kind kind, qm_session *session, const char *pat
 int32_t qmi_submit_tokenize(qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out);
 int32_t qmi_submit_chat_tokens(qm_model *model, const qmi_chat_request *request, qm_job **out); /* without `literal` */
 int32_t qmi_submit_load(const char *path, const qmi_settings *settings, qm_job **out);
+int32_t qmi_submit_follow(const char *path, const qmi_settings *settings, qm_job **out);
 
 #endif

@@ -31,6 +31,7 @@ const char *qm_option_scope(int32_t index);
 const char *qm_option_help(int32_t index);
 int32_t qm_model_load(const char *path, const qm_options *options, qm_model **out);
 void qm_model_free(qm_model **model);
+int32_t qm_follow(const char *path, const qm_options *options);
 int64_t qm_plan(const char *path, const qm_options *options, const char *format, char *text, int64_t size);
 int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
 int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64_t size);
@@ -65,6 +66,7 @@ int64_t qm_session_sync(qm_session *session, const int32_t *tokens, int64_t coun
 int32_t qm_session_save(qm_session *session, const char *path);
 int32_t qm_session_restore(qm_session *session, const char *path);
 int32_t qm_submit_load(const char *path, const qm_options *options, qm_job **out);
+int32_t qm_submit_follow(const char *path, const qm_options *options, qm_job **out);
 int32_t qm_submit_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, qm_job **out);
 int32_t qm_submit_chat_tokens(const qm_model *model, const char *messages, int64_t messages_length, const char *tools, int64_t
     tools_length, int32_t thinking, int32_t opening, qm_job **out);
