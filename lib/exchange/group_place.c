@@ -2,8 +2,8 @@
 #include "exchange/group_inside.h"
 
 #include <string.h>
+#include "exchange/operands.h"
 #include "exchange/slices.h"
-#include "quant/quant.h"
 
 typedef struct placer {
     qmi_group *group;
@@ -159,52 +159,11 @@ static void resolve_vector(const resolver *r, qmi_vector *vector)
 
 static void resolve_op(const resolver *r, qmi_op *op)
 {
-    qmi_matrix *matrices[8] = { NULL };
-    qmi_vector *vectors[6] = { NULL };
-    switch (op->kind) {
-    case QMI_OP_EMBED:
-        matrices[0] = &op->embed.table;
-        break;
-    case QMI_OP_JOIN:
-        matrices[0] = &op->join.table;
-        vectors[0] = &op->join.norm.weight, vectors[1] = &op->join.hidden_norm.weight;
-        break;
-    case QMI_OP_PROJECT:
-        for (int32_t i = 0; i < op->project.count; i++)
-            matrices[i] = &op->project.matrix[i];
-        vectors[0] = &op->project.norm.weight;
-        break;
-    case QMI_OP_GLU:
-        matrices[0] = &op->glu.gate, matrices[1] = &op->glu.up;
-        vectors[0] = &op->glu.norm.weight;
-        break;
-    case QMI_OP_PROJECT_ADD:
-        matrices[0] = &op->project_add.matrix;
-        break;
-    case QMI_OP_ATTEND:
-        vectors[0] = &op->attend.query_norm.weight, vectors[1] = &op->attend.key_norm.weight;
-        vectors[2] = &op->attend.inverse_frequency, vectors[3] = &op->attend.correction;
-        break;
-    case QMI_OP_DELTA:
-        vectors[0] = &op->delta.convolution, vectors[1] = &op->delta.time_bias, vectors[2] = &op->delta.decay;
-        vectors[3] = &op->delta.norm.weight;
-        break;
-    case QMI_OP_ROUTE:
-        matrices[0] = &op->route.router, matrices[1] = &op->route.shared_gate;
-        vectors[0] = &op->route.norm.weight;
-        break;
-    case QMI_OP_EXPERTS:
-        matrices[0] = &op->experts.gate, matrices[1] = &op->experts.up, matrices[2] = &op->experts.down;
-        matrices[3] = &op->experts.shared_gate, matrices[4] = &op->experts.shared_up, matrices[5] = &op->experts.shared_down;
-        break;
-    default:
-        matrices[0] = &op->logits.output;
-        vectors[0] = &op->logits.norm.weight;
-    }
-    for (qmi_matrix **m = matrices; *m; m++)
-        resolve_matrix(r, *m);
-    for (qmi_vector **v = vectors; *v; v++)
-        resolve_vector(r, *v);
+    qmi_operands operands = qmi_operands_of(op);
+    for (int32_t i = 0; i < operands.matrix_count; i++)
+        resolve_matrix(r, operands.matrices[i]);
+    for (int32_t i = 0; i < operands.vector_count; i++)
+        resolve_vector(r, operands.vectors[i]);
 }
 
 static void resolve(const placer *p)

@@ -62,8 +62,9 @@ typedef struct qmi_weight_sums {
 
 typedef int64_t (*qmi_matrix_bytes_function)(uint32_t *type, int64_t columns, int64_t rows); /* backend.h: matrix_bytes */
 
-/* Shapes and types of all weights as they would lie on a device, at no address, and their sums. A tensor that is missing or of
- * another shape than the dimensions say is no error here but of loading; it counts as it should be. */
+/* Shapes and types of all weights as they would lie on a device, and their sums; addresses are the tensors' of the file, which
+ * only tell them apart. A tensor that is missing or of another shape than the dimensions say is no error here but of loading; it
+ * counts as it should be. */
 int32_t qmi_weights_survey(const qmi_gguf *gguf, const qmi_hparams *hparams, bool mtp, qmi_matrix_bytes_function matrix_bytes,
                            const qmi_alloc *alloc, qmi_weights *out, qmi_weight_sums *sums);
 

@@ -68,6 +68,7 @@ struct qm_model {
     const qmi_backend *backend;
     qmi_device *device;
     int32_t device_index;        /* of the backend's */
+    struct qmi_group_record *group; /* several devices; NULL: one */
     qmi_device_info info;
     qmi_weights weights;
     qmi_program program, mtp_program;

@@ -5,8 +5,11 @@
 #include <string.h>
 #include "backend/registry.h"
 #include "base/number.h"
-#include "exchange/group.h"
+#include "exchange/probe.h"
+#include "memory/split.h"
 #include "run/plan_devices.h"
+
+#define SECOND_NS INT64_C(1000000000)
 
 typedef struct opener {
     qm_model *model;
@@ -15,6 +18,7 @@ typedef struct opener {
     int64_t limits[QMI_RANKS_MAX];           /* bytes; 0: none */
     qmi_exchange_member members[QMI_RANKS_MAX];
     qmi_device_info infos[QMI_RANKS_MAX];
+    qmi_plan_device devices[QMI_RANKS_MAX];
     int32_t shares[QMI_RANKS_MAX];
 } opener;
 
@@ -90,8 +94,8 @@ static int32_t read_shares(opener *o)
         size_t length = strcspn(at, ":");
         bool last = i == o->count - 1;
         if (qmi_number_read_int(at, length, &share) != QMI_NUMBER_OK || share < 1 || share > 1000 || last != !at[length])
-            return qmi_fail(QM_ERROR_OPTION, "shares: \"%s\" is no list of %d numbers from 1 to 1000, one a device, as in 3:1", text,
-                            o->count);
+            return qmi_fail(QM_ERROR_OPTION, "shares: \"%s\" is no list of %d numbers from 1 to 1000, one a device, as in 3:1",
+                            text, o->count);
         o->shares[i] = (int32_t)share;
         at += length + 1;
     }
@@ -121,6 +125,8 @@ static int32_t open_member(opener *o, int32_t index)
     int32_t code = member->backend->open(&device, &member->device);
     if (code >= 0)
         member->backend->info(member->device, &o->infos[index]);
+    o->devices[index] = qmi_plan_devices_of(member->backend, &o->infos[index]);
+    o->devices[index].name = member->name;
     return code < 0 ? qmi_fail_within(code, member->name) : code;
 }
 
@@ -136,67 +142,205 @@ static void close_members(opener *o)
 /* What the plan needs to know of all together. */
 static qmi_plan_device plan_device_of(const opener *o)
 {
-    qmi_plan_device all = qmi_plan_devices_of(o->members[0].backend, &o->infos[0]);
+    qmi_plan_device all = o->devices[0];
     all.name = "group";
-    all.memory = -1;
     for (int32_t i = 1; i < o->count; i++) {
-        all.fixed += o->infos[i].memory_fixed;
-        all.mapped = all.mapped && o->infos[i].mapped;
-        all.chunk_low = o->infos[i].chunk_low > all.chunk_low ? o->infos[i].chunk_low : all.chunk_low;
-        all.chunk_high = o->infos[i].chunk_high > all.chunk_high ? o->infos[i].chunk_high : all.chunk_high;
+        const qmi_plan_device *device = &o->devices[i];
+        bool known = all.memory >= 0 && device->memory >= 0;
+        all.memory = !known ? -1 : device->mapped ? all.memory : all.memory + device->memory;
+        all.fixed += device->fixed;
+        all.mapped = all.mapped && device->mapped;
+        all.chunk_low = device->chunk_low > all.chunk_low ? device->chunk_low : all.chunk_low;
+        all.chunk_high = device->chunk_high > all.chunk_high ? device->chunk_high : all.chunk_high;
     }
     return all;
 }
 
-static void share_layers(const opener *o, int32_t layers, qmi_sharing *sharing)
+static qmi_sharing start_sharing(const opener *o)
+{
+    qmi_sharing sharing = { .members = o->count, .expert_member = -1, .alike = true };
+    memcpy(sharing.shares, o->shares, sizeof sharing.shares);
+    for (int32_t i = 1; i < o->count; i++)
+        sharing.alike = sharing.alike && o->choices[i].backend == o->choices[0].backend &&
+                        strcmp(o->infos[i].name, o->infos[0].name) == 0;
+    return sharing;
+}
+
+static void add_stage(qmi_sharing *sharing, int32_t first, int32_t count, int32_t member)
+{
+    if (count > 0)
+        sharing->stages[sharing->stage_count++] = (qmi_stage){ first, count, member, 1 };
+}
+
+/* Layers in proportion to the shares. */
+static void share_layers(const opener *o, qmi_sharing *sharing)
 {
     const qmi_stage all = { .members = o->count };
     int64_t bounds[QMI_RANKS_MAX + 1];
-    qmi_sharing_cut(sharing, &all, layers, 1, bounds);
-    sharing->stage_count = o->count;
+    qmi_sharing_cut(sharing, &all, o->model->plan.hparams.layers, 1, bounds);
     for (int32_t i = 0; i < o->count; i++)
-        sharing->stages[i] = (qmi_stage){ (int32_t)bounds[i], (int32_t)(bounds[i + 1] - bounds[i]), i, 1 };
+        add_stage(sharing, (int32_t)bounds[i], (int32_t)(bounds[i + 1] - bounds[i]), i);
 }
 
-static bool are_alike(const opener *o)
+/* Cards, and the CPU as the last for what they have no room for: as the split by memory has it. */
+static int32_t share_by_memory(const opener *o, qmi_sharing *sharing)
 {
-    bool alike = true;
-    for (int32_t i = 1; i < o->count; i++)
-        alike = alike && o->choices[i].backend == o->choices[0].backend && strcmp(o->infos[i].name, o->infos[0].name) == 0;
-    return alike;
+    const qm_model *model = o->model;
+    int32_t layers = model->plan.hparams.layers, host = o->devices[o->count - 1].mapped ? o->count - 1 : -1;
+    qmi_split split;
+    int32_t code = qmi_split_make(&model->parts.gguf, &model->settings, &model->plan, o->devices, o->count,
+                                  &model->settings.alloc, &split);
+    if (code < 0)
+        return code;
+    if (!split.fits) { /* the plan of the group says what is wanting */
+        share_layers(o, sharing);
+        return QM_OK;
+    }
+    if (host >= 0)
+        add_stage(sharing, split.shares[host].part.first, split.shares[host].part.count, host);
+    for (int32_t i = 0; i < o->count; i++)
+        if (i != host)
+            add_stage(sharing, split.shares[i].part.first, split.shares[i].part.count, i);
+    if (host >= 0 && split.shares[host].expert_layers > 0) {
+        sharing->expert_member = host;
+        sharing->expert_count = split.shares[host].expert_layers;
+        sharing->expert_first = layers - sharing->expert_count;
+    }
+    return QM_OK;
 }
 
-static void choose_sharing(const opener *o, qmi_sharing *sharing)
+/* The last device computes the experts of so many last layers, and nothing else. */
+static int32_t share_experts(opener *o, int64_t count, qmi_sharing *sharing)
+{
+    const qmi_hparams *h = &o->model->plan.hparams;
+    if (h->experts == 0 || count > h->layers)
+        return qmi_fail(QM_ERROR_OPTION, "host-experts: %lld, but the model has %d layers%s", (long long)count, h->layers,
+                        h->experts ? "" : ", and none with experts");
+    sharing->expert_member = --o->count;
+    sharing->expert_count = (int32_t)count;
+    sharing->expert_first = h->layers - sharing->expert_count;
+    share_layers(o, sharing);
+    o->count++;
+    return QM_OK;
+}
+
+static int32_t choose_layers(opener *o, qmi_sharing *sharing)
 {
     const qmi_settings *settings = &o->model->settings;
-    *sharing = (qmi_sharing){ .members = o->count, .expert_member = -1, .alike = are_alike(o) };
-    memcpy(sharing->shares, o->shares, sizeof sharing->shares);
-    if (strcmp(qmi_settings_text(settings, QMI_OPT_SPLIT), "tensor") == 0) {
-        sharing->stage_count = 1;
-        sharing->stages[0] = (qmi_stage){ 0, o->model->plan.hparams.layers, 0, o->count };
-    } else {
-        share_layers(o, o->model->plan.hparams.layers, sharing);
-    }
+    int64_t experts = qmi_settings_int(settings, QMI_OPT_HOST_EXPERTS);
+    int32_t code = QM_OK, cards = 0;
+    for (int32_t i = 0; i < o->count; i++)
+        cards += !o->devices[i].mapped;
+    *sharing = start_sharing(o);
+    bool by_memory = *qmi_settings_text(settings, QMI_OPT_SHARES) == 0 && cards >= o->count - 1 && cards > 0 &&
+                     (cards == o->count || o->devices[o->count - 1].mapped);
+    if (experts >= 0)
+        code = share_experts(o, experts, sharing);
+    else if (by_memory)
+        code = share_by_memory(o, sharing);
+    else
+        share_layers(o, sharing);
+    return code;
 }
 
-static qmi_cut_sizes sizes_of(const qmi_plan *plan)
+static void choose_tensor(const opener *o, qmi_sharing *sharing)
 {
-    return (qmi_cut_sizes){ .page_bytes = plan->kv.page_bytes, .layer_bytes = plan->kv.layer_bytes,
-                            .value_offset = plan->kv.value_offset, .recurrent_bytes = plan->state.recurrent_bytes,
-                            .hidden_bytes = plan->state.hidden_bytes, .logits_bytes = plan->state.logits_bytes };
+    *sharing = start_sharing(o);
+    sharing->stage_count = 1;
+    sharing->stages[0] = (qmi_stage){ 0, o->model->plan.hparams.layers, 0, o->count };
+}
+
+static int32_t plan_group(const opener *o, const qmi_sharing *sharing, const qmi_group_rates *rates, qmi_group_plan *out)
+{
+    const qmi_group_question question = { &o->model->parts.gguf, &o->model->settings, &o->model->plan, sharing, o->devices,
+                                          rates };
+    return qmi_group_plan_make(&question, &o->model->settings.alloc, out);
+}
+
+/* Layers, unless parts of layers fit and are predicted to be faster, or are asked for. Devices that are all the CPU gain nothing
+ * by parts. */
+static int32_t choose_sharing(opener *o, qmi_group_record *record)
+{
+    const qmi_settings *settings = &o->model->settings;
+    const char *split = qmi_settings_text(settings, QMI_OPT_SPLIT);
+    bool all_cards = true;
+    qmi_group_rates rates;
+    qmi_sharing tensor;
+    qmi_group_plan other;
+    for (int32_t i = 0; i < o->count; i++)
+        all_cards = all_cards && !o->devices[i].mapped;
+    choose_tensor(o, &tensor);
+    if (strcmp(split, "tensor") == 0) {
+        record->sharing = tensor;
+        return plan_group(o, &tensor, NULL, &record->plan);
+    }
+    int32_t code = choose_layers(o, &record->sharing);
+    bool open = strcmp(split, "auto") == 0 && all_cards && o->count > 1 && record->sharing.expert_member < 0;
+    if (code >= 0 && open)
+        qmi_probe(o->members, o->count, o->model->plan.hparams.hidden, &settings->alloc, &rates);
+    if (code >= 0)
+        code = plan_group(o, &record->sharing, open ? &rates : NULL, &record->plan);
+    if (code < 0 || !open)
+        return code;
+    code = plan_group(o, &tensor, &rates, &other);
+    if (code < 0)
+        return code;
+    qmi_log_line(&settings->log, QM_LOG_INFO, "split by layers: %.3f ms a token, by parts of layers %.3f (0: unknown)",
+                 record->plan.decode_ns * 1e-6, other.decode_ns * 1e-6);
+    if (other.fits && (!record->plan.fits || (other.decode_ns > 0 && other.decode_ns < record->plan.decode_ns))) {
+        record->sharing = tensor;
+        record->plan = other;
+    }
+    return QM_OK;
+}
+
+/* The plan of the model follows that of the group. */
+static void adopt_plan(qm_model *model, const qmi_group_plan *group)
+{
+    qmi_plan *plan = &model->plan;
+    plan->chunk = group->chunk;
+    plan->rows = group->rows;
+    plan->checkpoints = group->checkpoints;
+    plan->checkpoint_memory = plan->workspace = plan->scratch = plan->fixed = plan->total = 0;
+    plan->weights = plan->vectors = 0;
+    for (int32_t i = 0; i < group->count; i++) {
+        const qmi_member_plan *member = &group->members[i];
+        plan->weights += member->weights;
+        plan->vectors += member->vectors;
+        plan->workspace += member->workspace;
+        plan->scratch += member->scratch;
+        plan->fixed += member->fixed;
+        plan->checkpoint_memory += member->checkpoints;
+        plan->total += member->total;
+    }
+    plan->fits = group->fits;
+    if (!group->fits)
+        snprintf(plan->reason, sizeof plan->reason, "%s", group->reason);
 }
 
 static int32_t open_group(opener *o)
 {
     qm_model *model = o->model;
     const qmi_plan_device device = plan_device_of(o);
-    int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, &device, &model->settings.alloc, &model->plan);
+    const qmi_alloc *alloc = &model->settings.alloc;
+    int32_t code = qmi_plan_make(&model->parts.gguf, &model->settings, &device, alloc, &model->plan);
     if (code < 0)
         return qmi_fail_within(code, model->path);
-    qmi_group_settings group = { .members = o->members, .sizes = sizes_of(&model->plan),
-                                 .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * INT64_C(1000000000),
-                                 .alloc = model->settings.alloc, .log = model->settings.log };
-    choose_sharing(o, &group.sharing);
+    model->group = qmi_new(alloc, 1, sizeof *model->group, "a group of devices");
+    if (!model->group)
+        return QM_ERROR_MEMORY;
+    memcpy(model->group->members, o->members, sizeof o->members);
+    memcpy(model->group->devices, o->devices, sizeof o->devices);
+    for (int32_t i = 0; i < o->count; i++)
+        model->group->devices[i].name = model->group->members[i].name;
+    code = choose_sharing(o, model->group);
+    if (code < 0)
+        return code;
+    adopt_plan(model, &model->group->plan);
+    const qmi_group_settings group = { .members = o->members, .sharing = model->group->sharing,
+                                       .sizes = qmi_group_plan_sizes(&model->plan),
+                                       .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * SECOND_NS,
+                                       .alloc = *alloc, .log = model->settings.log };
     code = qmi_group_open(&group, &model->device);
     if (code < 0)
         return code;
@@ -215,9 +359,36 @@ int32_t qmi_group_load_open(qm_model *model)
         code = open_member(&o, i);
     if (code >= 0)
         code = open_group(&o);
-    if (code < 0)
+    if (code < 0) {
         close_members(&o);
+        qmi_group_load_forget(model);
+    }
     return code;
+}
+
+void qmi_group_load_forget(qm_model *model)
+{
+    qmi_delete(&model->settings.alloc, model->group);
+    model->group = NULL;
+}
+
+/* ---- what there is to know ---- */
+
+int64_t qmi_group_load_table(const qm_model *model, char *text, int64_t size)
+{
+    return qmi_group_plan_table(&model->group->plan, &model->group->sharing, model->group->devices, text, size);
+}
+
+int64_t qmi_group_load_predict(const qm_model *model)
+{
+    const qmi_group_record *group = model->group;
+    qmi_group_rates rates;
+    qmi_group_plan plan;
+    qmi_probe(group->members, group->sharing.members, model->plan.hparams.hidden, &model->settings.alloc, &rates);
+    const qmi_group_question question = { &model->parts.gguf, &model->settings, &model->plan, &group->sharing, group->devices,
+                                          &rates };
+    int32_t code = qmi_group_plan_make(&question, &model->settings.alloc, &plan);
+    return code < 0 ? code : (int64_t)plan.decode_ns;
 }
 
 int32_t qmi_group_load_place(qm_model *model, qm_progress_callback progress, void *user, const int32_t *cancel)

@@ -2,7 +2,16 @@
 #ifndef QMI_RUN_GROUP_LOAD_H
 #define QMI_RUN_GROUP_LOAD_H
 
+#include "exchange/group.h"
+#include "exchange/group_plan.h"
 #include "run/engine.h"
+
+typedef struct qmi_group_record {    /* of a model with several devices */
+    qmi_exchange_member members[QMI_RANKS_MAX];
+    qmi_plan_device devices[QMI_RANKS_MAX];
+    qmi_sharing sharing;
+    qmi_group_plan plan;
+} qmi_group_record;
 
 bool qmi_group_load_wanted(const qmi_settings *settings);
 
@@ -12,5 +21,11 @@ int32_t qmi_group_load_open(qm_model *model);
 
 /* Cuts the model's programs and brings the weights to the devices. */
 int32_t qmi_group_load_place(qm_model *model, qm_progress_callback progress, void *user, const int32_t *cancel);
+
+void qmi_group_load_forget(qm_model *model); /* model->group; the device is closed */
+
+int64_t qmi_group_load_table(const qm_model *model, char *text, int64_t size); /* snprintf rules */
+/* Nanoseconds that a token is predicted to take, by constants that are measured now; 0: they can't be. On the engine's thread. */
+int64_t qmi_group_load_predict(const qm_model *model);
 
 #endif

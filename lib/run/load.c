@@ -288,6 +288,7 @@ static void leave_device(qm_model *model)
     qmi_program_free(&model->mtp_program, alloc);
     qmi_weights_free(&model->weights, model->backend, model->device, alloc);
     model->backend->close(&model->device);
+    qmi_group_load_forget(model);
 }
 
 /* Of several ranks only the first has sessions. */
@@ -356,6 +357,12 @@ int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi
     return QM_OK;
 }
 
+static int64_t add_group(const qm_model *model, int64_t length, char *text, int64_t size)
+{
+    int64_t room = size > length ? size - length : 0;
+    return length + qmi_group_load_table(model, room ? text + length : NULL, room);
+}
+
 /* What several devices would hold, behind the plan's table of `length` bytes. Returns the length of all. */
 static int64_t add_split(const qm_model *model, int64_t length, char *text, int64_t size)
 {
@@ -381,7 +388,9 @@ int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json,
     code = use_device(model, NULL);
     if (code >= 0)
         code = json ? qmi_plan_json(&model->plan, text, size) : qmi_plan_table(&model->plan, text, size);
-    if (code >= 0 && !json)
+    if (code >= 0 && !json && model->group)
+        code = add_group(model, code, text, size);
+    else if (code >= 0 && !json)
         code = add_split(model, code, text, size);
     qmi_load_release(model);
     return code;

@@ -91,8 +91,9 @@ enum { MODELS = sizeof models / sizeof *models };
 static void by_layers(void **state)
 {
     (void)state;
-    static const char *const settings[MODELS] = { "chunk=48 kv-type=q8_0", "chunk=64 kv-type=q6", "chunk=48 kv-type=q2", "chunk=64",
-                                                  "key-type=q4_0 value-type=q5", "chunk=64 mtp=1 kv-type=f32", "chunk=48 mtp=1 kv-type=bf16" };
+    static const char *const settings[MODELS] = { "chunk=48 kv-type=q8_0", "chunk=64 kv-type=q6", "chunk=48 kv-type=q2",
+                                                  "chunk=64", "key-type=q4_0 value-type=q5", "chunk=64 mtp=1 kv-type=f32",
+                                                  "chunk=48 mtp=1 kv-type=bf16" };
     static const char *const devices[] = { "devices=cpu,cpu", "devices=cpu,cpu,cpu shares=1:2:1 split=layers" };
     for (int m = 0; m < MODELS; m++)
         for (int d = 0; d < 2; d++)
@@ -110,15 +111,29 @@ static void by_parts_of_layers(void **state)
         check(models[m], m == 2 ? "kv-type=q2 kv-window=64" : m % 2 ? "kv-type=f16" : "kv-type=q8_0", devices[m % 3], 2e-2);
 }
 
-static void refuses(const char *settings, const char *part)
+/* Experts of some layers on a device of their own, as with a card beside much memory: the same sums in the same order. */
+static void experts_apart(void **state)
+{
+    (void)state;
+    check(models[0], "chunk=48 kv-type=q8_0", "devices=cpu,cpu host-experts=3", 0);
+    check(models[3], "chunk=64", "devices=cpu,cpu,cpu host-experts=4", 0);
+    check(models[2], "kv-type=f32", "devices=cpu,cpu host-experts=1", 0);
+}
+
+static void refuses_with(int32_t code, const char *settings, const char *part)
 {
     qm_model *model = NULL;
     qm_options *options = make_options(settings);
-    expect_code(QM_ERROR_OPTION, qm_model_load(data_path(models[0]), options, &model));
+    expect_code(code, qm_model_load(data_path(models[0]), options, &model));
     assert_null(model);
     if (!strstr(qm_error_message(), part))
         fail_msg("%s: %s", settings, qm_error_message());
     qm_options_free(&options);
+}
+
+static void refuses(const char *settings, const char *part)
+{
+    refuses_with(QM_ERROR_OPTION, settings, part);
 }
 
 static void names_what_is_wrong(void **state)
@@ -131,6 +146,10 @@ static void names_what_is_wrong(void **state)
     refuses("devices=cpu,cpu shares=1", "shares:");
     refuses("devices=cpu,cpu shares=1:0", "shares:");
     refuses("devices=cpu,cpu shares=1:2:3", "shares:");
+    refuses("devices=cpu,cpu host-experts=5", "host-experts:");
+    refuses_with(QM_ERROR_FIT, "devices=cpu,cpu@3000000", "cpu #1");
+    refuses_with(QM_ERROR_FIT, "devices=cpu,cpu@3000000 split=tensor", "cpu #1");
+    refuses_with(QM_ERROR_DEVICE, "devices=cpu,cpu:1", "cpu:1");
 }
 
 int main(void)
@@ -139,6 +158,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(by_layers),
         cmocka_unit_test(by_parts_of_layers),
+        cmocka_unit_test(experts_apart),
         cmocka_unit_test(names_what_is_wrong),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,0 +1,148 @@
+/* Time of a token by sharing: see predict.h. */
+#include "exchange/predict.h"
+
+#include "base/error.h"
+#include "exchange/operands.h"
+#include "quant/quant.h"
+
+typedef struct walker {
+    const qmi_cut *cut;
+    const qmi_plan_device *devices;
+    const qmi_group_rates *rates;
+    qmi_group_plan *out;
+    qmi_circle circles[QMI_CIRCLES_MAX];
+    size_t at[QMI_RANKS_MAX];        /* next step of each member */
+    double clock[QMI_RANKS_MAX];     /* ns */
+    double sent[QMI_RANKS_MAX][QMI_RANKS_MAX][2]; /* when the messages under way from one to another are there */
+    int32_t under_way[QMI_RANKS_MAX][QMI_RANKS_MAX];
+} walker;
+
+static double matrix_bytes(const walker *w, int32_t member, const qmi_matrix *matrix)
+{
+    uint32_t type = matrix->type;
+    int64_t rows = matrix->rows * matrix->count;
+    if (!matrix->rows)
+        return 0;
+    if (w->devices[member].matrix_bytes)
+        return (double)w->devices[member].matrix_bytes(&type, matrix->columns, rows);
+    return (double)(qmi_quant_row_bytes(type, matrix->columns) * rows);
+}
+
+/* Of one token: of a table one row, of experts those that are chosen. */
+static double op_bytes(const walker *w, int32_t member, qmi_op *op)
+{
+    const qmi_operands all = qmi_operands_of(op);
+    double bytes = 0;
+    for (int32_t i = 0; i < all.matrix_count; i++) {
+        const qmi_matrix *matrix = all.matrices[i];
+        double own = matrix_bytes(w, member, matrix);
+        if (op->kind == QMI_OP_EMBED || op->kind == QMI_OP_JOIN)
+            own /= (double)matrix->rows;
+        else if (matrix->count > 1)
+            own *= (double)op->experts.top / (double)matrix->count;
+        bytes += own;
+    }
+    return bytes;
+}
+
+static void run_program(walker *w, int32_t member, const qmi_program *program)
+{
+    const qmi_group_rates *rates = w->rates;
+    double bytes = 0;
+    for (size_t i = 0; i < program->count; i++)
+        bytes += op_bytes(w, member, &program->ops[i]);
+    w->out->members[member].token_bytes += (int64_t)bytes;
+    w->out->members[member].runs++;
+    if (rates && rates->read[member] > 0)
+        w->clock[member] += bytes / rates->read[member] * 1e9 + (double)program->count * rates->op_ns[member] +
+                            rates->run_ns[member];
+}
+
+static double exchange_ns(const walker *w, int32_t member, qmi_slot slot)
+{
+    double bytes = (double)w->cut->parts[member].slots[slot].width * sizeof(float);
+    return w->rates ? w->rates->exchange_ns + bytes * w->rates->byte_ns : 0;
+}
+
+/* A sum waits until all of the circle are at it. */
+static bool try_sum(walker *w, const qmi_cut_step *step)
+{
+    const qmi_circle *circle = &w->circles[step->circle];
+    double latest = 0;
+    for (int32_t i = 0; i < circle->count; i++) {
+        int32_t m = circle->members[i];
+        const qmi_part_of *part = &w->cut->parts[m];
+        if (w->at[m] == part->step_count || part->steps[w->at[m]].kind != QMI_STEP_SUM ||
+            part->steps[w->at[m]].circle != step->circle)
+            return false;
+        latest = w->clock[m] > latest ? w->clock[m] : latest;
+    }
+    for (int32_t i = 0; i < circle->count; i++) {
+        int32_t m = circle->members[i];
+        w->clock[m] = latest + exchange_ns(w, m, step->to);
+        w->out->members[m].exchanges++;
+        w->at[m]++;
+    }
+    return true;
+}
+
+static bool try_message(walker *w, int32_t member, const qmi_cut_step *step)
+{
+    bool send = step->kind == QMI_STEP_SEND;
+    int32_t from = send ? member : step->peer, to = send ? step->peer : member;
+    int32_t *count = &w->under_way[from][to];
+    double *times = w->sent[from][to];
+    if (send ? *count == 2 : *count == 0)
+        return false;
+    if (send) {
+        times[(*count)++] = w->clock[member] + exchange_ns(w, member, step->from);
+    } else {
+        w->clock[member] = times[0] > w->clock[member] ? times[0] : w->clock[member];
+        times[0] = times[1];
+        (*count)--;
+    }
+    w->out->members[member].exchanges++;
+    w->at[member]++;
+    return true;
+}
+
+static bool try_step(walker *w, int32_t member)
+{
+    const qmi_part_of *part = &w->cut->parts[member];
+    if (w->at[member] == part->step_count)
+        return false;
+    const qmi_cut_step *step = &part->steps[w->at[member]];
+    if (step->kind == QMI_STEP_SUM)
+        return try_sum(w, step);
+    if (step->kind == QMI_STEP_SEND || step->kind == QMI_STEP_RECEIVE)
+        return try_message(w, member, step);
+    if (step->kind == QMI_STEP_RUN)
+        run_program(w, member, &part->programs[step->program]);
+    w->at[member]++;
+    return true;
+}
+
+int32_t qmi_predict(const qmi_cut *cut, const qmi_sharing *sharing, const qmi_plan_device *devices, const qmi_group_rates *rates,
+                    const qmi_alloc *alloc, qmi_group_plan *out)
+{
+    walker *w = qmi_new(alloc, 1, sizeof *w, "a prediction");
+    bool moved = true, known = rates != NULL;
+    if (!w)
+        return QM_ERROR_MEMORY;
+    *w = (walker){ .cut = cut, .devices = devices, .rates = rates, .out = out };
+    qmi_cut_circles(sharing, w->circles);
+    while (moved) {
+        moved = false;
+        for (int32_t i = 0; i < cut->members; i++)
+            while (try_step(w, i))
+                moved = true;
+    }
+    for (int32_t i = 0; i < cut->members; i++) {
+        known = known && (rates->read[i] > 0 || cut->parts[i].step_count == 0);
+        out->decode_ns = w->clock[i] > out->decode_ns ? w->clock[i] : out->decode_ns;
+    }
+    if (!known)
+        out->decode_ns = 0;
+    qmi_delete(alloc, w);
+    return QM_OK;
+}

@@ -1,0 +1,12 @@
+/* Measures, within some milliseconds, what predictions are made of: how fast members read their memory, and what a sum between
+ * them costs. What starting programs and ops costs is taken as known. */
+#ifndef QMI_EXCHANGE_PROBE_H
+#define QMI_EXCHANGE_PROBE_H
+
+#include "exchange/group_plan.h"
+
+/* Members with nothing under way. width: floats of the sums. A rate that can't be measured, for want of memory perhaps, stays
+ * 0. */
+void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc, qmi_group_rates *out);
+
+#endif
