@@ -1,7 +1,7 @@
 /* Bodies of attention's kernels over stored keys and values. Included after vector_*.h and kv_*.h; see float_tmpl.h.
  *
  * Query heads go together, so that each load and unpacking serves several. How many changes nothing in a head's sums: each is a
- * chain of its own, and v_sum4 adds the lanes of a vector in the order of v_sum. */
+ * chain of its own, and v_sum4 and v_sum_each add the lanes of a vector in the order of v_sum. */
 #include <string.h>
 #include "backend/op.h"
 #include "cpu/kernels.h"
@@ -34,42 +34,64 @@ ALWAYS __m128 v_sum4(vector a, vector b, vector c, vector d)
     return _mm_add_ps(_mm_movelh_ps(pq, rs), _mm_movehl_ps(rs, pq));
 }
 
-ALWAYS void put_scores(const qmi_cpu_scores *work, int32_t head, const int count, int32_t j, const vector *sum)
+/* Sums [heads][keys] of the heads from `head` and the keys from j on: a vector full, or those of one key. */
+ALWAYS void put_scores(const qmi_cpu_scores *work, int32_t head, const int heads, int32_t j, const int keys, const vector *sum)
 {
-    float *score = work->score + head * work->score_stride + j, four[4];
-    for (int h = 0; h + 4 <= count; h += 4) {
-        _mm_storeu_ps(four, v_sum4(sum[h], sum[h + 1], sum[h + 2], sum[h + 3]));
-        for (int i = 0; i < 4; i++)
-            score[(h + i) * work->score_stride] = work->scale * four[i];
+    float *score = work->score + head * work->score_stride + j, all[LANES];
+    if (heads * keys == LANES) {
+        v_store(all, v_mul(v_all(work->scale), v_sum_each(sum)));
+        for (int h = 0; h < heads; h++)
+            memcpy(score + h * work->score_stride, all + h * keys, (size_t)keys * sizeof *all);
+        return;
     }
-    for (int h = count & ~3; h < count; h++)
+    for (int h = 0; h < heads; h++)
         score[h * work->score_stride] = work->scale * v_sum(sum[h]);
 }
+
+/* keys(work, head, heads, j, count) for all keys, so many at a time that their sums are a vector full. */
+#define EACH_KEYS(work, head, heads, keys) \
+    do { \
+        int32_t j = 0; \
+        for (; j + LANES / (heads) <= (work)->count; j += LANES / (heads)) \
+            keys(work, head, heads, j, LANES / (heads)); \
+        for (; j < (work)->count; j++) \
+            keys(work, head, heads, j, 1); \
+    } while (0)
 
 /* ---- numbers as they are ---- */
 
 #define DEFINE_PLAIN(type, number, load, load_part) \
-    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
+    ALWAYS void keys_##type(const qmi_cpu_scores *work, int32_t head, const int heads, int32_t j, const int keys) \
     { \
-        const number *key = work->keys; \
+        const number *key = (const number *)work->keys + (int64_t)j * work->head_size; \
         const float *query = work->query + head * work->query_stride; \
-        for (int32_t j = 0; j < work->count; j++, key += work->head_size) { \
-            vector sum[TOGETHER_MOST]; \
-            int32_t d = 0; \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_zero(); \
-            for (; d + LANES <= work->head_size; d += LANES) { \
-                vector k = load(key + d); \
-                for (int h = 0; h < count; h++) \
-                    sum[h] = v_fma(v_load(query + h * work->query_stride + d), k, sum[h]); \
+        vector sum[LANES], k[LANES]; \
+        int32_t d = 0; \
+        for (int s = 0; s < heads * keys; s++) \
+            sum[s] = v_zero(); \
+        for (; d + LANES <= work->head_size; d += LANES) { \
+            for (int i = 0; i < keys; i++) \
+                k[i] = load(key + i * work->head_size + d); \
+            for (int h = 0; h < heads; h++) { \
+                vector q = v_load(query + h * work->query_stride + d); \
+                for (int i = 0; i < keys; i++) \
+                    sum[h * keys + i] = v_fma(q, k[i], sum[h * keys + i]); \
             } \
-            if (d < work->head_size) { \
-                vector k = load_part(key + d, work->head_size - d); \
-                for (int h = 0; h < count; h++) \
-                    sum[h] = v_fma(v_load_part(query + h * work->query_stride + d, work->head_size - d), k, sum[h]); \
-            } \
-            put_scores(work, head, count, j, sum); \
         } \
+        if (d < work->head_size) { \
+            for (int i = 0; i < keys; i++) \
+                k[i] = load_part(key + i * work->head_size + d, work->head_size - d); \
+            for (int h = 0; h < heads; h++) { \
+                vector q = v_load_part(query + h * work->query_stride + d, work->head_size - d); \
+                for (int i = 0; i < keys; i++) \
+                    sum[h * keys + i] = v_fma(q, k[i], sum[h * keys + i]); \
+            } \
+        } \
+        put_scores(work, head, heads, j, keys, sum); \
+    } \
+    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int heads) \
+    { \
+        EACH_KEYS(work, head, heads, keys_##type); \
     } \
     void NAME(scores_##type)(const qmi_cpu_scores *work) { EACH_HEADS(work, scores_##type); } \
     ALWAYS void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count) \
@@ -112,6 +134,13 @@ void NAME(store_f16)(const float *from, void *to, int64_t count)
 #define TOKENS 64      /* whose scales are unpacked together */
 #define BLOCKS_MOST (QMI_HEAD_SIZE_MAX / QMI_KV_BLOCK)
 
+ALWAYS float scale_of(const char *half)
+{
+    uint16_t bits;
+    memcpy(&bits, half, sizeof bits);
+    return _cvtsh_ss(bits);
+}
+
 /* The scales of a record of `blocks`. */
 ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *scales)
 {
@@ -124,30 +153,35 @@ ALWAYS void load_scales(const char *record, int64_t at, int64_t blocks, float *s
 
 #define DEFINE_CODES(type, kind, low_bytes, high_bytes) \
     DEFINE_MIXED_CODES(type, low_bytes, high_bytes) \
-    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int count) \
+    ALWAYS void keys_##type(const qmi_cpu_scores *work, int32_t head, const int heads, int32_t j, const int keys) \
     { \
         const int64_t blocks = work->head_size / QMI_KV_BLOCK, bytes = blocks * ((low_bytes) + (high_bytes) + 2); \
-        const char *record = work->keys; \
+        const char *record = (const char *)work->keys + j * bytes; \
         const float *query = work->query + head * work->query_stride; \
-        for (int32_t j = 0; j < work->count; j++, record += bytes) { \
-            const uint8_t *low = (const uint8_t *)record, *high = low + blocks * (low_bytes); \
-            vector sum[TOGETHER_MOST], k[VECTORS]; \
-            float scales[BLOCKS_MOST]; \
-            load_scales(record, bytes - 2 * blocks, blocks, scales); \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_zero(); \
-            for (int32_t b = 0; b < blocks; b++) \
-                for (int half = 0; half < 2; half++) { \
-                    kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, k); \
-                    for (int v = 0; v < VECTORS; v++) { \
-                        k[v] = v_mul(v_all(scales[b]), k[v]); \
-                        for (int h = 0; h < count; h++) \
-                            sum[h] = v_fma(v_load(query + h * work->query_stride + b * QMI_KV_BLOCK + half * HALF + v * LANES), \
-                                           k[v], sum[h]); \
-                    } \
+        vector sum[LANES], k[LANES][VECTORS]; \
+        for (int s = 0; s < heads * keys; s++) \
+            sum[s] = v_zero(); \
+        for (int32_t b = 0; b < blocks; b++) \
+            for (int half = 0; half < 2; half++) { \
+                for (int i = 0; i < keys; i++) { \
+                    const uint8_t *low = (const uint8_t *)record + i * bytes, *high = low + blocks * (low_bytes); \
+                    vector scale = v_all(scale_of((const char *)low + bytes - 2 * (blocks - b))); \
+                    kv_codes_##type(low + b * (low_bytes), high + b * (high_bytes), half, k[i]); \
+                    for (int v = 0; v < VECTORS; v++) \
+                        k[i][v] = v_mul(scale, k[i][v]); \
                 } \
-            put_scores(work, head, count, j, sum); \
-        } \
+                for (int v = 0; v < VECTORS; v++) \
+                    for (int h = 0; h < heads; h++) { \
+                        vector q = v_load(query + h * work->query_stride + b * QMI_KV_BLOCK + half * HALF + v * LANES); \
+                        for (int i = 0; i < keys; i++) \
+                            sum[h * keys + i] = v_fma(q, k[i][v], sum[h * keys + i]); \
+                    } \
+            } \
+        put_scores(work, head, heads, j, keys, sum); \
+    } \
+    ALWAYS void scores_##type(const qmi_cpu_scores *work, int32_t head, const int heads) \
+    { \
+        EACH_KEYS(work, head, heads, keys_##type); \
     } \
     void NAME(scores_##type)(const qmi_cpu_scores *work) \
     { \

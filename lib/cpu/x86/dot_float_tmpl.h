@@ -12,17 +12,30 @@
  * AMD EPYC family 25 model 17, BF16, one token: 28 GB/s against 20). */
 #define DOT_FEW 8
 
-static inline __attribute__((always_inline)) void dot_store(const qmi_cpu_tile *tile, int32_t row, int32_t token, const int rows,
-                                                            const vector *sums)
+ALWAYS void dot_put(const qmi_cpu_tile *tile, float *out, __m128 four)
 {
-    float *out = tile->out + token * tile->out_stride + row;
-    if (rows == DOT_ROWS) {
-        __m128 four = v_sum4(sums[0], sums[1], sums[2], sums[3]);
-        _mm_storeu_ps(out, tile->add ? _mm_add_ps(_mm_loadu_ps(out), four) : four);
-    } else {
-        for (int r = 0; r < rows; r++)
-            out[r] = tile->add ? out[r] + v_sum(sums[r]) : v_sum(sums[r]);
+    _mm_storeu_ps(out, tile->add ? _mm_add_ps(_mm_loadu_ps(out), four) : four);
+}
+
+/* sums [tokens][rows] of the tokens and rows from `token` and `row` on */
+ALWAYS void dot_store(const qmi_cpu_tile *tile, int32_t row, int32_t token, const int rows, const int tokens,
+                      vector (*sums)[DOT_ROWS])
+{
+    const int together = LANES / DOT_ROWS; /* tokens whose sums make a vector */
+    float *out = tile->out + token * tile->out_stride + row, all[LANES];
+    int t = 0;
+    for (; rows == DOT_ROWS && t + together <= tokens; t += together) {
+        v_store(all, v_sum_each(sums[t]));
+        for (int i = 0; i < together; i++)
+            dot_put(tile, out + (t + i) * tile->out_stride, _mm_loadu_ps(all + i * DOT_ROWS));
     }
+    for (; rows == DOT_ROWS && t < tokens; t++)
+        dot_put(tile, out + t * tile->out_stride, v_sum4(sums[t][0], sums[t][1], sums[t][2], sums[t][3]));
+    for (; t < tokens; t++)
+        for (int r = 0; r < rows; r++) {
+            float *to = out + t * tile->out_stride + r;
+            *to = tile->add ? *to + v_sum(sums[t][r]) : v_sum(sums[t][r]);
+        }
 }
 
 #define DEFINE_DOT(type, number, load, load_part) \
@@ -58,8 +71,7 @@ static inline __attribute__((always_inline)) void dot_store(const qmi_cpu_tile *
                     sums[t][r] = v_fma(a, v_load_part(x[t] + c, n), sums[t][r]); \
             } \
         } \
-        for (int t = 0; t < tokens; t++) \
-            dot_store(tile, row, first + t, rows, sums[t]); \
+        dot_store(tile, row, first, rows, tokens, sums); \
     } \
     static inline __attribute__((always_inline)) void dot_rows_##type(const qmi_cpu_tile *tile, int32_t first, const int tokens) \
     { \

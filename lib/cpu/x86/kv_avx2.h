@@ -88,6 +88,18 @@ static inline vector v_negate_odd(vector x, int n) /* lanes i with i & n */
     return _mm256_xor_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(odd, 31)));
 }
 
+/* The sums of 8 vectors' lanes, each in the order of v_sum. */
+static inline vector v_sum_each(const vector x[8])
+{
+    vector four[4];
+    for (int i = 0; i < 4; i++) /* of the vectors i and i + 4, four lanes each */
+        four[i] = v_add(_mm256_permute2f128_ps(x[i], x[i + 4], 0x20), _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
+    vector pq = v_add(_mm256_unpacklo_ps(four[0], four[1]), _mm256_unpackhi_ps(four[0], four[1]));
+    vector rs = v_add(_mm256_unpacklo_ps(four[2], four[3]), _mm256_unpackhi_ps(four[2], four[3]));
+    __m256d p = _mm256_castps_pd(pq), r = _mm256_castps_pd(rs);
+    return v_add(_mm256_castpd_ps(_mm256_unpacklo_pd(p, r)), _mm256_castpd_ps(_mm256_unpackhi_pd(p, r)));
+}
+
 /* The halves of a vector added, as the first step of v_sum. */
 static inline __m128 v_fold(vector a)
 {

@@ -84,6 +84,21 @@ static inline vector v_negate_odd(vector x, int n)
     return _mm512_mask_xor_ps(x, odd, x, v_all(-0.0f));
 }
 
+/* The sums of 16 vectors' lanes, each in the order of v_sum: halves together, then quarters, then within four lanes. */
+static inline vector v_sum_each(const vector x[16])
+{
+    vector four[4];
+    for (int i = 0; i < 4; i++) { /* of the vectors i, i + 4, i + 8, i + 12, four lanes each */
+        vector ab = v_add(_mm512_shuffle_f32x4(x[i], x[i + 4], 0x44), _mm512_shuffle_f32x4(x[i], x[i + 4], 0xee));
+        vector cd = v_add(_mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0x44), _mm512_shuffle_f32x4(x[i + 8], x[i + 12], 0xee));
+        four[i] = v_add(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    }
+    vector pq = v_add(_mm512_unpacklo_ps(four[0], four[1]), _mm512_unpackhi_ps(four[0], four[1]));
+    vector rs = v_add(_mm512_unpacklo_ps(four[2], four[3]), _mm512_unpackhi_ps(four[2], four[3]));
+    __m512d p = _mm512_castps_pd(pq), r = _mm512_castps_pd(rs);
+    return v_add(_mm512_castpd_ps(_mm512_unpacklo_pd(p, r)), _mm512_castpd_ps(_mm512_unpackhi_pd(p, r)));
+}
+
 static inline __m128 v_fold(vector a)
 {
     __m256 y = v_fold_add(a);
