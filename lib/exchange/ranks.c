@@ -161,6 +161,10 @@ static void link_ended(qmi_link *link, void *user)
 {
     char text[QMI_ERROR_SIZE];
     int32_t code = qmi_link_ending(link, text);
+    if (code == QM_OK) { /* in peace, and nevertheless without it there is no going on */
+        snprintf(text, sizeof text, "%s: has left", link->name);
+        code = QM_ERROR_DEVICE;
+    }
     end_all(user, code, text, link);
 }
 
@@ -382,6 +386,16 @@ static int32_t wait_for_welcome(qmi_link *link, const int32_t *cancel)
     return kind == QMI_REMOTE_WELCOME ? QM_OK : qmi_fail(QM_ERROR_FORMAT, "%s: sent message %d before a welcome", link->name, kind);
 }
 
+/* The others hear from this rank itself why it leaves. */
+static void say_why(qmi_link *link, const qmi_rank_card *card, int32_t code)
+{
+    char text[QMI_ERROR_SIZE], reason[QMI_ERROR_SIZE];
+    qmi_error_copy(reason);
+    snprintf(text, sizeof text, "rank %d (%.40s): %.440s", card->rank, card->host, reason);
+    qmi_link_end(link, code, text);
+    qmi_error_restore(reason);
+}
+
 int32_t qmi_ranks_join(const qmi_rank_card *card, const qmi_settings *settings, const int32_t *cancel, qmi_link **link)
 {
     qmi_rank_id id;
@@ -410,20 +424,11 @@ int32_t qmi_ranks_join(const qmi_rank_card *card, const qmi_settings *settings, 
     if (code < 0) {
         char text[QMI_ERROR_SIZE];
         qmi_error_copy(text);
+        say_why(*link, card, code);
         qmi_link_close(link);
         qmi_error_restore(text);
     }
     return code;
-}
-
-/* The others hear from this rank itself why it leaves. */
-static void say_why(qmi_link *link, const qmi_rank_card *card, int32_t code)
-{
-    char text[QMI_ERROR_SIZE], reason[QMI_ERROR_SIZE];
-    qmi_error_copy(reason);
-    snprintf(text, sizeof text, "rank %d (%.40s): %.440s", card->rank, card->host, reason);
-    qmi_link_end(link, code, text);
-    qmi_error_restore(reason);
 }
 
 int32_t qmi_ranks_follow(const char *path, const qmi_settings *settings, const int32_t *cancel)
