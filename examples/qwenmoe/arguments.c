@@ -251,7 +251,7 @@ int arguments_parse(const verb *verb, int count, char **values, arguments *out)
                 return code;
             if (arguments_flag(out, "help")) {
                 print_help(verb);
-                return -1;
+                return EXIT_DONE;
             }
         } else {
             out->words[out->word_count++] = values[i];

@@ -8,6 +8,7 @@
 #define EXIT_FAILED 1
 #define EXIT_USAGE 2
 #define EXIT_INTERRUPTED 130 /* as shells report Ctrl-C */
+#define EXIT_DONE (-1)       /* nothing is left to do: help was printed, or another rank has been followed to its end */
 
 #define SCOPE_MODEL 1
 #define SCOPE_SESSION 2
@@ -49,7 +50,7 @@ struct arguments {
     const char *progress_stage; /* the only stage whose progress is drawn; NULL: every */
 };
 
-/* Fills `out`. Returns EXIT_OK, EXIT_USAGE or EXIT_FAILED (after a message), or -1 when --help was asked for and printed. */
+/* Fills `out`. Returns EXIT_OK, EXIT_USAGE or EXIT_FAILED (after a message), or EXIT_DONE when --help was asked for and printed. */
 int arguments_parse(const verb *verb, int count, char **values, arguments *out);
 void arguments_end(arguments *arguments);
 

@@ -151,6 +151,14 @@ static void print_log(int32_t level, const char *line, void *user)
         fprintf(stderr, "%s: %s%s\n", program_name, level == QM_LOG_WARNING ? "warning: " : "", line);
 }
 
+/* With option rank above 0 this process only computes for rank 0, until that has ended. */
+static int is_follower(const arguments *arguments)
+{
+    char rank[16], vocabulary[8];
+    return qm_options_get(arguments->options, "rank", rank, sizeof rank) > 0 && strcmp(rank, "0") != 0 &&
+           qm_options_get(arguments->options, "vocabulary-only", vocabulary, sizeof vocabulary) > 0 && strcmp(vocabulary, "1") != 0;
+}
+
 int load_model(const arguments *arguments, qm_model **out)
 {
     static int32_t lowest_level; /* outlives every model */
@@ -162,6 +170,10 @@ int load_model(const arguments *arguments, qm_model **out)
         (qm_options_set_log(arguments->options, print_log, &lowest_level) < 0 ||
          qm_options_set_progress(arguments->options, terminal_progress, (void *)arguments->progress_stage) < 0))
         return complain_library();
+    if (is_follower(arguments)) {
+        terminal_default_signals();
+        return qm_follow(path, arguments->options) < 0 ? complain_library() : EXIT_DONE;
+    }
     int32_t code = qm_model_load(path, arguments->options, out);
     terminal_progress_clear();
     if (code == QM_ERROR_CANCELLED && terminal_interrupted())

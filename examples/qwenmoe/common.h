@@ -26,7 +26,8 @@ int print_json(json_t *value); /* indented, to stdout; takes over the reference;
 
 /* The model's path, in a static buffer: --model, $QWENMOE_MODEL, the build folder's, the installed one. NULL after a message. */
 const char *find_model(const arguments *arguments);
-/* Loads it with progress. EXIT_OK, EXIT_FAILED or EXIT_INTERRUPTED after a message. */
+/* Loads it with progress. EXIT_OK, EXIT_FAILED or EXIT_INTERRUPTED after a message. With option rank above 0 follows rank 0 to its
+ * end instead, and is EXIT_DONE then. */
 int load_model(const arguments *arguments, qm_model **out);
 /* Only tokenizer and chat format. */
 int load_vocabulary(arguments *arguments, qm_model **out);

@@ -154,6 +154,18 @@ int terminal_catch_interrupt(void)
     return sigaction(SIGINT, &action, NULL);
 }
 
+void terminal_default_signals(void)
+{
+    static const int both[] = { SIGINT, SIGTERM };
+    sigset_t signals;
+    sigemptyset(&signals);
+    for (int i = 0; i < 2; i++) {
+        signal(both[i], SIG_DFL);
+        sigaddset(&signals, both[i]);
+    }
+    sigprocmask(SIG_UNBLOCK, &signals, NULL);
+}
+
 int terminal_interrupted(void)
 {
     return interrupted;

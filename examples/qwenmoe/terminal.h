@@ -26,6 +26,7 @@ void terminal_progress_clear(void);
 int terminal_catch_interrupt(void);
 int terminal_interrupted(void); /* Ctrl-C since the last call of terminal_interrupt_handled */
 void terminal_interrupt_handled(void);
+void terminal_default_signals(void); /* Ctrl-C and SIGTERM end the program again, whatever was set before */
 /* Sleeps until the descriptor is readable or Ctrl-C came. */
 void terminal_wait(int descriptor);
 

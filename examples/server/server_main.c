@@ -207,5 +207,5 @@ int main(int count, char **values)
     if (code == EXIT_OK)
         code = run(&arguments);
     arguments_end(&arguments);
-    return code < 0 ? EXIT_OK : code; /* -1: help was printed */
+    return code == EXIT_DONE ? EXIT_OK : code;
 }

@@ -29,10 +29,10 @@ typedef struct follower {
     qmi_alloc alloc;
     const qmi_backend *backend;
     qmi_device *device;
-    bool shares_host, picks;
+    bool mapped, picks;
     qmi_given given;
     prepared *programs[QMI_REMOTE_PROGRAMS_MAX];
-    staged *staged;                 /* the last one first; a device that shares the host uses them where they are */
+    staged *staged;                 /* the last one first; a device that uses the file's mapping uses them where they are */
     int32_t late_code;              /* of a request without an answer that failed; 0: none did */
     char late_text[QMI_ERROR_SIZE];
     uint8_t *answer;                /* bytes read */
@@ -126,7 +126,7 @@ static int32_t open_device(follower *f, reader *r)
     if (code < 0)
         return code;
     f->backend->info(f->device, &opened.info);
-    f->shares_host = opened.info.shares_host;
+    f->mapped = opened.info.mapped;
     f->picks = opened.info.picks;
     snprintf(opened.backend, sizeof opened.backend, "%s", f->backend->name);
     return send_result(f, &opened, sizeof opened);
@@ -334,7 +334,7 @@ static int32_t upload_finish(follower *f, reader *r)
     qmi_link_begin(f->link, number);
     if (f->backend->upload_finish)
         code = f->backend->upload_finish(f->device, NULL, NULL, &f->link->cancelled);
-    if (!f->shares_host)
+    if (!f->mapped)
         free_staged(f);
     return code < 0 ? code : send_result(f, NULL, 0);
 }
@@ -439,7 +439,7 @@ static int32_t compute(follower *f, const prepared *p, const qmi_workspace *work
     f->answer = answer;
     batch->picks = picks ? (qmi_pick *)(void *)f->answer : NULL;
     batch->cancel = &f->link->cancelled;
-    if (f->shares_host)
+    if (f->mapped)
         code = qmi_parts_check(f->parts);
     if (code >= 0)
         code = f->backend->run(f->device, &p->program, workspace, batch);

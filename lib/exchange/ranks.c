@@ -178,6 +178,16 @@ int32_t qmi_ranks_check(qmi_ranks *ranks)
     return code < 0 ? qmi_fail(code, "%s", text) : QM_OK;
 }
 
+void qmi_ranks_fail(qmi_ranks *ranks, int32_t code)
+{
+    char text[QMI_ERROR_SIZE], reason[QMI_ERROR_SIZE], host[QMI_OS_HOST_SIZE];
+    qmi_error_copy(reason);
+    qmi_os_host_name(host, sizeof host);
+    snprintf(text, sizeof text, "rank 0 (%.40s): %.440s", host, reason);
+    end_all(ranks, code, text, NULL);
+    qmi_error_restore(reason);
+}
+
 void qmi_ranks_close(qmi_ranks **ranks)
 {
     qmi_ranks *r = *ranks;

@@ -49,6 +49,8 @@ int32_t qmi_ranks_gather(const qmi_rank_card *card, const qmi_settings *settings
 int32_t qmi_ranks_open(qmi_ranks *ranks, int32_t rank, const qmi_settings *settings, qmi_exchange_member *out);
 /* QM_OK, or how they have ended. */
 int32_t qmi_ranks_check(qmi_ranks *ranks);
+/* This rank can't go on, for the reason that this thread's message gives: the others end with it. */
+void qmi_ranks_fail(qmi_ranks *ranks, int32_t code);
 void qmi_ranks_close(qmi_ranks **ranks); /* the others end in peace; accepts a pointer to NULL */
 
 /* Another rank: calls rank 0 and waits to be welcome. */

@@ -95,6 +95,7 @@ static void take_info(qmi_device *device, const qmi_device_info *from)
     memcpy(&picks, &from->picks, 1); /* whatever byte lies there */
     device->info.picks = picks != 0;
     device->info.shares_host = false;
+    device->info.mapped = false; /* of this process's mapping it uses nothing */
     device->info.name[sizeof device->info.name - 1] = device->info.isa[sizeof device->info.isa - 1] = 0;
 }
 

@@ -13,6 +13,7 @@
 #include "base/error.h"
 #include "base/os.h"
 #include "backend/backend.h"
+#include "exchange/ranks.h"
 #include "file/gguf_parts.h"
 #include "memory/checkpoint.h"
 #include "memory/page_pool.h"
@@ -69,6 +70,7 @@ struct qm_model {
     qmi_device *device;
     int32_t device_index;        /* of the backend's */
     struct qmi_group_record *group; /* several devices; NULL: one */
+    qmi_ranks *ranks;            /* the other processes whose devices are among the group's; NULL: none */
     qmi_device_info info;
     qmi_weights weights;
     qmi_program program, mtp_program;

@@ -15,6 +15,7 @@ typedef struct opener {
     qm_model *model;
     int32_t count, cpus;
     qmi_choice choices[QMI_RANKS_MAX];
+    int32_t ranks[QMI_RANKS_MAX];            /* whose device it is; 0: this process's, as `choices` says */
     int64_t limits[QMI_RANKS_MAX];           /* bytes; 0: none */
     qmi_exchange_member members[QMI_RANKS_MAX];
     qmi_device_info infos[QMI_RANKS_MAX];
@@ -24,7 +25,7 @@ typedef struct opener {
 
 bool qmi_group_load_wanted(const qmi_settings *settings)
 {
-    return *qmi_settings_text(settings, QMI_OPT_DEVICES) != 0;
+    return *qmi_settings_text(settings, QMI_OPT_DEVICES) != 0 || qmi_settings_int(settings, QMI_OPT_RANKS) > 1;
 }
 
 /* ---- the options ---- */
@@ -43,6 +44,21 @@ static bool read_bytes(const char *text, size_t length, int64_t *bytes)
     return true;
 }
 
+/* "rank:1" */
+static int32_t read_rank(opener *o, const char *name)
+{
+    int64_t rank, ranks = qmi_settings_int(&o->model->settings, QMI_OPT_RANKS);
+    const char *digits = name + strlen("rank:");
+    if (qmi_number_read_int(digits, strlen(digits), &rank) != QMI_NUMBER_OK || rank < 1 || rank >= ranks)
+        return qmi_fail(QM_ERROR_OPTION, "devices: \"%s\" is no other rank, of which option ranks says that there are %d", name,
+                        (int)ranks - 1);
+    for (int32_t i = 0; i < o->count; i++)
+        if (o->ranks[i] == rank)
+            return qmi_fail(QM_ERROR_OPTION, "devices: %s has one device, and is named twice", name);
+    o->ranks[o->count++] = (int32_t)rank;
+    return QM_OK;
+}
+
 /* "cuda:0@12G" */
 static int32_t read_device(opener *o, const char *text, size_t length)
 {
@@ -59,6 +75,8 @@ static int32_t read_device(opener *o, const char *text, size_t length)
                         "cuda:0@12G,cpu@20G", qmi_settings_text(settings, QMI_OPT_DEVICES), QMI_RANKS_MAX);
     memcpy(name, text, end);
     name[end] = 0;
+    if (strncmp(name, "rank:", 5) == 0 && !limited)
+        return read_rank(o, name);
     int32_t code = qmi_registry_find(name, qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY), &settings->log, &found);
     if (code < 0)
         return code;
@@ -69,10 +87,31 @@ static int32_t read_device(opener *o, const char *text, size_t length)
     return QM_OK;
 }
 
+/* Without a list: this process's device, and that of each other rank. */
+static int32_t take_ranks(opener *o)
+{
+    const qmi_settings *settings = &o->model->settings;
+    qmi_choices found;
+    int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE), qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY),
+                                     &settings->log, &found);
+    if (code < 0)
+        return code;
+    o->choices[0] = found.list[0];
+    o->cpus = found.list[0].backend == &qmi_cpu_backend;
+    o->limits[0] = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT);
+    o->count = (int32_t)qmi_settings_int(settings, QMI_OPT_RANKS);
+    snprintf(o->members[0].name, sizeof o->members[0].name, "%.20s #0", found.list[0].backend->name);
+    for (int32_t i = 1; i < o->count; i++)
+        o->ranks[i] = i;
+    return QM_OK;
+}
+
 static int32_t read_devices(opener *o)
 {
     const char *text = qmi_settings_text(&o->model->settings, QMI_OPT_DEVICES);
     int32_t code = QM_OK;
+    if (!*text)
+        return take_ranks(o);
     for (const char *at = text; code >= 0;) {
         size_t length = strcspn(at, ",");
         code = read_device(o, at, length);
@@ -104,7 +143,17 @@ static int32_t read_shares(opener *o)
 
 /* ---- devices ---- */
 
-static int32_t open_member(opener *o, int32_t index)
+static int32_t gather_ranks(opener *o, const int32_t *cancel)
+{
+    qm_model *model = o->model;
+    qmi_rank_card card;
+    if (qmi_settings_int(&model->settings, QMI_OPT_RANKS) == 1)
+        return QM_OK;
+    int32_t code = qmi_rank_card_make(&model->settings, &model->parts, &card);
+    return code < 0 ? code : qmi_ranks_gather(&card, &model->settings, cancel, &model->ranks);
+}
+
+static int32_t open_here(opener *o, int32_t index)
 {
     const qmi_settings *settings = &o->model->settings;
     int32_t threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS);
@@ -123,11 +172,20 @@ static int32_t open_member(opener *o, int32_t index)
     };
     member->backend = o->choices[index].backend;
     int32_t code = member->backend->open(&device, &member->device);
-    if (code >= 0)
-        member->backend->info(member->device, &o->infos[index]);
+    return code < 0 ? qmi_fail_within(code, member->name) : code;
+}
+
+static int32_t open_member(opener *o, int32_t index)
+{
+    qmi_exchange_member *member = &o->members[index];
+    int32_t code = o->ranks[index] ? qmi_ranks_open(o->model->ranks, o->ranks[index], &o->model->settings, member)
+                                   : open_here(o, index);
+    if (code < 0)
+        return code;
+    member->backend->info(member->device, &o->infos[index]);
     o->devices[index] = qmi_plan_devices_of(member->backend, &o->infos[index]);
     o->devices[index].name = member->name;
-    return code < 0 ? qmi_fail_within(code, member->name) : code;
+    return QM_OK;
 }
 
 static void close_members(opener *o)
@@ -161,8 +219,8 @@ static qmi_sharing start_sharing(const opener *o)
     qmi_sharing sharing = { .members = o->count, .expert_member = -1, .alike = true };
     memcpy(sharing.shares, o->shares, sizeof sharing.shares);
     for (int32_t i = 1; i < o->count; i++)
-        sharing.alike = sharing.alike && o->choices[i].backend == o->choices[0].backend &&
-                        strcmp(o->infos[i].name, o->infos[0].name) == 0;
+        sharing.alike = sharing.alike && strcmp(o->members[i].backend->name, o->members[0].backend->name) == 0 &&
+                        strcmp(o->infos[i].name, o->infos[0].name) == 0 && strcmp(o->infos[i].isa, o->infos[0].isa) == 0;
     return sharing;
 }
 
@@ -349,12 +407,14 @@ static int32_t open_group(opener *o)
     return QM_OK;
 }
 
-int32_t qmi_group_load_open(qm_model *model)
+int32_t qmi_group_load_open(qm_model *model, const int32_t *cancel)
 {
     opener o = { .model = model };
     int32_t code = read_devices(&o);
     if (code >= 0)
         code = read_shares(&o);
+    if (code >= 0)
+        code = gather_ranks(&o, cancel);
     for (int32_t i = 0; i < o.count && code >= 0; i++)
         code = open_member(&o, i);
     if (code >= 0)

@@ -295,7 +295,7 @@ static void leave_device(qm_model *model)
 static int32_t check_rank(const qmi_settings *settings)
 {
     int64_t rank = qmi_settings_int(settings, QMI_OPT_RANK);
-    if (rank > 0)
+    if (rank > 0 && !qmi_settings_bool(settings, QMI_OPT_VOCABULARY_ONLY))
         return qmi_fail(QM_ERROR_OPTION, "rank is %lld: only rank 0 loads the model to use it, the others follow (qm_follow)",
                         (long long)rank);
     return QM_OK;
@@ -306,7 +306,7 @@ static int32_t check_rank(const qmi_settings *settings)
 static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
 {
     if (qmi_group_load_wanted(&model->settings)) {
-        int32_t opened = qmi_group_load_open(model);
+        int32_t opened = qmi_group_load_open(model, watch ? watch->cancel : NULL);
         return opened >= 0 && watch ? make_ready(model, watch) : opened;
     }
     qmi_choices choices;
@@ -349,6 +349,8 @@ int32_t qmi_load_model(const char *path, const qmi_settings *settings, const qmi
     if (code >= 0 && !qmi_settings_bool(settings, QMI_OPT_VOCABULARY_ONLY))
         code = use_device(model, watch);
     if (code < 0) {
+        if (model->ranks)
+            qmi_ranks_fail(model->ranks, code);
         qmi_load_release(model);
         return code;
     }
@@ -382,6 +384,9 @@ static int64_t add_split(const qm_model *model, int64_t length, char *text, int6
 int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json, char *text, int64_t size)
 {
     qm_model *model;
+    if (qmi_settings_int(settings, QMI_OPT_RANKS) > 1)
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "ranks: what several processes have is known when they have come together; plan without "
+                        "this option, with the devices of one machine");
     int64_t code = open_file(path, settings, &model);
     if (code < 0)
         return code;
@@ -407,6 +412,7 @@ static void destroy(qm_model *model)
 {
     const qmi_alloc alloc = model->settings.alloc;
     leave_device(model);
+    qmi_ranks_close(&model->ranks);
     qmi_vocab_free(&model->vocab);
     qmi_parts_close(&model->parts, &alloc);
     qmi_delete(&alloc, model->path);
