@@ -161,11 +161,9 @@ static void link_ended(qmi_link *link, void *user)
 {
     char text[QMI_ERROR_SIZE];
     int32_t code = qmi_link_ending(link, text);
-    if (code == QM_OK) { /* in peace, and nevertheless without it there is no going on */
+    if (code == QM_OK) /* in peace, and nevertheless without it there is no going on */
         snprintf(text, sizeof text, "%s: has left", link->name);
-        code = QM_ERROR_DEVICE;
-    }
-    end_all(user, code, text, link);
+    end_all(user, QM_ERROR_DEVICE, text, link);
 }
 
 int32_t qmi_ranks_check(qmi_ranks *ranks)

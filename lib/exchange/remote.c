@@ -27,6 +27,12 @@ struct qmi_device {
 
 /* ---- asking ---- */
 
+/* Whatever ended the link, for this process the device is lost. */
+static int32_t lost(int32_t code)
+{
+    return code < 0 ? qmi_fail(QM_ERROR_DEVICE, "%s", qmi_error_text()) : code;
+}
+
 static int32_t check_reply(const qmi_device *device, const qmi_message *reply, int64_t bytes)
 {
     if (reply->kind != QMI_REMOTE_REPLY || reply->code < QM_ERROR_STATE || reply->code > QM_OK)
@@ -45,14 +51,20 @@ static int32_t check_reply(const qmi_device *device, const qmi_message *reply, i
 static int32_t wait_for_reply(qmi_device *device, const int32_t *cancel, qmi_message **out)
 {
     for (;;) {
-        int32_t code = qmi_link_receive(device->link, cancel ? CANCEL_LOOK_NS : -1, out);
+        int32_t code = lost(qmi_link_receive(device->link, cancel ? CANCEL_LOOK_NS : -1, out));
         if (code != 0)
             return code;
         if (__atomic_load_n(cancel, __ATOMIC_ACQUIRE))
-            code = qmi_link_send(device->link, QMI_MESSAGE_CANCEL, device->number, NULL, 0);
+            code = lost(qmi_link_send(device->link, QMI_MESSAGE_CANCEL, device->number, NULL, 0));
         if (code < 0)
             return code;
     }
+}
+
+/* A request without an answer. */
+static int32_t post(qmi_device *device, int32_t kind, const qmi_os_part *parts, int32_t count)
+{
+    return lost(qmi_link_send(device->link, kind, 0, parts, count));
 }
 
 /* A request with an answer of `bytes` bytes, which go to `to`. */
@@ -60,7 +72,7 @@ static int32_t ask(qmi_device *device, int32_t kind, const qmi_os_part *parts, i
                    int64_t bytes)
 {
     qmi_message *reply;
-    int32_t code = qmi_link_send(device->link, kind, 0, parts, count);
+    int32_t code = post(device, kind, parts, count);
     if (code < 0)
         return code;
     code = wait_for_reply(device, cancel, &reply);
@@ -119,7 +131,7 @@ static void release(qmi_device *device, qmi_address address)
 {
     const qmi_os_part part = { &address, sizeof address };
     if (address)
-        qmi_link_send(device->link, QMI_REMOTE_RELEASE, 0, &part, 1);
+        post(device, QMI_REMOTE_RELEASE, &part, 1);
 }
 
 /* Bytes go in several messages where one would be too large. */
@@ -136,7 +148,7 @@ static int32_t write_memory(qmi_device *device, qmi_address to, const void *from
         const qmi_address at = to + (qmi_address)done;
         int64_t piece = piece_of(bytes - done);
         const qmi_os_part parts[] = { { &at, sizeof at }, { (const char *)from + done, piece } };
-        code = qmi_link_send(device->link, QMI_REMOTE_WRITE, 0, parts, 2);
+        code = post(device, QMI_REMOTE_WRITE, parts, 2);
         done += piece;
     }
     return code;
@@ -158,14 +170,14 @@ static int32_t copy_memory(qmi_device *device, qmi_address to, qmi_address from,
 {
     const qmi_remote_range range = { from, bytes };
     const qmi_os_part parts[] = { { &to, sizeof to }, { &range, sizeof range } };
-    return qmi_link_send(device->link, QMI_REMOTE_COPY, 0, parts, 2);
+    return post(device, QMI_REMOTE_COPY, parts, 2);
 }
 
 static int32_t clear_memory(qmi_device *device, qmi_address at, int64_t bytes)
 {
     const qmi_remote_range range = { at, bytes };
     const qmi_os_part part = { &range, sizeof range };
-    return qmi_link_send(device->link, QMI_REMOTE_CLEAR, 0, &part, 1);
+    return post(device, QMI_REMOTE_CLEAR, &part, 1);
 }
 
 /* ---- weights ---- */
@@ -200,7 +212,7 @@ static int32_t stage(qmi_device *device, const void *data, int64_t total)
         const qmi_remote_stage head = { done, total };
         int64_t piece = piece_of(total - done);
         const qmi_os_part parts[] = { { &head, sizeof head }, { (const char *)data + done, piece } };
-        code = qmi_link_send(device->link, QMI_REMOTE_STAGE, 0, parts, 2);
+        code = post(device, QMI_REMOTE_STAGE, parts, 2);
         done += piece;
     }
     return code;

