@@ -195,6 +195,7 @@ const qmi_backend qmi_cpu_backend = {
     .allocate = allocate,
     .release = release,
     .upload = upload,
+    .lend = upload,
     .write = write_memory,
     .read = read_memory,
     .copy = copy_memory,

@@ -39,8 +39,10 @@ static void free_group(qmi_group *group)
         for (int32_t i = 0; i < group->count; i++)
             if (group->ends[c][i])
                 group->ends[c][i]->carrier->close(group->ends[c][i]);
-    for (int32_t i = 0; i < group->program_count; i++)
+    for (int32_t i = 0; i < group->program_count; i++) {
         qmi_cut_free(&group->programs[i].cut, &alloc);
+        qmi_cut_free(&group->programs[i].wide, &alloc);
+    }
     for (int32_t i = 0; i < group->count; i++)
         close_member(group, &group->members[i]);
     qmi_cut_maps_free(&group->maps, &alloc);
@@ -157,20 +159,35 @@ static void info(qmi_device *device, qmi_device_info *out)
 
 /* ---- getting ready ---- */
 
+static int32_t prepare_part(const group_member *member, const qmi_part_of *part, int32_t rows)
+{
+    int32_t code = QM_OK;
+    for (size_t i = 0; i < part->program_count && code >= 0; i++)
+        code = member->base.backend->prepare(member->base.device, &part->programs[i], rows);
+    return code;
+}
+
+static int64_t larger(int64_t a, int64_t b)
+{
+    return a > b ? a : b;
+}
+
 static int32_t prepare_member(qmi_group *group, group_program *program, int32_t index, int32_t rows)
 {
     const group_member *member = &group->members[index];
-    const qmi_part_of *part = &program->cut.parts[index];
+    const qmi_part_of *part = &program->cut.parts[index], *wide = &program->wide.parts[index];
     int32_t code = QM_OK, end = program->cut.slot_count + program->cut.own_slots;
     for (int32_t i = program->cut.slot_count; i < end && code >= 0; i++) {
-        int64_t bytes = rows * part->slots[i].width * (int64_t)sizeof(float);
+        int64_t bytes = rows * larger(part->slots[i].width, wide->slots[i].width) * (int64_t)sizeof(float);
         member->base.backend->release(member->base.device, program->own[index][i]);
         program->own[index][i] = 0;
         if (bytes > 0)
             code = member->base.backend->allocate(member->base.device, bytes, part->slots[i].name, &program->own[index][i]);
     }
-    for (size_t i = 0; i < part->program_count && code >= 0; i++)
-        code = member->base.backend->prepare(member->base.device, &part->programs[i], rows);
+    if (code >= 0)
+        code = prepare_part(member, part, rows);
+    if (code >= 0 && program->has_wide)
+        code = prepare_part(member, wide, rows);
     return code < 0 ? qmi_fail_within(code, member->base.name) : code;
 }
 

@@ -120,7 +120,7 @@ static int32_t cut_sequences(qmi_group *group, int32_t index, const qmi_batch *b
 static bool has_logits(const qmi_group *group, int32_t index)
 {
     const qmi_program *whole = group->program->whole;
-    return group->program->cut.parts[index].slots[whole->ops[whole->count - 1].logits.logits].width > 0;
+    return group->cut->parts[index].slots[whole->ops[whole->count - 1].logits.logits].width > 0;
 }
 
 static int32_t hold_picks(qmi_group *group, int32_t index, const qmi_batch *batch)
@@ -139,12 +139,11 @@ static int32_t hold_picks(qmi_group *group, int32_t index, const qmi_batch *batc
 static void translate_workspace(qmi_group *group, int32_t index, const qmi_workspace *workspace)
 {
     qmi_workspace *own = &group->members[index].workspace;
-    const group_program *program = group->program;
     *own = (qmi_workspace){ .rows = workspace->rows, .outputs = workspace->outputs };
-    for (int32_t i = 0; i < program->cut.slot_count; i++)
+    for (int32_t i = 0; i < group->cut->slot_count; i++)
         own->slots[i] = qmi_group_member_address(group, index, workspace->slots[i]);
-    for (int32_t i = program->cut.slot_count; i < program->cut.slot_count + program->cut.own_slots; i++)
-        own->slots[i] = program->own[index][i];
+    for (int32_t i = group->cut->slot_count; i < group->cut->slot_count + group->cut->own_slots; i++)
+        own->slots[i] = group->program->own[index][i];
 }
 
 int32_t qmi_group_cut_batch(qmi_group *group, const qmi_workspace *workspace, const qmi_batch *batch)
@@ -169,7 +168,7 @@ int32_t qmi_group_cut_batch(qmi_group *group, const qmi_workspace *workspace, co
 void qmi_group_join_picks(const qmi_group *group, const qmi_batch *batch)
 {
     const qmi_program *whole = group->program->whole;
-    const qmi_piece_map *map = &group->program->cut.slots[whole->ops[whole->count - 1].logits.logits];
+    const qmi_piece_map *map = &group->cut->slots[whole->ops[whole->count - 1].logits.logits];
     for (int32_t o = 0; o < batch->output_count; o++) {
         int32_t used[QMI_RANKS_MAX] = { 0 };
         for (int32_t k = 0; k < QMI_PICKS_MAX; k++) {

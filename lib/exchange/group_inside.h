@@ -16,6 +16,8 @@ typedef struct group_block {            /* of the group's memory */
 typedef struct group_program {
     const qmi_program *whole;
     qmi_cut cut;
+    bool has_wide;                      /* for batches of many rows: the host's experts come to the cards (backend.h: lend) */
+    qmi_cut wide;
     qmi_address own[QMI_RANKS_MAX][QMI_SLOTS_MAX]; /* the members' own slots */
     int32_t own_rows;
 } group_program;
@@ -72,6 +74,7 @@ typedef struct qmi_group {
     qmi_address next;
     /* of the present run */
     const group_program *program;
+    const qmi_cut *cut;                 /* of the program */
     const int32_t *cancel;
     int32_t piece_count;
     int32_t *outputs;                   /* of all pieces, counted from each one's first row */

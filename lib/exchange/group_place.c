@@ -10,6 +10,7 @@ typedef struct placer {
     group_member *member;
     int32_t index;
     qmi_slice_list matrices, vectors;
+    size_t lent;                   /* matrices from here on are of wide batches alone: experts of them are lent */
     qmi_matrix *placed;            /* of each slice of a matrix, as it lies on the device */
     qmi_address *addresses;        /* of each slice of a vector */
     const qmi_group_source *source;
@@ -67,6 +68,11 @@ static void free_buffers(const qmi_group *group, group_member *member)
     member->buffer_count = 0;
 }
 
+static bool is_lent(const placer *p, size_t i)
+{
+    return i >= p->lent && p->matrices.list[i]->whole.count > 1;
+}
+
 static int32_t upload_matrices(placer *p)
 {
     group_member *member = p->member;
@@ -80,7 +86,7 @@ static int32_t upload_matrices(placer *p)
         p->placed[i] = qmi_slice_matrix(p->matrices.list[i]);
         code = is_cancelled(p) ? qmi_fail(QM_ERROR_CANCELLED, "loading was cancelled") : find_data(p, p->matrices.list[i], &data);
         if (code >= 0)
-            code = backend->upload(device, data, &p->placed[i]);
+            code = (is_lent(p, i) ? backend->lend : backend->upload)(device, data, &p->placed[i]);
     }
     if (code >= 0 && backend->upload_finish)
         code = backend->upload_finish(device, p->source->progress ? report_progress : NULL, p, p->source->cancel);
@@ -166,14 +172,19 @@ static void resolve_op(const resolver *r, qmi_op *op)
         resolve_vector(r, operands.vectors[i]);
 }
 
+static void resolve_part(const placer *p, qmi_part_of *part)
+{
+    const resolver r = { p, part };
+    for (size_t n = 0; n < part->program_count; n++)
+        for (size_t o = 0; o < part->programs[n].count; o++)
+            resolve_op(&r, &part->programs[n].ops[o]);
+}
+
 static void resolve(const placer *p)
 {
     for (int32_t i = 0; i < p->group->program_count; i++) {
-        qmi_part_of *part = &p->group->programs[i].cut.parts[p->index];
-        const resolver r = { p, part };
-        for (size_t n = 0; n < part->program_count; n++)
-            for (size_t o = 0; o < part->programs[n].count; o++)
-                resolve_op(&r, &part->programs[n].ops[o]);
+        resolve_part(p, &p->group->programs[i].cut.parts[p->index]);
+        resolve_part(p, &p->group->programs[i].wide.parts[p->index]);
     }
 }
 
@@ -188,10 +199,14 @@ static int32_t collect(placer *p)
         if (code >= 0)
             code = qmi_slices_collect(&p->vectors, &p->group->programs[i].cut, p->index, true, alloc);
     }
-    for (size_t i = 0; i < p->matrices.count && code >= 0; i++) {
-        int64_t bytes = device_bytes(p, p->matrices.list[i]);
-        p->bytes += bytes;
+    p->lent = p->matrices.count;
+    for (int32_t i = 0; i < p->group->program_count && code >= 0; i++) {
+        code = qmi_slices_collect(&p->matrices, &p->group->programs[i].wide, p->index, false, alloc);
+        if (code >= 0)
+            code = qmi_slices_collect(&p->vectors, &p->group->programs[i].wide, p->index, true, alloc);
     }
+    for (size_t i = 0; i < p->matrices.count && code >= 0; i++)
+        p->bytes += is_lent(p, i) ? 0 : device_bytes(p, p->matrices.list[i]);
     return code;
 }
 
@@ -235,11 +250,20 @@ static int32_t place_members(qmi_group *group, placer *placers, const qmi_group_
 int32_t qmi_group_place(qmi_device *device, const qmi_program *const *programs, int32_t count, const qmi_group_source *source)
 {
     qmi_group *group = qmi_group_of(device);
+    bool lends[QMI_RANKS_MAX] = { false };
+    qmi_sharing wide;
+    for (int32_t i = 0; i < group->count; i++)
+        lends[i] = group->members[i].base.backend->lend != NULL;
+    bool widens = qmi_sharing_widen(&group->sharing, lends, &wide);
     int32_t code = qmi_cut_map(programs, count, &group->sharing, &group->sizes, &group->alloc, &group->maps);
     for (int32_t i = 0; i < count && code >= 0; i++) {
-        code = qmi_cut_make(programs[i], &group->sharing, &group->maps, &group->alloc, &group->programs[i].cut);
-        group->programs[i].whole = programs[i];
+        group_program *program = &group->programs[i];
+        code = qmi_cut_make(programs[i], &group->sharing, &group->maps, &group->alloc, &program->cut);
+        program->whole = programs[i];
         group->program_count += code >= 0;
+        if (code >= 0 && widens)
+            code = qmi_cut_make(programs[i], &wide, &group->maps, &group->alloc, &program->wide);
+        program->has_wide = code >= 0 && widens;
     }
     placer *placers = code < 0 ? NULL : qmi_new(&group->alloc, (size_t)group->count, sizeof *placers, "slices of weights");
     if (code >= 0)

@@ -20,8 +20,8 @@ typedef struct maker {
     qmi_program programs[PROGRAMS];
     int32_t program_count;
     qmi_cut_maps maps;
-    qmi_cut cuts[PROGRAMS];
-    int32_t cut_count;
+    qmi_cut cuts[PROGRAMS], wide[PROGRAMS]; /* wide: of batches of many rows, where they differ */
+    int32_t cut_count, wide_count;
 } maker;
 
 qmi_cut_sizes qmi_group_plan_sizes(const qmi_plan *plan)
@@ -52,6 +52,15 @@ static int32_t build(maker *m)
         code = qmi_cut_make(&m->programs[i], q->sharing, &m->maps, m->alloc, &m->cuts[i]);
         m->cut_count += code >= 0;
     }
+    qmi_sharing wide;
+    bool lends[QMI_RANKS_MAX] = { false };
+    for (int32_t i = 0; i < q->sharing->members; i++)
+        lends[i] = q->devices[i].lends;
+    bool widens = qmi_sharing_widen(q->sharing, lends, &wide);
+    for (int32_t i = 0; i < m->program_count && code >= 0 && widens; i++) {
+        code = qmi_cut_make(&m->programs[i], &wide, &m->maps, m->alloc, &m->wide[i]);
+        m->wide_count += code >= 0;
+    }
     return code;
 }
 
@@ -66,6 +75,27 @@ static int64_t bytes_on(const qmi_plan_device *device, const qmi_slice *slice)
     return bytes > 0 ? bytes : 0;
 }
 
+/* Room for the experts that come for each run: for twice those of the op that has most of them. */
+static int64_t count_lent(const maker *m, int32_t index, const qmi_slice_list *list, size_t held)
+{
+    int64_t most = 0;
+    for (int32_t c = 0; c < m->wide_count; c++) {
+        const qmi_part_of *part = &m->wide[c].parts[index];
+        for (size_t p = 0; p < part->program_count; p++)
+            for (size_t o = 0; o < part->programs[p].count; o++) {
+                const qmi_operands all = qmi_operands_of(&part->programs[p].ops[o]);
+                int64_t bytes = 0;
+                for (int32_t i = 0; i < all.matrix_count; i++) {
+                    const qmi_slice *slice = all.matrices[i]->data ? &part->slices[all.matrices[i]->data - 1] : NULL;
+                    if (slice && slice->whole.count > 1 && qmi_slices_find(list, slice) >= held)
+                        bytes += bytes_on(&m->question->devices[index], slice);
+                }
+                most = bytes > most ? bytes : most;
+            }
+    }
+    return 2 * most;
+}
+
 static int32_t count_weights(maker *m, int32_t index)
 {
     const qmi_plan_device *device = &m->question->devices[index];
@@ -74,12 +104,18 @@ static int32_t count_weights(maker *m, int32_t index)
     int32_t code = QM_OK;
     for (int32_t i = 0; i < m->cut_count && code >= 0; i++)
         code = qmi_slices_collect(&list, &m->cuts[i], index, false, m->alloc);
+    const size_t held = list.count;
+    for (int32_t i = 0; i < m->wide_count && code >= 0; i++)
+        code = qmi_slices_collect(&list, &m->wide[i], index, false, m->alloc);
     for (size_t i = 0; i < list.count && code >= 0; i++) {
         int64_t offset;
+        if (i >= held && list.list[i]->whole.count > 1)
+            continue;
         member->weights += bytes_on(device, list.list[i]);
         if (device->mapped && !qmi_slice_is_run(list.list[i], &offset))
             member->copied += qmi_slice_bytes(list.list[i]);
     }
+    member->lent = device->mapped ? 0 : count_lent(m, index, &list, held);
     qmi_slices_free(&list, m->alloc);
     return code;
 }
@@ -120,8 +156,8 @@ static void describe(maker *m, int32_t index)
 static void convert_types(maker *m, int32_t index)
 {
     const qmi_plan_device *device = &m->question->devices[index];
-    for (int32_t c = 0; c < m->cut_count && device->matrix_bytes; c++) {
-        qmi_part_of *part = &m->cuts[c].parts[index];
+    for (int32_t c = 0; c < m->cut_count + m->wide_count && device->matrix_bytes; c++) {
+        qmi_part_of *part = c < m->cut_count ? &m->cuts[c].parts[index] : &m->wide[c - m->cut_count].parts[index];
         for (size_t p = 0; p < part->program_count; p++)
             for (size_t o = 0; o < part->programs[p].count; o++) {
                 qmi_operands all = qmi_operands_of(&part->programs[p].ops[o]);
@@ -188,7 +224,7 @@ static void sum_member(const maker *m, int32_t index)
     qmi_member_plan *member = &m->out->members[index];
     member->checkpoints = m->out->checkpoints * checkpoint_bytes(m, index);
     member->total = member->vectors + member->kv + member->state + member->checkpoints + member->workspace + member->scratch +
-                    member->fixed + (m->question->devices[index].mapped ? member->copied : member->weights);
+                    member->fixed + member->lent + (m->question->devices[index].mapped ? member->copied : member->weights);
 }
 
 static int32_t set_chunk(maker *m, int32_t chunk)
@@ -206,6 +242,8 @@ static int32_t set_chunk(maker *m, int32_t chunk)
             member->workspace += workspace_of(m, &m->cuts[c], i);
             code = add_scratch(m, &m->cuts[c].parts[i], i, &member->scratch);
         }
+        for (int32_t c = 0; c < m->wide_count && code >= 0; c++)
+            code = add_scratch(m, &m->wide[c].parts[i], i, &member->scratch);
         sum_member(m, i);
         m->out->fits = m->out->fits && (member->available < 0 || member->total <= member->available);
     }
@@ -292,6 +330,8 @@ int32_t qmi_group_plan_make(const qmi_group_question *question, const qmi_alloc 
         code = qmi_predict(&m->cuts[0], question->sharing, question->devices, question->rates, alloc, out);
     for (int32_t i = 0; i < m->cut_count; i++)
         qmi_cut_free(&m->cuts[i], alloc);
+    for (int32_t i = 0; i < m->wide_count; i++)
+        qmi_cut_free(&m->wide[i], alloc);
     qmi_cut_maps_free(&m->maps, alloc);
     for (int32_t i = 0; i < m->program_count; i++)
         qmi_program_free(&m->programs[i], alloc);

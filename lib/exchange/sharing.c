@@ -15,3 +15,15 @@ void qmi_sharing_cut(const qmi_sharing *sharing, const qmi_stage *stage, int64_t
         bounds[i + 1] = end < count ? end : count;
     }
 }
+
+bool qmi_sharing_widen(const qmi_sharing *sharing, const bool lends[QMI_RANKS_MAX], qmi_sharing *wide)
+{
+    bool possible = sharing->expert_member >= 0;
+    *wide = *sharing;
+    wide->expert_member = -1;
+    for (int32_t i = 0; i < sharing->stage_count; i++) {
+        const qmi_stage *stage = &sharing->stages[i];
+        possible = possible && stage->members == 1 && (lends[stage->member] || stage->member == sharing->expert_member);
+    }
+    return possible;
+}

@@ -47,6 +47,7 @@ typedef struct qmi_plan_device {
     int64_t memory;           /* bytes that it has for us; -1: unknown */
     int64_t fixed;            /* bytes of them that the backend takes whatever the program */
     bool mapped;              /* weights are used where the file is mapped */
+    bool lends;               /* experts can stay in the host's memory and come for each run (backend.h: lend) */
     int32_t threads;
     int32_t chunk_low, chunk_high; /* qmi_device_info */
     qmi_matrix_bytes_function matrix_bytes; /* NULL: the file's bytes */

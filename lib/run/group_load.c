@@ -315,6 +315,20 @@ static int32_t plan_group(const opener *o, const qmi_sharing *sharing, const qmi
     return qmi_group_plan_make(&question, &o->model->settings.alloc, out);
 }
 
+/* The split by memory does not know of the room for experts that come for each run: experts of more layers go to the host until
+ * all fits. */
+static int32_t move_experts(const opener *o, qmi_group_record *record)
+{
+    qmi_sharing *sharing = &record->sharing;
+    int32_t code = QM_OK;
+    while (code >= 0 && !record->plan.fits && sharing->expert_member >= 0 && sharing->expert_first > 0) {
+        sharing->expert_first--;
+        sharing->expert_count++;
+        code = plan_group(o, sharing, NULL, &record->plan);
+    }
+    return code;
+}
+
 /* Layers, unless parts of layers fit and are predicted to be faster, or are asked for. Devices that are all the CPU gain nothing
  * by parts. */
 static int32_t choose_sharing(opener *o, qmi_group_record *record)
@@ -338,6 +352,8 @@ static int32_t choose_sharing(opener *o, qmi_group_record *record)
         qmi_probe(o->members, o->count, o->model->plan.hparams.hidden, &settings->alloc, &rates);
     if (code >= 0)
         code = plan_group(o, &record->sharing, open ? &rates : NULL, &record->plan);
+    if (code >= 0 && qmi_settings_int(settings, QMI_OPT_HOST_EXPERTS) < 0)
+        code = move_experts(o, record);
     if (code < 0 || !open)
         return code;
     code = plan_group(o, &tensor, &rates, &other);

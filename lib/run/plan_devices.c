@@ -13,6 +13,7 @@ qmi_plan_device qmi_plan_devices_of(const qmi_backend *backend, const qmi_device
         .memory = info->memory_free > 0 ? info->memory_free : -1,
         .fixed = info->memory_fixed,
         .mapped = info->mapped,
+        .lends = backend->lend != NULL,
         .threads = info->threads,
         .chunk_low = info->chunk_low,
         .chunk_high = info->chunk_high,

@@ -72,16 +72,21 @@ static void goes_through_all(scene *s)
     qm_session_free(&other);
 }
 
-static void check(const char *name, const char *settings, const char *devices, double bound)
+static void check_with(void (*body)(scene *s), const char *name, const char *settings, const char *devices, double bound)
 {
     char both[256];
     snprintf(both, sizeof both, "%s %s", settings, devices);
     scene s = { load_model(name, settings), load_model(name, both), NULL, bound };
     s.single = new_session(s.one, "");
-    goes_through_all(&s);
+    body(&s);
     qm_session_free(&s.single);
     qm_model_free(&s.one);
     qm_model_free(&s.several);
+}
+
+static void check(const char *name, const char *settings, const char *devices, double bound)
+{
+    check_with(goes_through_all, name, settings, devices, bound);
 }
 
 static const char *const models[] = { "oracle/qwen35moe.gguf", "oracle/qwen35.gguf", "oracle/qwen3next.gguf",
@@ -111,6 +116,19 @@ static void by_parts_of_layers(void **state)
         check(models[m], m == 2 ? "kv-type=q2 kv-window=64" : m % 2 ? "kv-type=f16" : "kv-type=q8_0", devices[m % 3], 2e-2);
 }
 
+/* A prompt of many rows is computed where the layers are, even if its experts are elsewhere. */
+static void reads_a_long_prompt(scene *s)
+{
+    int32_t tokens[700];
+    qm_session *session = new_session(s->several, "");
+    fill_tokens(tokens, 700, 3);
+    expect_ok(qm_prefill(session, tokens, 600));
+    expect_same(s, session, tokens, 600);
+    expect_ok(qm_prefill(session, tokens + 600, 100)); /* few rows again */
+    expect_same(s, session, tokens, 700);
+    qm_session_free(&session);
+}
+
 /* Experts of some layers on a device of their own, as with a card beside much memory: the same sums in the same order. */
 static void experts_apart(void **state)
 {
@@ -118,6 +136,8 @@ static void experts_apart(void **state)
     check(models[0], "chunk=48 kv-type=q8_0", "devices=cpu,cpu host-experts=3", 0);
     check(models[3], "chunk=64", "devices=cpu,cpu,cpu host-experts=4", 0);
     check(models[2], "kv-type=f32", "devices=cpu,cpu host-experts=1", 0);
+    check_with(reads_a_long_prompt, models[0], "chunk=512", "devices=cpu,cpu host-experts=2", 0);
+    check_with(reads_a_long_prompt, models[3], "chunk=512", "devices=cpu,cpu,cpu host-experts=4", 0);
 }
 
 static void refuses_with(int32_t code, const char *settings, const char *part)
