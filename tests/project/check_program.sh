@@ -216,6 +216,19 @@ check_bench() {
     holds "$out" '^cancel +16 +0 +1 '
     expect 0 bench --tokenize "$work/in" -r 1 --json
     json 'd["results"][0]["unit"] == "MB/s"'
+    # Beside another engine, here one that always prints the same.
+    cat > "$work/peer" <<'END'
+#!/bin/sh
+echo 'noise'
+echo '['
+echo '{ "n_prompt": 8, "n_gen": 0, "avg_ts": 0.5 }, { "n_prompt": 0, "n_gen": 4, "avg_ts": 0.25 } ]'
+END
+    chmod +x "$work/peer"
+    last="compare.py"
+    "$(dirname "$0")/../../examples/bench/compare.py" --qwenmoe "$program" --peer "other=$work/peer" --prompt 8 --generate 4 \
+        --rounds 1 --repeat 1 "$model" > "$out" 2> "$err" || { cat "$err"; failed=1; }
+    holds "$out" '^\| .*gguf \| prompt 8 \| [0-9.]+ \| 0.5 \| [0-9.]+ \|$'
+    holds "$out" '^\| .*gguf \| generate 4 \| [0-9.]+, [0-9]+% \| 0.2, 0% \| [0-9.]+ \|$'
     expect 2 bench -p 12,x
 }
 
