@@ -172,9 +172,10 @@ QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *
  * (states kept to go back to); what decoding reads of the memory, in bytes: "step_bytes" (weights, once a step for all sessions
  * that it decodes), "expert_bytes" (the experts that one token chooses, beyond that), "state_bytes" (a session's recurrent state,
  * read and written), "held_bytes" (a session's keys and values, for each token that it holds); "read_rate" (bytes a second that
- * the device reads of its memory, measured at each call for some 0.3 s, where the device can); and any integer key of the file's
- * metadata. As text: "architecture", "name", "tokenizer", "chat_format", "device", "isa" (kernels in use), "file"; and any key of
- * the file's metadata.
+ * the device reads of its memory, measured at each call for some 0.3 s, where the device can); of several devices
+ * "predicted_token_ns" (what a token should take by such measurements; 0: they can't be made), and "predicted_by" as text, which
+ * names them; and any integer key of the file's metadata. As text: "architecture", "name", "tokenizer", "chat_format", "device",
+ * "isa" (kernels in use), "file"; and any key of the file's metadata.
  * QM_ERROR_ARGUMENT when there is no such fact. */
 QM_API int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
 QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64_t size);

@@ -70,6 +70,16 @@ for library in $backends; do
     done
     check "$kind: the default model" "$build/tests/oracle" examples/model/qwenmoe-py.gguf examples/model/heldout.expect.gguf --bound 1e-2 \
         --set device=cuda --set "cuda-library=$library"
+    # One card as two devices: first by layers, then by parts of layers; and experts of two layers on the CPU.
+    for model in tests/data/oracle/qwen35 tests/data/oracle/qwen35moe tests/data/tiny/hybrid; do
+        for split in layers tensor; do
+            check "$kind: $(basename $model) as two devices, $split" "$build/tests/oracle" $model.gguf $model.expect.gguf \
+                --bound 5e-3 --set "devices=cuda:0@12G,cuda:0@12G" --set split=$split --set "cuda-library=$library"
+        done
+    done
+    check "$kind: qwen35moe with experts of two layers on the CPU" "$build/tests/oracle" tests/data/oracle/qwen35moe.gguf \
+        tests/data/oracle/qwen35moe.expect.gguf --bound 5e-3 --set devices=cuda:0,cpu --set host-experts=2 \
+        --set "cuda-library=$library"
     check "$kind: sessions, jobs, memory" "$build/tests/gpu/check_card" cuda "$library" tests/data/tiny/hybrid.gguf
 done
 

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bench_splits.h"
 #include "common.h"
 #include "terminal.h"
 #include "verbs.h"
@@ -17,6 +18,7 @@ static const flag flags[] = {
     { "sequences", 'S', "N,...", "sessions that generate together (default 1)" },
     { "repeat", 'r', "N", "runs of each, after one to warm up (default 3)" },
     { "cancel", 0, NULL, "measure, too, how soon a prompt ends that is cancelled half way" },
+    { "all-splits", 0, NULL, "each way for several devices (option devices) to share the model, measured and predicted" },
     { "tokenize", 0, "FILE", "measure the tokenizer on this text instead" },
     { "json", 'j', NULL, "print JSON" },
     { NULL, 0, NULL, NULL },
@@ -426,6 +428,10 @@ static int run_bench(arguments *arguments)
     const char *text_file = arguments_flag(arguments, "tokenize");
     int64_t needed = 0;
     int code = arguments->word_count ? arguments_usage(arguments, "bench takes no words") : read_flags(&bench);
+    if (code == EXIT_OK && arguments_flag(arguments, "all-splits")) {
+        json_decref(bench.results);
+        return bench_splits(arguments, largest(&bench.prompts), bench.generate);
+    }
     if (code == EXIT_OK && !text_file)
         code = prepare(&bench, &needed);
     arguments->progress_stage = "load";

@@ -5,6 +5,7 @@
 #include <string.h>
 #include "backend/traffic.h"
 #include "base/number.h"
+#include "run/group_load.h"
 
 static int64_t parameter_count(const qmi_gguf *gguf)
 {
@@ -115,10 +116,27 @@ static int32_t read_rate(const qm_model *model, int64_t *value)
     return code;
 }
 
+static int32_t predict(void *argument)
+{
+    memory_question *question = argument;
+    question->value = qmi_group_load_predict((qm_model *)question->model);
+    return question->value < 0 ? (int32_t)question->value : QM_OK;
+}
+
+static int32_t predicted(const qm_model *model, int64_t *value)
+{
+    memory_question question = { .model = model };
+    int32_t code = qmi_engine_call((qm_model *)model, predict, &question);
+    *value = code < 0 ? *value : question.value;
+    return code;
+}
+
 int32_t qmi_facts_number(const qm_model *model, const char *name, int64_t *value)
 {
     if (model->computes && strcmp(name, "read_rate") == 0)
         return read_rate(model, value);
+    if (model->computes && model->group && strcmp(name, "predicted_token_ns") == 0)
+        return predicted(model, value);
     int64_t found = 0;
     bool known = true;
     if (dimension(model, name, &found))
@@ -194,6 +212,8 @@ int64_t qmi_facts_text(const qm_model *model, const char *name, char *text, int6
         fact = model->info.name;
     else if (model->computes && strcmp(name, "isa") == 0)
         fact = model->info.isa;
+    else if (model->computes && model->group && strcmp(name, "predicted_by") == 0)
+        fact = model->group->rates;
     if (fact)
         return give_text(fact, (int64_t)strlen(fact), text, size);
     const qmi_gguf_value *value = qmi_gguf_find(gguf, key);

@@ -455,12 +455,22 @@ int64_t qmi_group_load_table(const qm_model *model, char *text, int64_t size)
     return qmi_group_plan_table(&model->group->plan, &model->group->sharing, model->group->devices, text, size);
 }
 
-int64_t qmi_group_load_predict(const qm_model *model)
+static void describe_rates(qmi_group_record *group, const qmi_group_rates *rates)
 {
-    const qmi_group_record *group = model->group;
+    int32_t length = snprintf(group->rates, sizeof group->rates, "an exchange %.1f us", rates->exchange_ns * 1e-3);
+    for (int32_t i = 0; i < group->sharing.members && length < (int32_t)sizeof group->rates; i++)
+        length += snprintf(group->rates + length, sizeof group->rates - (size_t)length,
+                           "; %s: reads %.1f GB/s, an op %.1f us, a program %.1f us", group->members[i].name,
+                           rates->read[i] * 1e-9, rates->op_ns[i] * 1e-3, rates->run_ns[i] * 1e-3);
+}
+
+int64_t qmi_group_load_predict(qm_model *model)
+{
+    qmi_group_record *group = model->group;
     qmi_group_rates rates;
     qmi_group_plan plan;
     qmi_probe(group->members, group->sharing.members, model->plan.hparams.hidden, &model->settings.alloc, &rates);
+    describe_rates(group, &rates);
     const qmi_group_question question = { &model->parts.gguf, &model->settings, &model->plan, &group->sharing, group->devices,
                                           &rates };
     int32_t code = qmi_group_plan_make(&question, &model->settings.alloc, &plan);

@@ -11,6 +11,7 @@ typedef struct qmi_group_record {    /* of a model with several devices */
     qmi_plan_device devices[QMI_RANKS_MAX];
     qmi_sharing sharing;
     qmi_group_plan plan;
+    char rates[512];                 /* what the last prediction was made of, for people; "": there was none */
 } qmi_group_record;
 
 bool qmi_group_load_wanted(const qmi_settings *settings);
@@ -27,6 +28,6 @@ void qmi_group_load_forget(qm_model *model); /* model->group; the device is clos
 
 int64_t qmi_group_load_table(const qm_model *model, char *text, int64_t size); /* snprintf rules */
 /* Nanoseconds that a token is predicted to take, by constants that are measured now; 0: they can't be. On the engine's thread. */
-int64_t qmi_group_load_predict(const qm_model *model);
+int64_t qmi_group_load_predict(qm_model *model);
 
 #endif

@@ -185,6 +185,11 @@ check_info() {
     expect 0 info --device cpu --plan-devices 1000
     holds "$out" '^ +card:0 +none'
     holds "$out" '^ +cpu +0-[0-9]'
+    expect 0 info --devices cpu,cpu --split tensor
+    holds "$out" '^2 devices, split by parts of layers .tensor.: fits'
+    holds "$out" '^  cpu #1 +50% of 0-[0-9]'
+    expect 0 info --devices cpu,cpu@1000000
+    holds "$out" 'does not fit: cpu #1 needs'
     expect 1 info --plan-devices 12Q
     holds "$err" '12G,24G'
 }
@@ -230,6 +235,11 @@ END
     holds "$out" '^\| .*gguf \| prompt 8 \| [0-9.]+ \| 0.5 \| [0-9.]+ \|$'
     holds "$out" '^\| .*gguf \| generate 4 \| [0-9.]+, [0-9]+% \| 0.2, 0% \| [0-9.]+ \|$'
     expect 2 bench -p 12,x
+    expect 2 bench --all-splits
+    expect 0 bench --all-splits --devices cpu,cpu -p 16 -n 2
+    holds "$out" '^layers +[0-9]'
+    holds "$out" '^tensor +[0-9]'
+    holds "$out" 'an exchange [0-9]'
 }
 
 check_perplexity() {
