@@ -4,7 +4,7 @@
 #include "cpu/cpu_features.h"
 #include "cpu/scalar/scalar.h"
 
-#define KV_KERNELS(stem) { qmi_scalar_scores_##stem, qmi_scalar_mix_##stem, qmi_scalar_store_##stem }
+#define KV_KERNELS(stem) { qmi_scalar_scores_##stem, qmi_scalar_mix_##stem, qmi_scalar_store_##stem, NULL }
 
 void qmi_cpu_kernels_scalar(qmi_cpu_kernels *kernels)
 {
