@@ -66,7 +66,7 @@ static inline const float *qmi_cpu_floats(const qmi_vector *vector)
 /* The next item of this phase that nobody has taken; false when all `count` are. */
 static inline bool qmi_cpu_next(qmi_cpu_worker *w, int64_t count, int64_t *item)
 {
-    *item = qmi_cpu_pool_next(w->pool);
+    *item = qmi_cpu_pool_next(w->pool, w->index, count);
     return *item < count;
 }
 

@@ -21,6 +21,7 @@ typedef struct gate {
 } gate;
 
 typedef struct member {
+    _Alignas(LINE) _Atomic uint64_t taken; /* phase << 32 | how many items of its share have been taken in that phase */
     qmi_cpu_pool *pool;
     qmi_os_thread *thread;
     int32_t index;
@@ -29,13 +30,12 @@ typedef struct member {
 struct qmi_cpu_pool {
     gate start, barrier;
     _Alignas(LINE) _Atomic int32_t arrived;
-    _Alignas(LINE) _Atomic int64_t next;
     _Alignas(LINE) qmi_cpu_body body; /* of the run; NULL: the threads end */
     void *argument;
     int64_t spin_ns;
     int32_t threads;
     bool pin;
-    member members[]; /* [threads], the first unused */
+    member members[]; /* [threads]; the first, the caller's, has no thread */
 };
 
 /* Both sides are sequentially consistent: either the opener sees the sleeper's count, or the sleeper sees the changed word. */
@@ -75,13 +75,37 @@ void qmi_cpu_pool_barrier(qmi_cpu_pool *pool)
         return;
     }
     atomic_store_explicit(&pool->arrived, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
     gate_open(&pool->barrier);
 }
 
-int64_t qmi_cpu_pool_next(qmi_cpu_pool *pool)
+/* Takes an item of a worker's share; count if none is left. A count of another phase is as good as none: the first who comes
+ * begins anew, the owner or a thief. Nothing is ordered by it: barriers do that. */
+static int64_t take(qmi_cpu_pool *pool, uint32_t phase, int32_t owner, int64_t count)
 {
-    return atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
+    int64_t first = count * owner / pool->threads, size = count * (owner + 1) / pool->threads - first;
+    _Atomic uint64_t *taken = &pool->members[owner].taken;
+    uint64_t seen = atomic_load_explicit(taken, memory_order_relaxed);
+    for (;;) {
+        uint64_t done = seen >> 32 == phase ? (uint32_t)seen : 0;
+        if ((int64_t)done >= size)
+            return count;
+        if (atomic_compare_exchange_weak_explicit(taken, &seen, (uint64_t)phase << 32 | (done + 1), memory_order_relaxed,
+                                                  memory_order_relaxed))
+            return first + (int64_t)done;
+    }
+}
+
+int64_t qmi_cpu_pool_next(qmi_cpu_pool *pool, int32_t worker, int64_t count)
+{
+    uint32_t phase = (uint32_t)atomic_load_explicit(&pool->barrier.word, memory_order_relaxed); /* changes only when all meet */
+    for (int32_t i = 0; i < pool->threads; i++) {
+        int64_t item = take(pool, phase, (worker + i) % pool->threads, count);
+        if (item < count)
+            return item;
+    }
+    /* So that no count of a phase lasts until the numbers of phases come round again. */
+    atomic_store_explicit(&pool->members[worker].taken, (uint64_t)phase << 32 | UINT32_MAX, memory_order_relaxed);
+    return count;
 }
 
 void qmi_cpu_pool_run(qmi_cpu_pool *pool, qmi_cpu_body body, void *argument)
@@ -125,7 +149,8 @@ int32_t qmi_cpu_pool_new(const qmi_alloc *alloc, int32_t threads, bool pin, qmi_
         char name[16];
         snprintf(name, sizeof name, "qwenmoe-cpu-%d", i % 1000);
         member *each = &pool->members[i];
-        *each = (member){ .pool = pool, .index = i };
+        each->pool = pool;
+        each->index = i;
         int32_t code = qmi_os_thread_start(&each->thread, member_main, each, name);
         if (code < 0) {
             qmi_cpu_pool_free(alloc, &pool);

@@ -28,10 +28,9 @@ static uint64_t sum_of(const uint64_t *words, int64_t count)
 
 static void read_pieces(void *argument, int32_t worker)
 {
-    (void)worker;
     reading *r = argument;
     uint64_t sum = 0;
-    for (int64_t piece; (piece = qmi_cpu_pool_next(r->pool)) < r->pieces;)
+    for (int64_t piece; (piece = qmi_cpu_pool_next(r->pool, worker, r->pieces)) < r->pieces;)
         sum += sum_of(r->buffer + piece * (PIECE / 8), PIECE / 8);
     __atomic_fetch_add(&r->sum, sum, __ATOMIC_RELAXED);
 }
@@ -39,9 +38,8 @@ static void read_pieces(void *argument, int32_t worker)
 /* Pages that were never written are all one page of zeros. */
 static void fill_pieces(void *argument, int32_t worker)
 {
-    (void)worker;
     reading *r = argument;
-    for (int64_t piece; (piece = qmi_cpu_pool_next(r->pool)) < r->pieces;)
+    for (int64_t piece; (piece = qmi_cpu_pool_next(r->pool, worker, r->pieces)) < r->pieces;)
         for (int64_t i = 0; i < PIECE / 8; i++)
             r->buffer[piece * (PIECE / 8) + i] = (uint64_t)i;
 }
