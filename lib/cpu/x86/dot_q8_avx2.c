@@ -5,21 +5,22 @@
 #define NAME(stem) qmi_avx2_##stem
 #define DOT_BYTES(u, s) _mm256_madd_epi16(_mm256_maddubs_epi16(u, s), _mm256_set1_epi16(1))
 #define EIGHT_BITS_SIGNED true
+#define BITS_MATTER 1
 #define INPUT_BYTES 384 /* sizeof(q8_input) */
 
 /* As sub_dot_vnni.h says. Products of two bytes are added in 16 bits: |q| of n bits times 127, twice, leaves room there for so
  * many that 8, 4 or 2 of them can be added before they go to 32 bits; signed bytes, whose sign goes to the activation, for one. */
-static inline __attribute__((always_inline)) void sub_dot(const int tokens, const int groups, const int bits, const void *weights,
-                                                          const int8_t *values, ints *sums)
+static ROWS_INLINE void sub_dot(const int tokens, const int groups, const int bits, const void *weights, const int8_t *values,
+                                ints *sums)
 {
     const int together = bits == 4 ? 8 : bits == 5 ? 4 : bits == 6 ? 2 : 1;
-#pragma GCC unroll 8
+    UNROLL
     for (int g = 0; g < groups; g += together) {
         ints pairs[TOGETHER];
-#pragma GCC unroll 8
+        UNROLL
         for (int i = 0; i < together; i++) {
             ints w = i_load((const char *)weights + (g + i) * (int)sizeof(ints)), q = bits == 8 ? _mm256_abs_epi8(w) : w;
-#pragma GCC unroll 12
+            UNROLL
             for (int t = 0; t < tokens; t++) {
                 int32_t word;
                 memcpy(&word, values + t * INPUT_BYTES + 4 * (g + i), sizeof word);
@@ -28,7 +29,7 @@ static inline __attribute__((always_inline)) void sub_dot(const int tokens, cons
                 pairs[t] = i == 0 ? two : _mm256_add_epi16(pairs[t], two);
             }
         }
-#pragma GCC unroll 12
+        UNROLL
         for (int t = 0; t < tokens; t++)
             sums[t] = _mm256_add_epi32(sums[t], _mm256_madd_epi16(pairs[t], _mm256_set1_epi16(1)));
     }

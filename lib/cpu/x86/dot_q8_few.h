@@ -128,7 +128,7 @@ INLINE void sum_blocks(const bool of_16, const bool is_signed, const int32_t blo
                        int32_t *to)
 {
     __m256i sums[8];
-#pragma GCC unroll 8
+    UNROLL
     for (int b = 0; b < 8; b++) {
         if (b >= blocks) {
             sums[b] = _mm256_setzero_si256();
@@ -181,17 +181,24 @@ INLINE void scale_piece(const bool of_16, const bool minima, const q8_weights *w
 {
     const uint8_t *row[ROWS];
     ints products[16];
+    const int most = of_16 ? 16 : 8;
     for (int r = 0; r < ROWS; r++)
         row[r] = (const uint8_t *)(numbers + r * NUMBERS_A_ROW);
     for (int i = 0; i < (of_16 ? 4 : 2); i++)
         load_rows(row, 16 * i, products + 4 * i);
-#pragma GCC unroll 16
-    for (int s = 0; s < sub_blocks; s++) {
+    UNROLL
+    for (int s = 0; s < most; s++) {
+        if (s >= sub_blocks)
+            break;
         ints whole = products[of_16 ? 8 * (s / 8) + 4 * (s % 2) + s / 2 % 4 : s];
         whole = minima ? whole : i_add32(whole, i_all32(x->start[s]));
-        *sum = f_fma(f_from(whole), f_mul(f_load(w->scales[s]), f_all(x->scales[of_16 ? s / 2 : s])), *sum);
-        if (minima)
-            *less = f_fma(f_load(w->minima[s]), f_all(x->sums[s]), *less);
+        *sum = f_fma(f_from(whole), f_mul(f_load(w->scales[s]), f_all(x->scales[s * (of_16 ? 16 : 32) / 32])), *sum);
+    }
+    UNROLL
+    for (int s = 0; s < 8; s++) {
+        if (!minima || s >= sub_blocks)
+            break;
+        *less = f_fma(f_load(w->minima[s]), f_all(x->sums[s]), *less);
     }
 }
 

@@ -1,7 +1,9 @@
 /* Body of the products of quantized weights with Q8 activations (kernels.h).
  *
- * Included by an instance that has NAME(stem), the vectors of rows_*.h, EIGHT_BITS_SIGNED and
+ * Included by an instance that has NAME(stem), the vectors of rows_*.h and
  *     sub_dot(tokens, groups, bits, weights, values, sums)      see sub_dot_vnni.h
+ *     EIGHT_BITS_SIGNED   weights of 8 bits go to sub_dot signed, not with 128 added
+ *     BITS_MATTER         sub_dot does less for weights of fewer bits
  *
  * Rows lie in lanes. A tile is done in pieces of ROWS rows by 256 columns: dot_q8_unpack.h makes of a piece bytes that a vector
  * at a time has 4 columns of each row, once for all tokens, and scales for each sub-block of 32 (Q6_K: 16) columns. Then tokens
@@ -16,7 +18,7 @@
 #include "cpu/kernels.h"
 #include "quant/quant_blocks.h"
 
-#define INLINE static inline __attribute__((always_inline))
+#define INLINE static ROWS_INLINE
 #define PIECE 256         /* columns that are unpacked at a time: a super-block */
 #define TOKENS_MOST 64    /* whose sums and activations of a piece are kept (24 KB of activations) */
 #define ROWS_MOST 64      /* with so many rows the activations of a piece are used before those of the next are packed */
@@ -121,37 +123,37 @@ INLINE void multiply_few(const int tokens, const int groups, const bool minima, 
                          const q8_input *x, int32_t sub_blocks, q8_sums *to)
 {
     floats sums[TOGETHER];
-#pragma GCC unroll 12
+    UNROLL
     for (int t = 0; t < tokens; t++)
         sums[t] = f_load(to[t].sum);
     for (int32_t s = 0; s < sub_blocks; s++) {
         ints products[TOGETHER];
-#pragma GCC unroll 12
+        UNROLL
         for (int t = 0; t < tokens; t++)
             products[t] = minima ? i_zero() : i_all32(x[t].start[s]);
         sub_dot(tokens, groups, bits, w->bytes[groups * s], x->values + 4 * groups * s, products);
         floats scales = f_load(w->scales[s]);
-#pragma GCC unroll 12
+        UNROLL
         for (int t = 0; t < tokens; t++) {
             floats scale = f_mul(scales, f_all(x[t].scales[groups == 8 ? s : s / 2]));
             sums[t] = f_fma(f_from(products[t]), scale, sums[t]);
         }
     }
-#pragma GCC unroll 12
+    UNROLL
     for (int t = 0; t < tokens; t++)
         f_store(to[t].sum, sums[t]);
     if (!minima)
         return;
-#pragma GCC unroll 12
+    UNROLL
     for (int t = 0; t < tokens; t++)
         sums[t] = f_load(to[t].less);
     for (int32_t s = 0; s < sub_blocks; s++) {
         floats less = f_load(w->minima[s]);
-#pragma GCC unroll 12
+        UNROLL
         for (int t = 0; t < tokens; t++)
             sums[t] = f_fma(less, f_all(x[t].sums[s]), sums[t]);
     }
-#pragma GCC unroll 12
+    UNROLL
     for (int t = 0; t < tokens; t++)
         f_store(to[t].less, sums[t]);
 }
@@ -178,12 +180,18 @@ INLINE void multiply(const int groups, const bool minima, const int bits, const 
     { \
         multiply(groups, minima, bits, w, x, sub_blocks, tokens, to); \
     }
-DEFINE_MULTIPLY(multiply_4_minima, 8, true, 4)
 DEFINE_MULTIPLY(multiply_5_minima, 8, true, 5)
-DEFINE_MULTIPLY(multiply_4, 8, false, 4)
-DEFINE_MULTIPLY(multiply_5, 8, false, 5)
 DEFINE_MULTIPLY(multiply_8, 8, false, 8)
 DEFINE_MULTIPLY(multiply_6_of_16, 4, false, 6)
+#if BITS_MATTER
+DEFINE_MULTIPLY(multiply_4_minima, 8, true, 4)
+DEFINE_MULTIPLY(multiply_4, 8, false, 4)
+DEFINE_MULTIPLY(multiply_5, 8, false, 5)
+#else
+#define multiply_4_minima multiply_5_minima
+#define multiply_4 multiply_8
+#define multiply_5 multiply_8
+#endif
 
 #include "cpu/x86/dot_q8_unpack.h"
 #include "cpu/x86/dot_q8_few.h"

@@ -133,7 +133,7 @@ static void scales_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t bl
     ints head[4]; /* d and scales_high; scales_low; what follows is not looked at */
     load_rows(row, at, head);
     floats d = f_low_halves(head[0]);
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < 8; j++) {
         ints low = i_and(i_right32(head[1], 4 * j), i_all32(15));
         ints high = i_and(i_right32(head[0], 16 + 2 * j), i_all32(3));
@@ -164,7 +164,7 @@ static void scales_super(const uint8_t *const row[ROWS], int64_t at, int32_t blo
     floats d = f_low_halves(head[0]), less = f_mul(f_low_halves(i_right32(head[0], 16)), f_all(-1));
     ints scales[2] = { i_and(head[1], six), i_or_of_and(i_and(head[3], four), i_right16(head[1], 2), top) };
     ints minima[2] = { i_and(head[2], six), i_or_of_and(i_and(i_right16(head[3], 4), four), i_right16(head[2], 2), top) };
-#pragma GCC unroll 8
+    UNROLL
     for (int j = 0; j < 8; j++) {
         f_store(to->scales[j], f_mul(d, f_from(byte_of(scales[j / 4], j % 4))));
         f_store(to->minima[j], f_mul(less, f_from(byte_of(minima[j / 4], j % 4))));
@@ -192,7 +192,7 @@ static void unpack_q5_k(const uint8_t *const row[ROWS], int64_t at, int32_t bloc
     scales_super(row, at, blocks, to);
     load_rows(row, at + (int64_t)offsetof(qmi_block_q5_k, high), high);
     load_rows(row, at + (int64_t)offsetof(qmi_block_q5_k, high) + 16, high + 4);
-#pragma GCC unroll 4
+    UNROLL
     for (int c = 0; c < 4; c++) {
         ints q[8];
         load_rows(row, at + (int64_t)offsetof(qmi_block_q5_k, q) + 32 * c, q);
@@ -215,7 +215,7 @@ static void scales_q6_k(const uint8_t *const row[ROWS], int64_t at, int32_t bloc
     load_rows(row, at + (int64_t)sizeof(qmi_block_q6_k) - 16, last); /* which ends with d */
     load_rows(row, at + (int64_t)offsetof(qmi_block_q6_k, scales), scales);
     floats d = f_low_halves(i_right32(last[3], 16));
-#pragma GCC unroll 16
+    UNROLL
     for (int j = 0; j < 16; j++) {
         ints scale = i_signed_right32(i_left32(scales[j / 4], 24 - 8 * (j % 4)), 24);
         f_store(to->scales[j], f_mul(d, f_from(scale)));
@@ -230,7 +230,7 @@ static void unpack_q6_k(const uint8_t *const row[ROWS], int64_t at, int32_t bloc
         ints high[8];
         load_rows(row, at + (int64_t)offsetof(qmi_block_q6_k, high) + 32 * h, high);
         load_rows(row, at + (int64_t)offsetof(qmi_block_q6_k, high) + 32 * h + 16, high + 4);
-#pragma GCC unroll 2
+        UNROLL
         for (int half = 0; half < 2; half++) { /* of the 64 low bytes */
             ints q[8];
             load_rows(row, at + 64 * h + 32 * half, q);

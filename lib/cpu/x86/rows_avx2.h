@@ -11,8 +11,19 @@
 #include <string.h>
 
 #define ROWS 8
-#define TOGETHER 5 /* tokens: 5 sums of whole numbers and 5 of floats of 16 registers, weights and what is between in the others */
+/* Tokens together: their sums of whole numbers and of floats fill 10 of 16 registers, or 24 of 32; weights and what is between are
+ * in the others. With sanitizers, which make much of every access, few and in plain functions: else this takes minutes to compile. */
+#ifdef QMI_SANITIZED
+#define ROWS_INLINE
+#define UNROLL
+#define TOGETHER 2
+#define EACH_COUNT(X) X(1) X(2)
+#else
+#define ROWS_INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16") /* loops of a fixed count, whose arrays are registers then */
+#define TOGETHER 5
 #define EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5)
+#endif
 typedef __m256i ints;
 typedef __m256 floats;
 
@@ -82,10 +93,10 @@ static inline void f_write(float *out, floats a, int32_t count, bool add)
 }
 
 /* 16 bytes of each row from `at` on: word j of row r to lane r of out[j]. */
-static inline __attribute__((always_inline)) void load_rows(const uint8_t *const row[ROWS], int64_t at, ints out[4])
+static ROWS_INLINE void load_rows(const uint8_t *const row[ROWS], int64_t at, ints out[4])
 {
     __m256i v[4];
-#pragma GCC unroll 4
+    UNROLL
     for (int i = 0; i < 4; i++)
         v[i] = _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(row[i] + at))),
                                        _mm_loadu_si128((const __m128i *)(const void *)(row[4 + i] + at)), 1);

@@ -7,8 +7,17 @@
 #include <stdint.h>
 
 #define ROWS 16
-#define TOGETHER 12 /* 12 sums of whole numbers and 12 of floats of 32 registers, weights and what is between in the others */
+#ifdef QMI_SANITIZED
+#define ROWS_INLINE
+#define UNROLL
+#define TOGETHER 2
+#define EACH_COUNT(X) X(1) X(2)
+#else
+#define ROWS_INLINE inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16") /* loops of a fixed count, whose arrays are registers then */
+#define TOGETHER 12
 #define EACH_COUNT(X) X(1) X(2) X(3) X(4) X(5) X(6) X(7) X(8) X(9) X(10) X(11) X(12)
+#endif
 typedef __m512i ints;
 typedef __m512 floats;
 
@@ -60,10 +69,10 @@ static inline void f_write(float *out, floats a, int32_t count, bool add)
 }
 
 /* 16 bytes of each row from `at` on: word j of row r to lane r of out[j]. */
-static inline __attribute__((always_inline)) void load_rows(const uint8_t *const row[ROWS], int64_t at, ints out[4])
+static ROWS_INLINE void load_rows(const uint8_t *const row[ROWS], int64_t at, ints out[4])
 {
     __m512i v[4];
-#pragma GCC unroll 4
+    UNROLL
     for (int i = 0; i < 4; i++) {
         v[i] = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(row[i] + at)));
         v[i] = _mm512_mask_broadcast_i32x4(v[i], 0x00F0, _mm_loadu_si128((const __m128i *)(const void *)(row[4 + i] + at)));

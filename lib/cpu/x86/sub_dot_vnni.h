@@ -8,16 +8,16 @@
 #include <string.h>
 
 #define EIGHT_BITS_SIGNED false
+#define BITS_MATTER 0
 #define INPUT_BYTES 384 /* sizeof(q8_input) */
 
-static inline __attribute__((always_inline)) void sub_dot(const int tokens, const int groups, const int bits, const void *weights,
-                                                          const int8_t *values, ints *sums)
+static ROWS_INLINE void sub_dot(const int tokens, const int groups, const int bits, const void *weights, const int8_t *values,
+                                ints *sums)
 {
     (void)bits;
-#pragma GCC unroll 8
     for (int g = 0; g < groups; g++) {
         ints w = i_load((const char *)weights + g * (int)sizeof(ints));
-#pragma GCC unroll 12
+        UNROLL
         for (int t = 0; t < tokens; t++) {
             int32_t word;
             memcpy(&word, values + t * INPUT_BYTES + 4 * g, sizeof word);
