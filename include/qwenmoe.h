@@ -151,12 +151,12 @@ QM_API int32_t qm_model_load(const char *path, const qm_options *options, qm_mod
 QM_API void qm_model_free(qm_model **model);
 
 /* One model on several devices of several processes, on one machine or more (option "ranks"). Each process is told its number
- * (option "rank"), and all where rank 0 listens (option "rank-id"). Rank 0 calls qm_model_load, which waits for the others and then
- * computes on the devices of all; the others call this, with the same file and options (those of their own machine apart:
+ * (option "rank"), and all where rank 0 listens (option "rank-id"). Rank 0 calls qm_model_load, which waits for the others and
+ * then computes on the devices of all; the others call this, with the same file and options (those of their own machine apart:
  * "device", "threads", "pin", "isa", "cuda-library", "memory-limit" and the like). It returns 0 when rank 0 has freed the model.
  * When a rank fails, is gone, or is silent for longer than "rank-timeout", this and all calls of rank 0 end with an error that
- * names the rank; likewise when one has another file, version or options. What the ranks say to each other travels in the clear, and
- * a rank computes what it is sent: the network between them has to be one that only friends can reach.
+ * names the rank; likewise when one has another file, version or options. What the ranks say to each other travels in the
+ * clear, and a rank computes what it is sent: the network between them has to be one that only friends can reach.
  * Expected errors: QM_ERROR_FILE, _UNSUPPORTED, _OPTION, _DEVICE, _MEMORY. */
 QM_API int32_t qm_follow(const char *path, const qm_options *options);
 

@@ -1,5 +1,5 @@
-/* qwenmoe-launch: started once for each rank by mpirun, srun or torchrun, it finds out which one it is, agrees with the others where
- * rank 0 listens, and becomes the program that it is asked for, with the library's options rank, ranks and rank-id. */
+/* qwenmoe-launch: started once for each rank by mpirun, srun or torchrun, it finds out which one it is, agrees with the others
+ * where rank 0 listens, and becomes the program that it is asked for, with the library's options rank, ranks and rank-id. */
 #include <errno.h>
 #include <netinet/in.h>
 #include <stdarg.h>
@@ -196,7 +196,9 @@ static int agree(const wishes *wishes, place *place, char id[LINE_SIZE])
 static char *fill_in(const char *argument, const place *place, const char *id, int *filled)
 {
     char rank[16], ranks[16], local[16];
-    const struct { const char *name, *value; } names[] = { { "{rank}", rank }, { "{ranks}", ranks }, { "{id}", id }, { "{local}", local } };
+    const struct {
+        const char *name, *value;
+    } names[] = { { "{rank}", rank }, { "{ranks}", ranks }, { "{id}", id }, { "{local}", local } };
     snprintf(rank, sizeof rank, "%d", place->rank);
     snprintf(ranks, sizeof ranks, "%d", place->ranks);
     snprintf(local, sizeof local, "%d", place->local < 0 ? 0 : place->local);

@@ -1,6 +1,5 @@
-/* Everything the library asks of the operating system, connections apart (os_socket.h). os.c is, beside os_socket.c, the only file
- * with system calls; a port is a second one of each.
- * os_limits.c reads the limits of control groups, through os.c.
+/* Everything the library asks of the operating system, connections apart (os_socket.h). os.c is, beside os_socket.c, the only
+ * file with system calls; a port is a second one of each. os_limits.c reads the limits of control groups, through os.c.
  *
  * Calls that can fail return a code of qwenmoe.h with the message set. */
 #ifndef QMI_BASE_OS_H

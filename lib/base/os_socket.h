@@ -1,8 +1,8 @@
 /* Connections between processes and machines: TCP, as a part of what os.h is for. os_socket.c is, beside os.c, the only file with
  * system calls of this kind.
  *
- * A socket is a descriptor, -1: none. Calls that can fail return QM_ERROR_DEVICE with the message set, which does not name the other
- * side: the caller knows who it is. One thread may send while another receives. No call raises SIGPIPE. */
+ * A socket is a descriptor, -1: none. Calls that can fail return QM_ERROR_DEVICE with the message set, which does not name the
+ * other side: the caller knows who it is. One thread may send while another receives. No call raises SIGPIPE. */
 #ifndef QMI_BASE_OS_SOCKET_H
 #define QMI_BASE_OS_SOCKET_H
 

@@ -62,8 +62,8 @@ static void take(reader *r, void *to, int64_t bytes)
     r->left -= bytes;
 }
 
-/* An array where it lies in the message; NULL when it is not whole. A message's bytes begin at a multiple of 8, and what needs that
- * stands before what does not. */
+/* An array where it lies in the message; NULL when it is not whole. A message's bytes begin at a multiple of 8, and what needs
+ * that stands before what does not. */
 static const void *take_array(reader *r, int64_t count, size_t size)
 {
     const void *array = r->at;
@@ -300,8 +300,8 @@ static int32_t upload(follower *f, reader *r)
     int64_t row = format && format->unpack ? qmi_quant_row_bytes(m->type, m->columns) : -1;
     if (row <= 0 || m->columns > QMI_COLUMNS_MAX || m->rows < 1 || m->rows > QMI_ROWS_MAX || m->count < 1 ||
         m->count > QMI_EXPERTS_MAX || m->rows > QMI_ROWS_MAX / m->count)
-        return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 uploads a matrix of type %u, %lld x %lld x %lld", m->type, (long long)m->columns,
-                        (long long)m->rows, (long long)m->count);
+        return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 uploads a matrix of type %u, %lld x %lld x %lld", m->type,
+                        (long long)m->columns, (long long)m->rows, (long long)m->count);
     int64_t bytes = row * m->rows * m->count;
     const uint8_t *data = find_weights(f, &body, bytes);
     if (!data)
@@ -450,7 +450,8 @@ static int32_t run(follower *f, reader *r)
 {
     qmi_remote_run head;
     take(r, &head, sizeof head);
-    const prepared *p = r->short_of || head.program < 0 || head.program >= QMI_REMOTE_PROGRAMS_MAX ? NULL : f->programs[head.program];
+    bool known = !r->short_of && head.program >= 0 && head.program < QMI_REMOTE_PROGRAMS_MAX;
+    const prepared *p = known ? f->programs[head.program] : NULL;
     if (!p)
         return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 runs program %d, which it has not sent", head.program);
     if (head.picks && !f->picks)

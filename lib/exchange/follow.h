@@ -1,4 +1,5 @@
-/* The other side of remote.h: a rank that executes on its device what rank 0 asks for, until rank 0 leaves or one of them fails. */
+/* The other side of remote.h: a rank that executes on its device what rank 0 asks for, until rank 0 leaves or one of them
+ * fails. */
 #ifndef QMI_EXCHANGE_FOLLOW_H
 #define QMI_EXCHANGE_FOLLOW_H
 

@@ -29,7 +29,8 @@ int32_t qmi_given_add(qmi_given *given, const qmi_alloc *alloc, const qmi_given_
             given->list[place - 1] = *block;
         return QM_OK;
     }
-    int32_t code = qmi_reserve(alloc, &list, &given->capacity, given->count + 1, sizeof *given->list, "the list of memory in use");
+    int32_t code = qmi_reserve(alloc, &list, &given->capacity, given->count + 1, sizeof *given->list,
+                               "the list of memory in use");
     if (code < 0)
         return code;
     given->list = list;
@@ -295,8 +296,9 @@ static int32_t check_rows(const qmi_workspace *workspace, const qmi_batch *batch
     int32_t next = 0;
     if (batch->count < 1 || batch->count > workspace->rows || batch->count > rows || batch->sequence_count < 1 ||
         batch->output_count < 0 || batch->output_count > workspace->outputs)
-        return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 sent a batch of %d rows, %d sequences and %d outputs, where %d rows and %d outputs "
-                        "were prepared", batch->count, batch->sequence_count, batch->output_count, rows, workspace->outputs);
+        return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 sent a batch of %d rows, %d sequences and %d outputs, where %d rows and %d "
+                        "outputs were prepared", batch->count, batch->sequence_count, batch->output_count, rows,
+                        workspace->outputs);
     for (int32_t i = 0; i < batch->count; i++)
         if (batch->tokens[i] < 0 || batch->tokens[i] >= n->vocabulary)
             return qmi_fail(QM_ERROR_ARGUMENT, "rank 0 sent token %d", batch->tokens[i]);

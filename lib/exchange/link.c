@@ -171,7 +171,8 @@ static void keep(qmi_link *link, qmi_message *message)
 static int32_t check_header(qmi_link *link, const header *h)
 {
     if (h->magic != MAGIC)
-        return qmi_fail(QM_ERROR_FORMAT, "sent something else than this library's messages, or is a machine of another order of bytes");
+        return qmi_fail(QM_ERROR_FORMAT, "sent something else than this library's messages, or is a machine of another order of "
+                        "bytes");
     if (h->form != FORM)
         return qmi_fail(QM_ERROR_UNSUPPORTED, "sends messages of form %d, and this library those of form %d; install the same "
                         "version on all machines", h->form, FORM);

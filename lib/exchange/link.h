@@ -5,9 +5,9 @@
  * in the order of bytes of the machines, which has to be the same one (another gives another magic, and is refused). Nothing that
  * comes is believed: sizes are checked before anything is allocated, and whatever is none of this ends the link.
  *
- * Each link has a thread that reads. It keeps what arrives for `receive`, answers for this side while that computes (a sign of life
- * several times within the patience), and ends the link when the other side was silent for longer than that, or is gone. A link that
- * has ended says why at each later call. */
+ * Each link has a thread that reads. It keeps what arrives for `receive`, answers for this side while that computes (a sign of
+ * life several times within the patience), and ends the link when the other side was silent for longer than that, or is gone. A
+ * link that has ended says why at each later call. */
 #ifndef QMI_EXCHANGE_LINK_H
 #define QMI_EXCHANGE_LINK_H
 
@@ -44,7 +44,8 @@ typedef struct qmi_link {
     qmi_os_mutex *send_mutex;   /* a message goes out whole */
     qmi_os_mutex *mutex;        /* guards what follows */
     char name[64];              /* of the other side, for messages: "rank 1 (node2)" */
-    void (*ended)(struct qmi_link *link, void *user); /* told once, by whichever thread sees it, unless this side ended it; NULL: nobody */
+    /* Told once, by whichever thread sees it, unless this side ended it; NULL: nobody. */
+    void (*ended)(struct qmi_link *link, void *user);
     void *user;
     qmi_os_condition *changed;
     qmi_message *first, **last; /* that have arrived */
@@ -62,8 +63,8 @@ void qmi_link_watch(qmi_link *link, void (*ended)(qmi_link *link, void *user), v
 
 /* From any thread. count: at most QMI_OS_PARTS_MAX - 1 parts. */
 int32_t qmi_link_send(qmi_link *link, int32_t kind, int32_t code, const qmi_os_part *parts, int32_t count);
-/* 1: *out is the next message, to be given back; 0: none came in time (timeout_ns < 0: for ever). Negative: the link has ended, with
- * QM_ERROR_STATE if the other side left in peace. One thread at a time. */
+/* 1: *out is the next message, to be given back; 0: none came in time (timeout_ns < 0: for ever). Negative: the link has ended,
+ * with QM_ERROR_STATE if the other side left in peace. One thread at a time. */
 int32_t qmi_link_receive(qmi_link *link, int64_t timeout_ns, qmi_message **out);
 void qmi_link_give_back(qmi_link *link, qmi_message *message); /* NULL is fine */
 

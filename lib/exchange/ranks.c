@@ -37,8 +37,8 @@ int32_t qmi_rank_id_read(const char *text, qmi_rank_id *out)
     size_t host = colon > 0 ? colon - 1 : 0, skip = host > 1 && text[0] == '[' && text[host - 1] == ']';
     if (!slash || host == 0 || host - 2 * skip >= sizeof out->host || strlen(slash + 1) >= sizeof out->key || !slash[1] ||
         qmi_number_read_int(text + colon, length - colon, &port) != QMI_NUMBER_OK || port < 1 || port > 65535)
-        return qmi_fail(QM_ERROR_OPTION, "rank-id: \"%s\" is not HOST:PORT/KEY, where rank 0 listens and a word that all ranks of "
-                        "the run share", qmi_option_shown(text, shown));
+        return qmi_fail(QM_ERROR_OPTION, "rank-id: \"%s\" is not HOST:PORT/KEY, where rank 0 listens and a word that all ranks "
+                        "of the run share", qmi_option_shown(text, shown));
     *out = (qmi_rank_id){ .port = (int32_t)port };
     memcpy(out->host, text + skip, host - 2 * skip);
     strcpy(out->key, slash + 1);
@@ -50,8 +50,8 @@ static bool is_own(int32_t id)
 {
     static const qmi_option_id own[] = {
         QMI_OPT_DEVICE, QMI_OPT_CUDA_LIBRARY, QMI_OPT_THREADS, QMI_OPT_PIN, QMI_OPT_ISA, QMI_OPT_READ_AHEAD, QMI_OPT_LOCK,
-        QMI_OPT_MEMORY_LIMIT, QMI_OPT_PROFILE, QMI_OPT_PLAN_DEVICES, QMI_OPT_PREFIX_CACHE, QMI_OPT_PREFIX_CACHE_SIZE, QMI_OPT_RANK,
-        QMI_OPT_RANK_ID,
+        QMI_OPT_MEMORY_LIMIT, QMI_OPT_PROFILE, QMI_OPT_PLAN_DEVICES, QMI_OPT_PREFIX_CACHE, QMI_OPT_PREFIX_CACHE_SIZE,
+        QMI_OPT_RANK, QMI_OPT_RANK_ID,
     };
     for (size_t i = 0; i < sizeof own / sizeof *own; i++)
         if (own[i] == (qmi_option_id)id)
@@ -119,14 +119,14 @@ static int32_t compare_options(const char *name, const char *theirs, const char 
 static int32_t compare_cards(const char *name, const qmi_rank_card *theirs, const qmi_rank_card *ours)
 {
     if (strcmp(theirs->version, ours->version) != 0)
-        return qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has version %s of libqwenmoe, and rank 0 has %s; install the same on all machines",
-                        name, theirs->version, ours->version);
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has version %s of libqwenmoe, and rank 0 has %s; install the same on all "
+                        "machines", name, theirs->version, ours->version);
     if (theirs->layout != ours->layout)
-        return qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has another build of libqwenmoe %s than rank 0; install the same on all machines",
-                        name, ours->version);
+        return qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has another build of libqwenmoe %s than rank 0; install the same on all "
+                        "machines", name, ours->version);
     if (theirs->file_bytes != ours->file_bytes || theirs->file_sum != ours->file_sum)
-        return qmi_fail(QM_ERROR_FILE, "%s: has another file (%s, %lld bytes) than rank 0 (%s, %lld bytes); give all ranks the same",
-                        name, theirs->file, (long long)theirs->file_bytes, ours->file, (long long)ours->file_bytes);
+        return qmi_fail(QM_ERROR_FILE, "%s: has another file (%s, %lld bytes) than rank 0 (%s, %lld bytes); give all ranks the "
+                        "same", name, theirs->file, (long long)theirs->file_bytes, ours->file, (long long)ours->file_bytes);
     return compare_options(name, theirs->options, ours->options);
 }
 
@@ -233,8 +233,11 @@ static int32_t receive_card(qmi_link *link, qmi_rank_card *out)
         memcpy(out, message->data, sizeof *out);
     qmi_link_give_back(link, message);
     end_texts(out);
-    return is_card ? 1 : (qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has another version of libqwenmoe than rank 0; install the same on all "
-                                   "machines", link->name), 0);
+    if (is_card)
+        return 1;
+    qmi_fail(QM_ERROR_UNSUPPORTED, "%s: has another version of libqwenmoe than rank 0; install the same on all machines",
+             link->name);
+    return 0;
 }
 
 /* Is who has called one of ours, with a place of its own? Else with the message set. */
@@ -246,8 +249,9 @@ static bool may_enter(gathering *g, const char *peer, const qmi_rank_card *card)
         return false;
     }
     if (card->ranks != ranks->count || card->rank < 1 || card->rank >= ranks->count)
-        note_failure(g, qmi_fail(QM_ERROR_OPTION, "rank %d (%s): has options rank %d and ranks %d, and rank 0 has ranks %d; each of "
-                                 "them needs a number of its own", card->rank, card->host, card->rank, card->ranks, ranks->count));
+        note_failure(g, qmi_fail(QM_ERROR_OPTION, "rank %d (%s): has options rank %d and ranks %d, and rank 0 has ranks %d; each "
+                                 "of them needs a number of its own", card->rank, card->host, card->rank, card->ranks,
+                                 ranks->count));
     else if (ranks->links[card->rank])
         note_failure(g, qmi_fail(QM_ERROR_OPTION, "rank %d (%s): there is one already; give each process an own rank", card->rank,
                                  card->host));
@@ -295,8 +299,8 @@ static int32_t fail_missing(const gathering *g)
     for (int32_t i = 1; i < g->ranks->count && length < sizeof list - 8; i++)
         if (!g->ranks->links[i])
             length += (size_t)snprintf(list + length, sizeof list - length, "%s%d", length ? ", " : "", i);
-    return qmi_fail(QM_ERROR_DEVICE, "rank %s did not come within %.0f s; see what it says itself, and start it with the same rank-id "
-                    "(option rank-timeout)", list, (double)g->patience_ns * 1e-9);
+    return qmi_fail(QM_ERROR_DEVICE, "rank %s did not come within %.0f s; see what it says itself, and start it with the same "
+                    "rank-id (option rank-timeout)", list, (double)g->patience_ns * 1e-9);
 }
 
 /* Until all are here, or the time is over. */
@@ -391,7 +395,9 @@ static int32_t wait_for_welcome(qmi_link *link, const int32_t *cancel)
         return code;
     int32_t kind = message->kind;
     qmi_link_give_back(link, message);
-    return kind == QMI_REMOTE_WELCOME ? QM_OK : qmi_fail(QM_ERROR_FORMAT, "%s: sent message %d before a welcome", link->name, kind);
+    if (kind != QMI_REMOTE_WELCOME)
+        return qmi_fail(QM_ERROR_FORMAT, "%s: sent message %d before a welcome", link->name, kind);
+    return QM_OK;
 }
 
 /* The others hear from this rank itself why it leaves. */

@@ -1,15 +1,15 @@
-/* Ranks: processes, on one machine or several, that run one model together. Rank 0 drives: it has the sessions, and computes on the
- * devices of all (remote.h); the others follow (follow.h).
+/* Ranks: processes, on one machine or several, that run one model together. Rank 0 drives: it has the sessions, and computes on
+ * the devices of all (remote.h); the others follow (follow.h).
  *
  * All are told where rank 0 listens and a key by which those of one run know each other (option rank-id, HOST:PORT/KEY). The
- * others call it, each with a card that says who it is and what it has. When all have come and agree, rank 0 bids them
- * welcome; if one has another version, file or options, or does not come in time, all end with a message that names it.
+ * others call it, each with a card that says who it is and what it has. When all have come and agree, rank 0 bids them welcome;
+ * if one has another version, file or options, or does not come in time, all end with a message that names it.
  *
- * Afterwards each rank watches its connection to rank 0, and rank 0 all of them: when a rank ends, is silent for longer than option
- * rank-timeout, or sends what it should not, all end with a message that names it.
+ * Afterwards each rank watches its connection to rank 0, and rank 0 all of them: when a rank ends, is silent for longer than
+ * option rank-timeout, or sends what it should not, all end with a message that names it.
  *
- * The key keeps runs apart. It is no guard against malice: it travels in the clear, as everything here does, so the ports belong in
- * a network that only friends can reach. */
+ * The key keeps runs apart. It is no guard against malice: it travels in the clear, as everything here does, so the ports belong
+ * in a network that only friends can reach. */
 #ifndef QMI_EXCHANGE_RANKS_H
 #define QMI_EXCHANGE_RANKS_H
 

@@ -36,11 +36,11 @@ static int32_t lost(int32_t code)
 static int32_t check_reply(const qmi_device *device, const qmi_message *reply, int64_t bytes)
 {
     if (reply->kind != QMI_REMOTE_REPLY || reply->code < QM_ERROR_STATE || reply->code > QM_OK)
-        return qmi_fail(QM_ERROR_FORMAT, "%s: sent message %d with code %d, which answers nothing", device->link->name, reply->kind,
-                        reply->code);
+        return qmi_fail(QM_ERROR_FORMAT, "%s: sent message %d with code %d, which answers nothing", device->link->name,
+                        reply->kind, reply->code);
+    int length = reply->bytes < QMI_ERROR_SIZE ? (int)reply->bytes : QMI_ERROR_SIZE;
     if (reply->code < 0)
-        return qmi_fail(reply->code, "%s: %.*s", device->link->name, (int)(reply->bytes < QMI_ERROR_SIZE ? reply->bytes : QMI_ERROR_SIZE),
-                        (const char *)reply->data);
+        return qmi_fail(reply->code, "%s: %.*s", device->link->name, length, (const char *)reply->data);
     if (reply->bytes != bytes)
         return qmi_fail(QM_ERROR_FORMAT, "%s: answered with %lld bytes in place of %lld", device->link->name,
                         (long long)reply->bytes, (long long)bytes);

@@ -92,8 +92,8 @@ static int32_t take_ranks(opener *o)
 {
     const qmi_settings *settings = &o->model->settings;
     qmi_choices found;
-    int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE), qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY),
-                                     &settings->log, &found);
+    int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE),
+                                     qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY), &settings->log, &found);
     if (code < 0)
         return code;
     o->choices[0] = found.list[0];

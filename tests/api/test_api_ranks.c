@@ -1,5 +1,5 @@
-/* One model on several processes, here threads that join by real sockets: the logits are those of one process with as many devices,
- * bit for bit; and whoever leaves ends the model for all, with an error that names it. */
+/* One model on several processes, here threads that join by real sockets: the logits are those of one process with as many
+ * devices, bit for bit; and whoever leaves ends the model for all, with an error that names it. */
 #include "api.h"
 
 #include <netinet/in.h>

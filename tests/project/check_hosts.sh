@@ -1,6 +1,6 @@
 #!/bin/sh
-# Two hosts, which are network namespaces with a cable between them: ranks on both write what one process writes, and when the cable
-# is cut, both end with an error that names the other. Skipped where namespaces can't be made (that takes root).
+# Two hosts, which are network namespaces with a cable between them: ranks on both write what one process writes, and when the
+# cable is cut, both end with an error that names the other. Skipped where namespaces can't be made (that takes root).
 #   check_hosts.sh LAUNCH QWENMOE MODEL
 set -u
 launch=$1 qwenmoe=$2 model=$3

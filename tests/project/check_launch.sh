@@ -1,6 +1,6 @@
 #!/bin/sh
-# The launcher: what it makes of the environments of mpirun, srun and torchrun; and ranks as processes, which compute as one, and of
-# which one that is killed, stopped, missing or has another file is named by all.
+# The launcher: what it makes of the environments of mpirun, srun and torchrun; and ranks as processes, which compute as one, and
+# of which one that is killed, stopped, missing or has another file is named by all.
 #   check_launch.sh LAUNCH QWENMOE MODEL OTHER_MODEL
 set -u
 launch=$1 qwenmoe=$2 model=$3 other=$4
@@ -38,19 +38,20 @@ shows 'mpirun: p --rank 0 --ranks 2 --rank-id 127.0.0.1:20100/KEY' OMPI_COMM_WOR
     OMPI_COMM_WORLD_LOCAL_SIZE=2 OMPI_MCA_ess_base_jobid=9100 -- p
 shows 'mpirun (PMI): p --rank 1 --ranks 2 --rank-id h:29400/KEY --device cuda:1' PMI_RANK=1 PMI_SIZE=2 MPI_LOCALRANKID=1 \
     MASTER_ADDR=h -- --cards p
-shows 'srun: p --rank 3 --ranks 4 --rank-id node03:21234/KEY --device cuda:1 -- text' SLURM_PROCID=3 SLURM_NTASKS=4 SLURM_LOCALID=1 \
-    'SLURM_JOB_NODELIST=node[03-07,9],other' SLURM_JOB_ID=10234 -- --cards p -- text
+shows 'srun: p --rank 3 --ranks 4 --rank-id node03:21234/KEY --device cuda:1 -- text' SLURM_PROCID=3 SLURM_NTASKS=4 \
+    SLURM_LOCALID=1 'SLURM_JOB_NODELIST=node[03-07,9],other' SLURM_JOB_ID=10234 -- --cards p -- text
 shows 'srun: p --rank 0 --ranks 2 --rank-id gpu-b:7/KEY' SLURM_PROCID=0 SLURM_NTASKS=2 SLURM_STEP_NODELIST=gpu-b,gpu-a \
     SLURM_JOB_NODELIST=gpu-a,gpu-b -- --port 7 p
 shows 'torchrun: p --rank 1 --ranks 2 --rank-id h:6001/KEY' RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=h MASTER_PORT=6000 \
     TORCHELASTIC_RUN_ID=x -- p
 shows 'torchrun: p 1/2 [::1]:6000/KEY card 1' RANK=1 WORLD_SIZE=2 LOCAL_RANK=1 MASTER_ADDR=::1 MASTER_PORT=6000 -- \
     p '{rank}/{ranks}' '{id}' card '{local}'
-shows 'qwenmoe-launch: no rank in the environment: start this with mpirun, srun or torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT' \
-    A=1 -- p
-shows 'qwenmoe-launch: RANK is 2, but WORLD_SIZE is 2' RANK=2 WORLD_SIZE=2 MASTER_ADDR=h -- p
-shows 'qwenmoe-launch: RANK is "x" in the environment, and should be a number' RANK=x WORLD_SIZE=2 MASTER_ADDR=h -- p
-shows 'qwenmoe-launch: where is rank 0? Give its machine with --host, or in the environment variable MASTER_ADDR' RANK=0 WORLD_SIZE=2 -- p
+says="qwenmoe-launch:"
+shows "$says no rank in the environment: start this with mpirun, srun or torchrun, or set RANK, WORLD_SIZE, MASTER_ADDR and \
+MASTER_PORT" A=1 -- p
+shows "$says RANK is 2, but WORLD_SIZE is 2" RANK=2 WORLD_SIZE=2 MASTER_ADDR=h -- p
+shows "$says RANK is \"x\" in the environment, and should be a number" RANK=x WORLD_SIZE=2 MASTER_ADDR=h -- p
+shows "$says where is rank 0? Give its machine with --host, or in the environment variable MASTER_ADDR" RANK=0 WORLD_SIZE=2 -- p
 "$launch" --help | grep -q -- '--rank-id' || fault "--help does not say what the program gets"
 "$launch" --port 0 p 2> /dev/null
 [ $? = 2 ] || fault "--port 0 is taken"

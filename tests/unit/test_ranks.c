@@ -267,7 +267,8 @@ static void test_strangers_are_sent_away(void **state)
 static void test_ids(void **state)
 {
     (void)state;
-    static const char *const wrong[] = { "", "host", "host:1", "host:1/", ":1/k", "host:/k", "host:0/k", "host:65536/k", "host:x/k" };
+    static const char *const wrong[] = { "", "host", "host:1", "host:1/", ":1/k", "host:/k", "host:0/k", "host:65536/k",
+                                         "host:x/k" };
     qmi_rank_id id;
     assert_int_equal(qmi_rank_id_read("node1:7000/a key", &id), QM_OK);
     assert_string_equal(id.host, "node1");

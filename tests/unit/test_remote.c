@@ -1,5 +1,5 @@
-/* A model computed on the device of another rank gives the bits that it gives here; and a rank that drives cannot make another one
- * touch what it was not given. */
+/* A model computed on the device of another rank gives the bits that it gives here; and a rank that drives cannot make another
+ * one touch what it was not given. */
 #include "ranks_scene.h"
 
 #include "exchange/remote_message.h"
@@ -57,7 +57,8 @@ static float *logits_of(machine *m)
     float *logits = malloc((size_t)bytes);
     assert_non_null(logits);
     assert_int_equal(m->backend->run(m->device, &m->program, &m->workspace, &batch), QM_OK);
-    assert_int_equal(m->backend->read(m->device, logits, m->workspace.slots[qmi_forward_slot(&m->program, "logits")], bytes), QM_OK);
+    qmi_address slot = m->workspace.slots[qmi_forward_slot(&m->program, "logits")];
+    assert_int_equal(m->backend->read(m->device, logits, slot, bytes), QM_OK);
     return logits;
 }
 
