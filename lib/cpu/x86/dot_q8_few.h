@@ -123,9 +123,15 @@ INLINE __m256i add_pairs(__m256i a, __m256i b)
     return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xDD)));
 }
 
-/* to[b]: sums of block b; or of its first and second 16 columns, where to[8 (b / 4) + b % 4] and the one 4 behind it are meant. */
-INLINE void sum_blocks(const bool of_16, const bool is_signed, const int32_t blocks, const __m256i w[8], const q8_input *x,
-                       int32_t *to)
+/* The same of numbers that fit 16 bits, where it is half the shuffles. */
+INLINE __m256i add_short_pairs(__m256i a, __m256i b)
+{
+    return _mm256_madd_epi16(_mm256_packs_epi32(a, b), _mm256_set1_epi16(1));
+}
+
+/* bits: of the weights. With n, a sum of 4 products is up to (2^n - 1) * 127 * 4: 16 bits hold it when n is 6, and two when 5.
+ * to[b]: sums of block b; or of its first and second 16 columns, where to[8 (b / 4) + b % 4] and the one 4 behind it are meant. */
+INLINE void sum_blocks(const bool of_16, const int bits, const int32_t blocks, const __m256i w[8], const q8_input *x, int32_t *to)
 {
     __m256i sums[8];
     UNROLL
@@ -135,10 +141,13 @@ INLINE void sum_blocks(const bool of_16, const bool is_signed, const int32_t blo
             continue;
         }
         __m256i values = load_bytes(x->values + 32 * b);
-        sums[b] = is_signed ? DOT_BYTES(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(values, w[b])) : DOT_BYTES(w[b], values);
+        sums[b] = bits == 8 && EIGHT_BITS_SIGNED ? DOT_BYTES(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(values, w[b])) : DOT_BYTES(w[b], values);
     }
-    __m256i low = add_pairs(add_pairs(sums[0], sums[1]), add_pairs(sums[2], sums[3]));
-    __m256i high = add_pairs(add_pairs(sums[4], sums[5]), add_pairs(sums[6], sums[7]));
+    UNROLL
+    for (int i = 0; i < 4; i++)
+        sums[i] = bits <= 6 ? add_short_pairs(sums[2 * i], sums[2 * i + 1]) : add_pairs(sums[2 * i], sums[2 * i + 1]);
+    __m256i low = bits <= 5 ? add_short_pairs(sums[0], sums[1]) : add_pairs(sums[0], sums[1]);
+    __m256i high = bits <= 5 ? add_short_pairs(sums[2], sums[3]) : add_pairs(sums[2], sums[3]);
     if (of_16) {
         _mm256_storeu_si256((__m256i *)(void *)to, low);
         _mm256_storeu_si256((__m256i *)(void *)(to + 8), high);
@@ -149,13 +158,13 @@ INLINE void sum_blocks(const bool of_16, const bool is_signed, const int32_t blo
 }
 
 /* Of pieces [0, pieces) of a row for each token: to[token * NUMBERS_A_TOKEN + piece * 16 + ...]. */
-#define DEFINE_ROW_SUMS(stem, of_16, is_signed) \
+#define DEFINE_ROW_SUMS(stem, of_16, bits) \
     INLINE void piece_sums_##stem(const uint8_t *row, const int32_t blocks, const q8_input *x, int32_t tokens, int32_t *to) \
     { \
         __m256i w[8]; \
         row_##stem(row, blocks, w); \
         for (int32_t t = 0; t < tokens; t++) \
-            sum_blocks(of_16, is_signed, blocks, w, &x[t], to + t * NUMBERS_A_TOKEN); \
+            sum_blocks(of_16, bits, blocks, w, &x[t], to + t * NUMBERS_A_TOKEN); \
     } \
     static void row_sums_##stem(const uint8_t *row, int32_t piece_bytes, int64_t columns, const q8_input *x, int32_t tokens, \
                                 int32_t *to) \
@@ -165,14 +174,14 @@ INLINE void sum_blocks(const bool of_16, const bool is_signed, const int32_t blo
         if (columns > 0) \
             piece_sums_##stem(row, (int32_t)columns / 32, x, tokens, to); \
     }
-DEFINE_ROW_SUMS(q8_0, false, EIGHT_BITS_SIGNED)
-DEFINE_ROW_SUMS(q4_0, false, false)
-DEFINE_ROW_SUMS(q5_0, false, false)
-DEFINE_ROW_SUMS(iq4_nl, false, EIGHT_BITS_SIGNED)
-DEFINE_ROW_SUMS(iq4_xs, false, EIGHT_BITS_SIGNED)
-DEFINE_ROW_SUMS(q4_k, false, false)
-DEFINE_ROW_SUMS(q5_k, false, false)
-DEFINE_ROW_SUMS(q6_k, true, false)
+DEFINE_ROW_SUMS(q8_0, false, 8)
+DEFINE_ROW_SUMS(q4_0, false, 4)
+DEFINE_ROW_SUMS(q5_0, false, 5)
+DEFINE_ROW_SUMS(iq4_nl, false, 8)
+DEFINE_ROW_SUMS(iq4_xs, false, 8)
+DEFINE_ROW_SUMS(q4_k, false, 4)
+DEFINE_ROW_SUMS(q5_k, false, 5)
+DEFINE_ROW_SUMS(q6_k, true, 6)
 
 /* ---- from there on as multiply_few ---- */
 
