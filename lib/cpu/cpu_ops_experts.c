@@ -95,7 +95,8 @@ static void run_route(qmi_cpu_worker *w, const qmi_op *op)
 
 /* ---- EXPERTS ---- */
 
-#define INNER_CHUNK 32  /* rows of gate and up that are one item: a block of Q8, so that whoever computes it can quantize it */
+#define INNER_CHUNK 64  /* rows of gate and up that are one item at most: whole blocks of Q8, so that whoever computes them can
+                           quantize them */
 #define OUTER_CHUNK 32  /* rows of down at most: each worker holds them for all pairs */
 
 typedef struct experts_room {
@@ -195,11 +196,17 @@ static expert expert_of(const qmi_op_experts *op, const experts_room *room, int3
     return e;
 }
 
-/* One item of the first phase: rows [first, first + rows) of gate and up for all tokens of an expert. */
+/* Rows of gate and up that are one item: with many tokens more, as a kernel packs activations once for all rows. */
+static int64_t inner_chunk(const qmi_cpu_worker *w)
+{
+    return w->batch->count < 32 ? INNER_CHUNK / 2 : INNER_CHUNK;
+}
+
+/* One item of the first phase: rows [first, first + chunk) of gate and up for all tokens of an expert. */
 static void inner_rows(const qmi_cpu_worker *w, const experts_room *room, const expert *e, const qmi_cpu_inputs *inputs,
                        int64_t first)
 {
-    int64_t rows = qmi_cpu_least(INNER_CHUNK, e->inner - first);
+    int64_t rows = qmi_cpu_least(inner_chunk(w), e->inner - first);
     for (int32_t from = 0; from < e->count; from += QMI_CPU_TOKENS) {
         qmi_cpu_product product = { .matrix = e->gate, .first = e->gate_first + first, .rows = rows, .inputs = *inputs,
                                     .order = room->token + e->start + from,
@@ -275,14 +282,14 @@ static void run_experts(qmi_cpu_worker *w, const qmi_op *operation)
         .x = qmi_cpu_row(w, op->hidden, 0), .columns = op->gate.columns, .formats = input_formats(w, op), .room = room.inputs });
     int32_t active = sort_pairs(w, op, &room);
 
-    int64_t per_expert = qmi_cpu_ceil(inner_width(op), INNER_CHUNK);
-    int64_t per_shared = op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, INNER_CHUNK) : 0;
+    int64_t inner = inner_chunk(w), per_expert = qmi_cpu_ceil(inner_width(op), inner);
+    int64_t per_shared = op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner) : 0;
     int64_t items = (active - (op->shared_gate.data ? 1 : 0)) * per_expert + per_shared;
     for (int64_t item; qmi_cpu_next(w, items, &item);) {
         bool last = item >= items - per_shared;
         int32_t index = last ? (int32_t)op->gate.count : room.active[item / per_expert];
         expert e = expert_of(op, &room, index);
-        inner_rows(w, &room, &e, &inputs, (last ? item - (items - per_shared) : item % per_expert) * INNER_CHUNK);
+        inner_rows(w, &room, &e, &inputs, (last ? item - (items - per_shared) : item % per_expert) * inner);
     }
     qmi_cpu_barrier(w);
 
