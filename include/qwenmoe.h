@@ -180,6 +180,12 @@ QM_API int64_t qm_plan(const char *path, const qm_options *options, const char *
 QM_API int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
 QM_API int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64_t size);
 
+/* Writes the linear correction of 2-bit keys (key-type q2), fitted to all that the model has computed since it was loaded with
+ * option "kv-fit", for option "kv-correction". Some thousand tokens of the kind of text that the model shall read do; what
+ * sessions reuse is not computed again, so it counts once. Written beside and renamed. The file belongs to this model's file.
+ * Waits for the step under way. Expected errors: QM_ERROR_STATE (not loaded so, or nothing packed yet), _FILE, _MEMORY. */
+QM_API int32_t qm_model_save_correction(qm_model *model, const char *path);
+
 /* ---- Tokens ------------------------------------------------------------------------------------------------------- */
 
 #define QM_SPECIAL_NONE 0 /* no added token is recognised in the text: the safe choice for text from users */

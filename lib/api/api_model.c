@@ -2,6 +2,7 @@
 #include "api/handles.h"
 #include "exchange/ranks.h"
 #include "run/facts.h"
+#include "run/key_fit.h"
 #include "run/load.h"
 
 int32_t qm_model_load(const char *path, const qm_options *options, qm_model **out)
@@ -77,4 +78,11 @@ int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64
         return qmi_handles_null("name");
     int32_t code = qmi_handles_buffer(text, size, "text");
     return code < 0 ? code : qmi_facts_text(model, name, text, size);
+}
+
+int32_t qm_model_save_correction(qm_model *model, const char *path)
+{
+    if (!model)
+        return qmi_handles_null("model");
+    return path ? qmi_key_fit_save(model, path) : qmi_handles_null("path");
 }

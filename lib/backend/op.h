@@ -100,8 +100,8 @@ typedef struct qmi_op_project_add {
  *   q = rope(rms(q, query_norm)), k = rope(rms(k, key_norm)); the position of a row is its place in its sequence
  *   o = softmax(q K^T / sqrt(head_size)) V; gated: o *= sigmoid(gate)
  * K and V are what unpacks from the page; with a window, of the tokens behind the packed ones (qmi_kv_packed of the tokens that
- * the row sees), what the f16 of the window unpacks to. With a correction a packed key k of q2 with centre c counts as
- *   q.k ~ q.c + (A q).(k - c),   A [head_size][head_size] of its key-value head
+ * the row sees), what the f16 of the window unpacks to. With a correction, keys of q2 are packed in a basis of their own: T k is
+ * packed, and q.k = (T^-T q).(T k), T [head_size][head_size] of the key-value head.
  * rotate_keys: q and k are turned by H S (quant/kv_type.h) behind rope; rotate_values: v
  * is, and o turned back before the gate.
  * rope turns the pairs (i, i + rotary / 2), i < rotary / 2, by the angle position * inverse_frequency[i]; the rest passes. */
@@ -124,9 +124,10 @@ typedef struct qmi_op_attend {
      * values likewise. */
     int32_t window;
     int64_t window_offset;      /* bytes */
-    qmi_vector correction;      /* [kv_heads] A; or absent */
-    qmi_address moments;        /* [kv_heads][2][head_size][head_size] doubles, to which packing keys of q2 adds the sums over the
-                                 * tokens of x x^T and x e^T: x = k - c, e = what packing lost. 0: it does not */
+    qmi_vector correction;      /* [kv_heads][T, T^-T]; or absent */
+    qmi_address moments;        /* [kv_heads][2][head_size][head_size] doubles, to which a batch that packs keys of q2 adds the sums
+                                 * of x x^T over the keys packed, x being what k is above the mean of the keys packed with it, and
+                                 * of q q^T over all its queries. 0: it does not */
 } qmi_op_attend;
 
 /* x = silu(causal depthwise convolution of qkv over time, `taps` wide, last tap = the present token)

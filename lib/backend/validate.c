@@ -232,7 +232,7 @@ static int32_t check_pages(const checker *c, const qmi_op_attend *op)
         return fault(c, "tokens of a page", "%d are not the %d that are packed together", op->page_tokens, QMI_KV_GROUP);
     if ((op->correction.data || op->moments) && !groups)
         return fault(c, "correction", "is of keys of q2, and these are %s", qmi_kv_formats[op->key_type].name);
-    if (op->correction.data && (code = check_vector(c, "correction", &op->correction, (int64_t)op->kv_heads * op->head_size *
+    if (op->correction.data && (code = check_vector(c, "correction", &op->correction, 2 * (int64_t)op->kv_heads * op->head_size *
                                                     op->head_size)) < 0)
         return code;
     int64_t heads = (int64_t)op->kv_heads * op->page_tokens, keys = heads * qmi_kv_head_bytes(op->key_type, op->head_size);

@@ -48,6 +48,10 @@ QMI_OPTION(KV_ROTATION, "kv-rotation", MODEL, CHOICE, "on", 0, 0, "on|keys|off",
            "turn quantized keys and values (or keys alone) so that their large numbers are spread, which loses less")
 QMI_OPTION(KV_WINDOW, "kv-window", MODEL, INT, "128", 1, 8192, "",
            "latest tokens whose keys and values stay f16 where they are of type q2, and up to 63 more until they are packed")
+QMI_OPTION(KV_CORRECTION, "kv-correction", MODEL, TEXT, "", 0, 0, "",
+           "file of the model's correction of keys of type q2, which makes up for a part of what they lose; empty: none")
+QMI_OPTION(KV_FIT, "kv-fit", MODEL, BOOL, "0", 0, 1, "",
+           "gather from all that is computed what such a correction is fitted from; see qm_model_save_correction")
 QMI_OPTION(KV_MEMORY, "kv-memory", MODEL, INT, "0", 0, 1000000000000000, "",
            "bytes for the keys and values of all sessions together, taken when the model is loaded; 0 takes one session's and more as sessions grow")
 QMI_OPTION(CHECKPOINT_MEMORY, "checkpoint-memory", MODEL, INT, "-1", -1, 1000000000000000, "",

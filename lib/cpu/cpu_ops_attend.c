@@ -122,7 +122,7 @@ static void append(qmi_cpu_worker *w, const qmi_op_attend *op, const attend_room
     else
         w->kernels->kv[op->value_type].store(value, qmi_cpu_stored(op, sequence, QMI_CPU_VALUES, kv_head, position), size);
     if (op->correction.data)
-        qmi_cpu_window_correct(w, op, &room->window, row, kv_head);
+        qmi_cpu_window_turn(w, op, &room->window, row, kv_head);
 }
 
 /* ---- Phase 2 ---- */
@@ -145,14 +145,14 @@ static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const 
 {
     int32_t group = op->heads / op->kv_heads, size = op->head_size;
     const float *query = queries(w, op, q->row, q->kv_head);
-    const float *second = op->correction.data ? qmi_cpu_window_query(op, &room->window, q->row, q->kv_head) : query;
+    const float *turned = op->correction.data ? qmi_cpu_window_query(op, &room->window, q->row, q->kv_head) : query;
     qmi_cpu_run run;
     for (int32_t done = 0; done < count; done += run.count) {
         run = qmi_cpu_run_of(op, &room->window, q->sequence, QMI_CPU_KEYS, q->kv_head, first + done, count - done, q->tokens);
         w->kernels->kv[run.type].scores(
-            &(qmi_cpu_scores){ .query = query, .keys = run.records, .score = room->scores + done, .query_stride = size,
+            &(qmi_cpu_scores){ .query = run.type == QMI_KV_Q2 ? turned : query, .keys = run.records, .score = room->scores + done, .query_stride = size,
                                .score_stride = SPAN, .heads = group, .head_size = size, .count = run.count,
-                               .scale = 1 / sqrtf((float)size), .second = second, .second_stride = size });
+                               .scale = 1 / sqrtf((float)size) });
     }
     for (int32_t h = 0; h < group; h++) {
         to.largest[h] = w->kernels->maximum(room->scores + h * SPAN, count);

@@ -7,13 +7,13 @@
 qmi_cpu_window qmi_cpu_window_lay_out(const qmi_op_attend *op, int32_t rows, qmi_cpu_room *shared, qmi_cpu_room *own)
 {
     int64_t heads = op->window ? (int64_t)rows * op->kv_heads * op->head_size : 0;
-    int64_t queries = op->correction.data ? (int64_t)rows * op->heads * op->head_size : 0;
+    int64_t queries = op->key_type == QMI_KV_Q2 ? (int64_t)rows * op->heads * op->head_size : 0; /* the plan knows no address */
     int64_t group = op->window ? (int64_t)QMI_KV_GROUP * op->head_size : 0;
     qmi_cpu_window window = { .rows = rows };
     window.keys = qmi_cpu_take(shared, heads, sizeof *window.keys);
     window.values = qmi_cpu_take(shared, heads, sizeof *window.values);
-    window.second = qmi_cpu_take(shared, queries, sizeof *window.second);
-    window.group = qmi_cpu_take(own, 3 * group, sizeof *window.group);
+    window.turned = qmi_cpu_take(shared, queries, sizeof *window.turned);
+    window.group = qmi_cpu_take(own, 2 * group, sizeof *window.group);
     return window;
 }
 
@@ -85,12 +85,12 @@ qmi_cpu_run qmi_cpu_run_of(const qmi_op_attend *op, const qmi_cpu_window *window
 
 /* ---- queries ---- */
 
-void qmi_cpu_window_correct(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_cpu_window *window, int64_t row,
+void qmi_cpu_window_turn(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_cpu_window *window, int64_t row,
                             int32_t kv_head)
 {
     int32_t size = op->head_size, group = op->heads / op->kv_heads;
     const float *query = qmi_cpu_row(w, op->out, row) + (int64_t)kv_head * group * size;
-    const qmi_cpu_tile tile = { .weights = qmi_cpu_floats(&op->correction) + (int64_t)kv_head * size * size,
+    const qmi_cpu_tile tile = { .weights = qmi_cpu_floats(&op->correction) + (2 * kv_head + 1) * (int64_t)size * size,
                                 .row_bytes = size * (int64_t)sizeof(float), .columns = size, .inputs = query,
                                 .input_bytes = size * (int64_t)sizeof(float),
                                 .out = qmi_cpu_window_query(op, window, row, kv_head), .out_stride = size, .rows = size,
@@ -100,30 +100,54 @@ void qmi_cpu_window_correct(const qmi_cpu_worker *w, const qmi_op_attend *op, co
 
 /* ---- packing ---- */
 
-/* moments += the sums over the group's tokens of x x^T and x e^T; error holds e. */
-static void add_moments(const float *x, const float *error, double *moments, int32_t size)
+/* sums += x x^T */
+static void add_square(const float *x, double *sums, int32_t size)
 {
-    double *products = moments, *errors = moments + (int64_t)size * size;
-    for (int32_t t = 0; t < QMI_KV_GROUP; t++, x += size, error += size)
-        for (int32_t i = 0; i < size; i++)
-            for (int32_t j = 0; j < size; j++) {
-                products[(int64_t)i * size + j] += (double)x[i] * x[j];
-                errors[(int64_t)i * size + j] += (double)x[i] * error[j];
-            }
+    for (int32_t i = 0; i < size; i++)
+        for (int32_t j = 0; j < size; j++)
+            sums[(int64_t)i * size + j] += (double)x[i] * x[j];
 }
 
-static void pack_keys(const qmi_op_attend *op, const qmi_cpu_window *window, int32_t kv_head, void *to)
+static double *moments_of(const qmi_op_attend *op, int32_t kv_head)
 {
-    int64_t floats = (int64_t)QMI_KV_GROUP * op->head_size;
-    float *keys = window->group, *packed = keys + floats, *centred = packed + floats;
-    qmi_kv_pack_group(keys, to, op->head_size);
-    if (!op->moments)
-        return;
-    qmi_kv_unpack_group(to, packed, centred, op->head_size);
-    for (int64_t i = 0; i < floats; i++)
-        packed[i] = keys[i] - packed[i];
-    add_moments(centred, packed, (double *)(uintptr_t)op->moments + (int64_t)kv_head * 2 * op->head_size * op->head_size,
-                op->head_size);
+    return (double *)(uintptr_t)op->moments + 2 * (int64_t)kv_head * op->head_size * op->head_size;
+}
+
+static void add_keys(const qmi_op_attend *op, const float *keys, int32_t kv_head)
+{
+    int32_t size = op->head_size;
+    float mean[QMI_HEAD_SIZE_MAX] = { 0 }, x[QMI_HEAD_SIZE_MAX];
+    for (int32_t t = 0; t < QMI_KV_GROUP; t++)
+        for (int32_t d = 0; d < size; d++)
+            mean[d] += keys[(int64_t)t * size + d] / QMI_KV_GROUP;
+    for (int32_t t = 0; t < QMI_KV_GROUP; t++) {
+        for (int32_t d = 0; d < size; d++)
+            x[d] = keys[(int64_t)t * size + d] - mean[d];
+        add_square(x, moments_of(op, kv_head), size);
+    }
+}
+
+static void add_queries(const qmi_cpu_worker *w, const qmi_op_attend *op, int32_t kv_head)
+{
+    int32_t size = op->head_size, group = op->heads / op->kv_heads;
+    for (int32_t row = 0; row < w->batch->count; row++)
+        for (int32_t h = kv_head * group; h < (kv_head + 1) * group; h++)
+            add_square(qmi_cpu_row(w, op->out, row) + (int64_t)h * size, moments_of(op, kv_head) + (int64_t)size * size, size);
+}
+
+static void pack_keys(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_cpu_window *window, int32_t kv_head, void *to)
+{
+    int32_t size = op->head_size;
+    float *keys = window->group, *turned = keys + (int64_t)QMI_KV_GROUP * size;
+    if (op->moments)
+        add_keys(op, keys, kv_head);
+    if (op->correction.data)
+        w->kernels->dot[QMI_TYPE_F32](&(qmi_cpu_tile){
+            .weights = qmi_cpu_floats(&op->correction) + 2 * kv_head * (int64_t)size * size,
+            .row_bytes = size * (int64_t)sizeof(float), .columns = size, .inputs = keys,
+            .input_bytes = size * (int64_t)sizeof(float), .out = turned, .out_stride = size, .rows = size,
+            .tokens = QMI_KV_GROUP });
+    qmi_kv_pack_group(op->correction.data ? turned : keys, to, size);
 }
 
 /* The tokens [first, first + QMI_KV_GROUP) of a sequence. */
@@ -140,7 +164,7 @@ static void pack_part(const qmi_cpu_worker *w, const qmi_op_attend *op, const qm
             w->kernels->kv[type_of(op, part)].store(to, qmi_cpu_stored(op, sequence, part, kv_head, first + t), size);
     }
     if (has_groups(op, part))
-        pack_keys(op, window, kv_head, qmi_cpu_stored(op, sequence, part, kv_head, first));
+        pack_keys(w, op, window, kv_head, qmi_cpu_stored(op, sequence, part, kv_head, first));
 }
 
 /* An item is what one key-value head has of a sequence, so that moments are summed by one worker, in the order of the tokens; or
@@ -165,6 +189,8 @@ void qmi_cpu_window_pack(qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_c
                     pack_part(w, op, window, sequence, item % heads < op->kv_heads ? QMI_CPU_KEYS : QMI_CPU_VALUES,
                               (int32_t)(item % op->kv_heads), first);
         }
+        if (op->moments && item < op->kv_heads)
+            add_queries(w, op, (int32_t)item);
     }
     qmi_cpu_barrier(w);
 }

@@ -14,8 +14,8 @@ typedef enum qmi_cpu_part { QMI_CPU_KEYS, QMI_CPU_VALUES } qmi_cpu_part;
 typedef struct qmi_cpu_window {
     uint16_t *keys, *values; /* shared [kv_heads][rows][head_size]: the batch's own, as f16 */
     int32_t rows;            /* of those */
-    float *second;           /* shared [rows][heads][head_size]: corrected queries */
-    float *group;            /* own [3][QMI_KV_GROUP][head_size] */
+    float *turned;           /* shared [rows][heads][head_size]: queries in the basis of the packed keys */
+    float *group;            /* own [2][QMI_KV_GROUP][head_size] */
 } qmi_cpu_window;
 
 qmi_cpu_window qmi_cpu_window_lay_out(const qmi_op_attend *op, int32_t rows, qmi_cpu_room *shared, qmi_cpu_room *own);
@@ -45,11 +45,11 @@ static inline uint16_t *qmi_cpu_window_row(const qmi_op_attend *op, const qmi_cp
 
 static inline float *qmi_cpu_window_query(const qmi_op_attend *op, const qmi_cpu_window *window, int64_t row, int32_t kv_head)
 {
-    return window->second + (row * op->heads + (int64_t)kv_head * (op->heads / op->kv_heads)) * op->head_size;
+    return window->turned + (row * op->heads + (int64_t)kv_head * (op->heads / op->kv_heads)) * op->head_size;
 }
 
-/* A q of a row's query heads of a key-value head; its queries are in the slot `out`. */
-void qmi_cpu_window_correct(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_cpu_window *window, int64_t row,
+/* T^-T q of a row's query heads of a key-value head; its queries are in the slot `out`. */
+void qmi_cpu_window_turn(const qmi_cpu_worker *w, const qmi_op_attend *op, const qmi_cpu_window *window, int64_t row,
                             int32_t kv_head);
 
 /* Called by all workers: packs what the batch's last rows see packed and its sequences' last batches did not; the pages may be

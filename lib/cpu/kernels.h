@@ -75,9 +75,7 @@ typedef void (*qmi_cpu_dot)(const qmi_cpu_tile *tile);
  * head_size is even; 64, 128 and 256 are common.
  * scores has the bits that scale * dot[F32] of the unpacked keys has, or F16 and BF16 of such keys as they lie; mix of unpacked
  * values those of mix; but for types with codes only where head_size is whole blocks.
- * Keys of q2 come as a group instead: count is QMI_KV_GROUP, and
- *         score[h * score_stride + j] = scale * sum over d of (query[h * query_stride + d] * centre[d]
- *                                                              + second[h * second_stride + d] * (key j[d] - centre[d])) */
+ * Keys of q2 come as a group (qmi_kv_pack_group) instead of records, and count is QMI_KV_GROUP. */
 typedef struct qmi_cpu_scores {
     const float *query;
     const void *keys;
@@ -85,8 +83,6 @@ typedef struct qmi_cpu_scores {
     int64_t query_stride, score_stride;
     int32_t heads, head_size, count;
     float scale;
-    const float *second;    /* of q2 alone */
-    int64_t second_stride;
 } qmi_cpu_scores;
 
 typedef struct qmi_cpu_mix {

@@ -288,7 +288,7 @@ static void cut_attend(cutter *c, const qmi_op *op)
         own.attend.key_offset = qmi_piece_map_below(&c->maps->pages, m, a->key_offset);
         own.attend.value_offset = qmi_piece_map_below(&c->maps->pages, m, a->value_offset);
         own.attend.window_offset = qmi_piece_map_below(&c->maps->state, m, a->window_offset);
-        own.attend.correction = slice_vector(c, m, &a->correction, &heads, a->head_size * (int64_t)a->head_size);
+        own.attend.correction = slice_vector(c, m, &a->correction, &heads, 2 * a->head_size * (int64_t)a->head_size);
         hold(c, m, a->out, &columns);
         append_op(c, m, &own);
     }

@@ -34,6 +34,8 @@ void qmi_kv_layout_make(const qmi_hparams *hparams, const qmi_kv_choice *choice,
                             .value_offset = keys, .page_bytes = (keys + values) * layers,
                             .mtp_offset = (keys + values) * hparams->attention_layers, .heads = hparams->kv_heads,
                             .window = choice->window };
+    if (choice->key_type == QMI_KV_Q2)
+        out->correction_floats = 2 * hparams->kv_heads * (int64_t)hparams->head_size * hparams->head_size;
     if (!choice->window)
         return;
     out->window_offset = qmi_hparams_state_bytes(hparams);

@@ -72,7 +72,7 @@ static int32_t sum(qmi_plan *plan, const qmi_program *main_program, const qmi_pr
     }
     if (plan->scratch < 0)
         return (int32_t)plan->scratch;
-    plan->total = plan->weights + plan->vectors + plan->workspace + plan->scratch + plan->fixed + plan->kv_pool +
+    plan->total = plan->weights + plan->vectors + plan->correction + plan->workspace + plan->scratch + plan->fixed + plan->kv_pool +
                   plan->state_session + plan->logits_session + plan->checkpoint_memory;
     plan->fits = plan->available < 0 || plan->total - (plan->mapped ? plan->weights : 0) <= plan->available;
     return QM_OK;
@@ -172,6 +172,17 @@ static int32_t choose_kv_pool(const qmi_settings *settings, qmi_plan *plan)
     return QM_OK;
 }
 
+static int32_t plan_correction(const qmi_settings *settings, qmi_plan *plan)
+{
+    bool corrects = *qmi_settings_text(settings, QMI_OPT_KV_CORRECTION), fits = qmi_settings_bool(settings, QMI_OPT_KV_FIT);
+    int64_t floats = plan->hparams.attention_layers * plan->kv.correction_floats;
+    if ((corrects || fits) && plan->kv.key_type != QMI_KV_Q2)
+        return qmi_fail(QM_ERROR_OPTION, "option %s is about keys of type q2, and these are %s; set key-type to q2",
+                        corrects ? "kv-correction" : "kv-fit", qmi_kv_formats[plan->kv.key_type].name);
+    plan->correction = (corrects ? floats * (int64_t)sizeof(float) : 0) + (fits ? floats * (int64_t)sizeof(double) : 0);
+    return QM_OK;
+}
+
 /* What options and header say without a device. */
 static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, qmi_plan *plan)
 {
@@ -188,6 +199,9 @@ static int32_t read_choices(const qmi_gguf *gguf, const qmi_settings *settings, 
         return qmi_fail(QM_ERROR_UNSUPPORTED, "keys and values of type q2 do not go with option mtp so far; set mtp to 0, or "
                         "kv-type to q4_0");
     qmi_kv_layout_make(&plan->hparams, &kv, plan->mtp, &plan->kv);
+    code = plan_correction(settings, plan);
+    if (code < 0)
+        return code;
     plan->sequences = (int32_t)qmi_settings_int(settings, QMI_OPT_SEQUENCES);
     plan->outputs = most(plan->sequences, OUTPUTS_LEAST);
     plan->vectors = qmi_weights_vector_bytes(&plan->hparams, plan->mtp);

@@ -24,6 +24,7 @@ typedef struct qmi_plan {
     int64_t weights;          /* of the file's tensors, used where they are mapped; or of matrices as they lie on the device */
     qmi_weight_sums sums;     /* which of them are converted */
     int64_t vectors;          /* norms and the like, as float32 */
+    int64_t correction;       /* of keys of q2 by option kv-correction, and what kv-fit gathers; as much for each attention layer */
     int64_t workspace;        /* activations of a batch */
     int64_t scratch;          /* the backend's own, for the program */
     int64_t fixed;            /* the backend's own, in any case */

@@ -90,6 +90,8 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     put(&w, "  %-22s %15s\n", "part", "bytes");
     put_row(&w, "weights", plan->weights, plan->mapped ? "used where the file is mapped" : "");
     put_row(&w, "vectors", plan->vectors, "norms and the like, as f32");
+    if (plan->correction)
+        put_row(&w, "correction of keys", plan->correction, "");
     put_row(&w, "activations", plan->workspace, "");
     put_row(&w, "scratch", plan->scratch, "");
     if (plan->fixed)

@@ -103,6 +103,7 @@ static void add_layer(const maker *m, int32_t device, int32_t layer, qmi_split_s
         share->attention_layers++;
         share->kv += m->pages * plan->kv.layer_bytes;
         share->state += 2 * plan->kv.window_bytes;
+        share->vectors += plan->correction / h->attention_layers;
         share->checkpoints += m->checkpoints * (plan->kv.layer_bytes + plan->kv.window_bytes); /* a page, which whoever goes on copies */
     }
 }

@@ -19,8 +19,7 @@ typedef struct qmi_kv_layout {
     int32_t window;        /* tokens kept as f16 before they are packed; 0: none are */
     int64_t window_offset; /* where the windows lie in a session's recurrent state, a layer's in window_bytes */
     int64_t window_bytes;
-    qmi_address correction, moments; /* of keys of q2 (op.h): a layer's in correction_floats floats, and in twice as many doubles;
-                                      * 0: none */
+    qmi_address correction, moments; /* of keys of q2 (op.h): a layer's in correction_floats floats, in as many doubles; 0: none */
     int64_t correction_floats;
 } qmi_kv_layout;
 

@@ -27,7 +27,7 @@ void qmi_layer_attention(qmi_builder *b, const qmi_layer *layer)
         .window_offset = kv->window_offset + index * kv->window_bytes,
         .correction = kv->correction ? (qmi_vector){ floats, kv->correction + (qmi_address)(index * floats) * sizeof(float) }
                                      : (qmi_vector){ 0 },
-        .moments = kv->moments ? kv->moments + (qmi_address)(2 * index * floats) * sizeof(double) : 0 } });
+        .moments = kv->moments ? kv->moments + (qmi_address)(index * floats) * sizeof(double) : 0 } });
     qmi_build_append(b, (qmi_op){ .kind = QMI_OP_PROJECT_ADD, .project_add = {
         .matrix = layer->attention_out, .in = mixed, .out = b->residual, .add = true } });
 }

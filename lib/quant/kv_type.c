@@ -300,7 +300,7 @@ void qmi_kv_pack_group(const float *from, void *to, int64_t count)
     }
 }
 
-void qmi_kv_unpack_group(const void *from, float *to, float *centred, int64_t count)
+void qmi_kv_unpack_group(const void *from, float *to, int64_t count)
 {
     int64_t channels = (count + QMI_KV_BLOCK - 1) / QMI_KV_BLOCK * QMI_KV_BLOCK;
     const uint8_t *codes = from;
@@ -308,9 +308,6 @@ void qmi_kv_unpack_group(const void *from, float *to, float *centred, int64_t co
     for (int t = 0; t < QMI_KV_GROUP; t++)
         for (int64_t c = 0; c < count; c++) {
             int code = codes[c * (QMI_KV_GROUP / 4) + t % 16] >> 2 * (t / 16) & 3;
-            float above = qmi_half_to_float(scales[c]) * ((float)code - 1.5f);
-            to[t * count + c] = qmi_half_to_float(centres[c]) + above;
-            if (centred)
-                centred[t * count + c] = above;
+            to[t * count + c] = qmi_half_to_float(centres[c]) + qmi_half_to_float(scales[c]) * ((float)code - 1.5f);
         }
 }

@@ -68,10 +68,9 @@ void qmi_kv_unpack(qmi_kv_type type, const void *from, float *to, int64_t count)
 
 /* Keys of q2: from [QMI_KV_GROUP][count] a group of qmi_kv_group_bytes(count), and what it unpacks to. Of each channel the range
  * whose sum of |error|^3 over the tokens is least among those that leave out up to 28 % at either end: the cube, since a query
- * meets the far keys. A channel with a number that is not finite, or out of the half floats' range, becomes NaN. centred, if not
- * NULL: [QMI_KV_GROUP][count], each key less its channel's centre. */
+ * meets the far keys. A channel with a number that is not finite, or out of the half floats' range, becomes NaN. */
 void qmi_kv_pack_group(const float *from, void *to, int64_t count);
-void qmi_kv_unpack_group(const void *from, float *to, float *centred, int64_t count);
+void qmi_kv_unpack_group(const void *from, float *to, int64_t count);
 
 static inline int64_t qmi_kv_group_bytes(int64_t count)
 {

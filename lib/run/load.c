@@ -6,6 +6,7 @@
 #include "run/constraint.h"
 #include "run/group_load.h"
 #include "run/job.h"
+#include "run/key_fit.h"
 #include "run/plan_devices.h"
 
 /* ---- file, vocabulary, chat format ---- */
@@ -172,6 +173,8 @@ static int32_t build_programs(qm_model *model, const qmi_load_watch *watch)
         .user = watch->user, .cancel = watch->cancel };
     int32_t code = qmi_weights_load(&source, model->device, alloc, &model->weights);
     if (code >= 0)
+        code = qmi_key_fit_open(model);
+    if (code >= 0)
         code = qmi_forward_build(&plan->hparams, &model->weights, &plan->kv, alloc, &model->program);
     if (code >= 0)
         code = qmi_program_validate(&model->program);
@@ -286,6 +289,7 @@ static void leave_device(qm_model *model)
     free_workspace(model, &model->mtp_workspace);
     qmi_program_free(&model->program, alloc);
     qmi_program_free(&model->mtp_program, alloc);
+    qmi_key_fit_close(model);
     qmi_weights_free(&model->weights, model->backend, model->device, alloc);
     model->backend->close(&model->device);
     qmi_group_load_forget(model);

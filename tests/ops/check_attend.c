@@ -103,14 +103,13 @@ static void run_scores_q2(check_context *c)
         qmi_kv_pack_group(keys, group, size);
         qmi_cpu_scores work = { .query = inputs(c, queries), .keys = group, .score = outputs(scores, 7), .query_stride = size + 5,
                                 .score_stride = QMI_KV_GROUP + 2, .heads = heads, .head_size = size, .count = QMI_KV_GROUP,
-                                .scale = 0.125f, .second = inputs(c, (int64_t)heads * size), .second_stride = size };
+                                .scale = 0.125f };
         float *got = work.score;
         c->tested->kv[QMI_KV_Q2].scores(&work);
         /* one head at a time: the same bits */
         qmi_cpu_scores one = work;
         float single[QMI_KV_GROUP];
         one.query += (heads - 1) * work.query_stride;
-        one.second += (heads - 1) * work.second_stride;
         one.score = single;
         one.heads = 1;
         c->tested->kv[QMI_KV_Q2].scores(&one);
@@ -119,7 +118,6 @@ static void run_scores_q2(check_context *c)
         c->scalar->kv[QMI_KV_Q2].scores(&work);
         compare(c, got, work.score, scores, 8 * EPS * size * 0.125);
         inputs_end((float *)work.query, queries);
-        inputs_end((float *)work.second, (int64_t)heads * size);
         inputs_end(keys, (int64_t)QMI_KV_GROUP * size);
         check_fenced_free(group, bytes);
     }

@@ -28,8 +28,13 @@ static scene make_scene(const shape *p, qmi_op_attend *op)
         op->window_offset = 16;
         s.state_bytes = 16 + 4 * p->kv_heads * (int64_t)(p->window + QMI_KV_GROUP) * p->head_size;
     }
-    if (p->corrected)
-        op->correction = make_vector(&s, (int64_t)p->kv_heads * p->head_size * p->head_size);
+    if (p->corrected) { /* any two matrices; near to one, so that scores stay in the range of others */
+        int64_t of_head = (int64_t)p->head_size * p->head_size, count = 2 * p->kv_heads * of_head;
+        float *floats = make_floats(&s, count, 0.2f / sqrtf((float)p->head_size));
+        for (int64_t i = 0; i < count; i++)
+            floats[i] += i % of_head % (p->head_size + 1) == 0;
+        op->correction = (qmi_vector){ count, (uintptr_t)floats };
+    }
     if (p->normed) {
         op->query_norm.weight = make_vector(&s, p->head_size);
         op->key_norm.weight = make_vector(&s, p->head_size);
@@ -104,43 +109,49 @@ static void ref_keys(const scene *s, const qmi_op_attend *op, double *keys, doub
         }
 }
 
-/* With a window: what lies in it, and what of that is packed, all in x [tokens][kv_heads][size]; and of keys of q2 what a packed
- * key is above its channel's centre. */
+/* With a window: what lies in it, and what of that is packed, all in x [tokens][kv_heads][size]. */
 typedef struct windowed {
-    double *recent, *packed, *above;
+    double *recent, *packed;
 } windowed;
+
+/* The numbers of a key-value head, of one group's tokens from `at` on, as they unpack. */
+static void ref_packed_keys(const qmi_op_attend *op, const double *at, int64_t width, int32_t kv_head, double *to)
+{
+    static float group[QMI_KV_GROUP * 256];
+    static char record[QMI_KV_GROUP * 256];
+    int64_t size = op->head_size;
+    for (int64_t t = 0; t < QMI_KV_GROUP; t++)
+        for (int64_t d = 0; d < size; d++) {
+            double sum = at[t * width + d];
+            if (op->correction.data) {
+                sum = 0;
+                for (int64_t i = 0; i < size; i++)
+                    sum += vector_of(&op->correction)[(2 * kv_head * size + d) * size + i] * at[t * width + i];
+            }
+            group[t * size + d] = (float)sum;
+        }
+    qmi_kv_pack_group(group, record, size);
+    qmi_kv_unpack_group(record, group, size);
+    for (int64_t t = 0; t < QMI_KV_GROUP; t++)
+        for (int64_t d = 0; d < size; d++)
+            to[t * width + d] = group[t * size + d];
+}
 
 static windowed ref_window(const scene *s, const qmi_op_attend *op, const double *x, qmi_kv_type type, bool keys)
 {
     int64_t size = op->head_size, width = op->kv_heads * size, count = s->tokens * width;
-    windowed w = { calloc((size_t)count, 8), calloc((size_t)count, 8), calloc((size_t)count, 8) };
-    static float group[QMI_KV_GROUP * 256], back[QMI_KV_GROUP * 256], above[QMI_KV_GROUP * 256];
-    static char record[QMI_KV_GROUP * 256];
-    assert_true(w.recent && w.packed && w.above);
+    windowed w = { calloc((size_t)count, 8), calloc((size_t)count, 8) };
+    assert_true(w.recent && w.packed);
     for (int64_t i = 0; i < count; i++)
-        w.recent[i] = qmi_half_to_float(qmi_float_to_half((float)x[i]));
+        w.packed[i] = w.recent[i] = qmi_half_to_float(qmi_float_to_half((float)x[i]));
     for (int64_t first = 0; first + QMI_KV_GROUP <= s->tokens; first += QMI_KV_GROUP)
         for (int32_t h = 0; h < op->kv_heads; h++) {
-            for (int64_t t = 0; t < QMI_KV_GROUP; t++)
-                for (int64_t d = 0; d < size; d++)
-                    group[t * size + d] = (float)w.recent[(first + t) * width + h * size + d];
-            if (keys && type == QMI_KV_Q2) {
-                qmi_kv_pack_group(group, record, size);
-                qmi_kv_unpack_group(record, back, above, size);
-            }
-            for (int64_t t = 0; t < QMI_KV_GROUP; t++)
-                for (int64_t d = 0; d < size; d++) {
-                    double one[256];
-                    for (int64_t i = 0; i < size; i++)
-                        one[i] = group[t * size + i];
-                    if (!(keys && type == QMI_KV_Q2) && d == 0) {
-                        ref_stored(one, type, size);
-                        for (int64_t i = 0; i < size; i++)
-                            back[t * size + i] = (float)one[i];
-                    }
-                    w.packed[(first + t) * width + h * size + d] = back[t * size + d];
-                    w.above[(first + t) * width + h * size + d] = keys ? above[t * size + d] : 0;
-                }
+            int64_t at = first * width + h * size;
+            if (keys && type == QMI_KV_Q2)
+                ref_packed_keys(op, w.recent + at, width, h, w.packed + at);
+            else
+                for (int64_t t = 0; t < QMI_KV_GROUP; t++)
+                    ref_stored(w.packed + at + t * width, type, size);
         }
     return w;
 }
@@ -149,7 +160,6 @@ static void free_window(windowed *w)
 {
     free(w->recent);
     free(w->packed);
-    free(w->above);
 }
 
 /* Of query t: score of key j, whose numbers begin at `at`. */
@@ -158,13 +168,14 @@ static double ref_window_score(const qmi_op_attend *op, const windowed *keys, co
 {
     int64_t size = op->head_size;
     double score = 0;
-    for (int64_t d = 0; d < size; d++)
-        score += query[d] * (packed ? keys->packed : keys->recent)[at + d];
-    for (int64_t d = 0; packed && op->correction.data && d < size; d++) {
-        double second = 0;
-        for (int64_t i = 0; i < size; i++)
-            second += vector_of(&op->correction)[(kv_head * size + d) * size + i] * query[i];
-        score += (second - query[d]) * keys->above[at + d];
+    for (int64_t d = 0; d < size; d++) {
+        double turned = query[d];
+        if (packed && op->correction.data) {
+            turned = 0;
+            for (int64_t i = 0; i < size; i++)
+                turned += vector_of(&op->correction)[((2 * kv_head + 1) * size + d) * size + i] * query[i];
+        }
+        score += turned * (packed ? keys->packed : keys->recent)[at + d];
     }
     return score / sqrt((double)size);
 }

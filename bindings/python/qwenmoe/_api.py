@@ -83,6 +83,7 @@ FUNCTIONS: Dict[str, Tuple[Any, Tuple[Tuple[str, Any], ...]]] = {
         c_int64),)),
     "qm_model_number": (c_int32, (("model", qm_model), ("name", c_char_p), ("value", POINTER(c_int64)),)),
     "qm_model_text": (c_int64, (("model", qm_model), ("name", c_char_p), ("text", c_char_p), ("size", c_int64),)),
+    "qm_model_save_correction": (c_int32, (("model", qm_model), ("path", c_char_p),)),
     "qm_tokenize": (c_int64, (("model", qm_model), ("text", c_char_p), ("length", c_int64), ("special", c_int32), ("tokens",
         POINTER(c_int32)), ("capacity", c_int64),)),
     "qm_detokenize": (c_int64, (("model", qm_model), ("tokens", POINTER(c_int32)), ("count", c_int64), ("skip_special", c_int32),

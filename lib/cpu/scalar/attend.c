@@ -37,16 +37,14 @@ static void mix(const qmi_cpu_mix *work, qmi_kv_type type)
 
 void qmi_scalar_scores_q2(const qmi_cpu_scores *work)
 {
-    float keys[QMI_KV_GROUP * QMI_HEAD_SIZE_MAX], centred[QMI_KV_GROUP * QMI_HEAD_SIZE_MAX];
-    qmi_kv_unpack_group(work->keys, keys, centred, work->head_size);
+    float keys[QMI_KV_GROUP * QMI_HEAD_SIZE_MAX];
+    qmi_kv_unpack_group(work->keys, keys, work->head_size);
     for (int32_t h = 0; h < work->heads; h++)
         for (int32_t j = 0; j < QMI_KV_GROUP; j++) {
-            const float *query = work->query + h * work->query_stride, *second = work->second + h * work->second_stride;
+            const float *query = work->query + h * work->query_stride, *key = keys + (int64_t)j * work->head_size;
             double sum = 0;
-            for (int32_t d = 0; d < work->head_size; d++) {
-                int64_t at = (int64_t)j * work->head_size + d;
-                sum += (double)query[d] * ((double)keys[at] - centred[at]) + (double)second[d] * centred[at];
-            }
+            for (int32_t d = 0; d < work->head_size; d++)
+                sum += (double)query[d] * key[d];
             work->score[h * work->score_stride + j] = work->scale * (float)sum;
         }
 }

@@ -276,13 +276,12 @@ ALWAYS void fold_group(const qmi_cpu_scores *work, int32_t head, const int count
     const uint16_t *centres = scales + channels;
     for (int h = 0; h < count; h++) {
         const float *query = work->query + (head + h) * work->query_stride;
-        const float *second = work->second + (head + h) * work->second_stride;
         vector sum = v_zero();
         for (int32_t d = 0; d < work->head_size; d += LANES) {
             int64_t n = work->head_size - d < LANES ? work->head_size - d : LANES;
             sum = v_fma(v_load_part(query + d, n), v_load_half_part(centres + d, n), sum);
             v_store_part(steps + h * QMI_HEAD_SIZE_MAX + d,
-                         v_mul(v_load_part(second + d, n), v_load_half_part(scales + d, n)), n);
+                         v_mul(v_load_part(query + d, n), v_load_half_part(scales + d, n)), n);
         }
         base[h] = v_sum(sum);
     }

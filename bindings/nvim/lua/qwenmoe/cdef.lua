@@ -35,6 +35,7 @@ int32_t qm_follow(const char *path, const qm_options *options);
 int64_t qm_plan(const char *path, const qm_options *options, const char *format, char *text, int64_t size);
 int32_t qm_model_number(const qm_model *model, const char *name, int64_t *value);
 int64_t qm_model_text(const qm_model *model, const char *name, char *text, int64_t size);
+int32_t qm_model_save_correction(qm_model *model, const char *path);
 int64_t qm_tokenize(const qm_model *model, const char *text, int64_t length, int32_t special, int32_t *tokens, int64_t
     capacity);
 int64_t qm_detokenize(const qm_model *model, const int32_t *tokens, int64_t count, int32_t skip_special, char *text, int64_t
