@@ -77,7 +77,8 @@ static int measure(const arguments *arguments, const qm_model *model, int64_t pr
     return code;
 }
 
-static int bench_split(const arguments *arguments, const split *split, int64_t half, int64_t prompt, int64_t generate, result *out)
+static int bench_split(const arguments *arguments, const split *split, int64_t half, int64_t prompt, int64_t generate,
+                       result *out)
 {
     qm_model *model = NULL;
     const char *path = find_model(arguments);

@@ -14,10 +14,10 @@ QMI_OPTION(SHARES, "shares", MODEL, TEXT, "", 0, 0, "",
            "how much of the work each of several devices does, as 3:1; empty: all alike, or as their memory allows")
 QMI_OPTION(HOST_EXPERTS, "host-experts", MODEL, INT, "-1", -1, 512, "",
            "last layers whose experts the last of several devices computes, and nothing else (cuda:0,cpu: experts in RAM); -1: as many as the others have no room for")
-QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "60", 1, 86400, "",
+QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "600", 1, 86400, "",
            "seconds after which a device that does not answer the others counts as lost")
 QMI_OPTION(PLAN_DEVICES, "plan-devices", MODEL, TEXT, "", 0, 0, "",
-           "cards that the plan's split is made for instead of this machine's, as 12G,12G (GiB, or bytes without the letter); for qwenmoe info")
+           "cards that the plan's split is made for instead of this machine's, as 12G,12G (GiB, or bytes without the letter; 12G:360,12G:360,cpu:40 with the GB a second that they read, for a prediction); for qwenmoe info")
 QMI_OPTION(CUDA_LIBRARY, "cuda-library", MODEL, TEXT, "", 0, 0, "",
            "file of the CUDA backend; empty: libqwenmoe-cuda.so beside this library, or where the system looks for libraries")
 QMI_OPTION(THREADS, "threads", MODEL, INT, "0", 0, 1024, "",

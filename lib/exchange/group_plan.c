@@ -339,3 +339,21 @@ int32_t qmi_group_plan_make(const qmi_group_question *question, const qmi_alloc 
     qmi_delete(alloc, m);
     return code;
 }
+
+void qmi_group_plan_by_memory(const qmi_split *split, const qmi_plan_device *devices, int32_t layers, qmi_sharing *out)
+{
+    int32_t host = devices[split->count - 1].mapped ? split->count - 1 : -1;
+    *out = (qmi_sharing){ .members = split->count, .expert_member = -1, .alike = true };
+    for (int32_t i = 0; i < split->count; i++)
+        out->shares[i] = 1;
+    if (host >= 0)
+        qmi_sharing_add(out, split->shares[host].part.first, split->shares[host].part.count, host);
+    for (int32_t i = 0; i < split->count; i++)
+        if (i != host)
+            qmi_sharing_add(out, split->shares[i].part.first, split->shares[i].part.count, i);
+    if (host >= 0 && split->shares[host].expert_layers > 0) {
+        out->expert_member = host;
+        out->expert_count = split->shares[host].expert_layers;
+        out->expert_first = layers - out->expert_count;
+    }
+}

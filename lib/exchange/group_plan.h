@@ -4,7 +4,7 @@
 #define QMI_EXCHANGE_GROUP_PLAN_H
 
 #include "exchange/cut.h"
-#include "memory/plan.h"
+#include "memory/split.h"
 
 typedef struct qmi_member_plan {
     int32_t first, count;     /* layers that it has a part of */
@@ -53,6 +53,9 @@ typedef struct qmi_group_question {
 int32_t qmi_group_plan_make(const qmi_group_question *question, const qmi_alloc *alloc, qmi_group_plan *out);
 
 qmi_cut_sizes qmi_group_plan_sizes(const qmi_plan *plan);
+
+/* The sharing that the split by memory has found: layers by cards, and what they have no room for with the host. */
+void qmi_group_plan_by_memory(const qmi_split *split, const qmi_plan_device *devices, int32_t layers, qmi_sharing *out);
 
 /* As a table for people; snprintf rules. */
 int64_t qmi_group_plan_table(const qmi_group_plan *plan, const qmi_sharing *sharing, const qmi_plan_device *devices, char *text,

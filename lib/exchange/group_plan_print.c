@@ -47,7 +47,8 @@ static void put_member(writer *w, const qmi_member_plan *member, const char *nam
         snprintf(has, sizeof has, "%.1f", mib(member->available));
     put(w, "  %-12s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %9s %9.1f %5d %6d\n", name, layers, mib(member->weights),
         mib(member->kv), mib(member->state), mib(member->checkpoints),
-        mib(member->workspace + member->scratch + member->fixed + member->lent), mib(member->total), has, (double)member->token_bytes / 1e6, member->runs, member->exchanges);
+        mib(member->workspace + member->scratch + member->fixed + member->lent), mib(member->total), has,
+        (double)member->token_bytes / 1e6, member->runs, member->exchanges);
 }
 
 int64_t qmi_group_plan_table(const qmi_group_plan *plan, const qmi_sharing *sharing, const qmi_plan_device *devices, char *text,

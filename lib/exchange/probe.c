@@ -96,6 +96,12 @@ static int64_t sum_ns(const qmi_exchange_member *members, int32_t count, int64_t
     return summers[0].ns;
 }
 
+void qmi_probe_known(bool host, qmi_group_rates *rates, int32_t member)
+{
+    rates->op_ns[member] = host ? CPU_OP_NS : CARD_OP_NS;
+    rates->run_ns[member] = host ? CPU_RUN_NS : CARD_RUN_NS;
+}
+
 void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc, qmi_group_rates *out)
 {
     *out = (qmi_group_rates){ 0 };
@@ -103,8 +109,7 @@ void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width,
     for (int32_t i = 0; i < count; i++) {
         qmi_device_info info;
         members[i].backend->info(members[i].device, &info);
-        out->op_ns[i] = info.shares_host ? CPU_OP_NS : CARD_OP_NS;
-        out->run_ns[i] = info.shares_host ? CPU_RUN_NS : CARD_RUN_NS;
+        qmi_probe_known(info.shares_host, out, i);
         if (!members[i].backend->read_rate) {
             out->read[i] = copy_rate(&members[i]);
         } else if (measured >= 0 && members[measured].backend == members[i].backend && info.shares_host) {

@@ -9,4 +9,7 @@
  * 0. */
 void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc, qmi_group_rates *out);
 
+/* What is taken as known of a member: what starting costs, on the host or on a card. */
+void qmi_probe_known(bool host, qmi_group_rates *rates, int32_t member);
+
 #endif

@@ -27,3 +27,9 @@ bool qmi_sharing_widen(const qmi_sharing *sharing, const bool lends[QMI_RANKS_MA
     }
     return possible;
 }
+
+void qmi_sharing_add(qmi_sharing *sharing, int32_t first, int32_t count, int32_t member)
+{
+    if (count > 0)
+        sharing->stages[sharing->stage_count++] = (qmi_stage){ first, count, member, 1 };
+}

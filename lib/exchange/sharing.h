@@ -30,6 +30,9 @@ typedef struct qmi_sharing {
 void qmi_sharing_cut(const qmi_sharing *sharing, const qmi_stage *stage, int64_t count, int64_t unit,
                      int64_t bounds[QMI_RANKS_MAX + 1]);
 
+/* One more stage, of one member; none for no layers. */
+void qmi_sharing_add(qmi_sharing *sharing, int32_t first, int32_t count, int32_t member);
+
 /* Is it of use to bring the experts that the host computes to their stages for batches of many rows? Where each stage is one
  * member whose backend can have them lent. *wide: the sharing of such batches. */
 bool qmi_sharing_widen(const qmi_sharing *sharing, const bool lends[QMI_RANKS_MAX], qmi_sharing *wide);

@@ -192,7 +192,7 @@ int64_t qmi_split_table(const qmi_split *split, const qmi_plan *plan, const qmi_
         put(&w, "%s\n", split->reason);
         return w.length;
     }
-    put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB; this version computes on one device)\n", plan->context,
+    put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB)\n", plan->context,
         split->chunk, split->checkpoints);
     put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.",
         "batch", "sum", "has");

@@ -224,12 +224,6 @@ static qmi_sharing start_sharing(const opener *o)
     return sharing;
 }
 
-static void add_stage(qmi_sharing *sharing, int32_t first, int32_t count, int32_t member)
-{
-    if (count > 0)
-        sharing->stages[sharing->stage_count++] = (qmi_stage){ first, count, member, 1 };
-}
-
 /* Layers in proportion to the shares. */
 static void share_layers(const opener *o, qmi_sharing *sharing)
 {
@@ -237,14 +231,13 @@ static void share_layers(const opener *o, qmi_sharing *sharing)
     int64_t bounds[QMI_RANKS_MAX + 1];
     qmi_sharing_cut(sharing, &all, o->model->plan.hparams.layers, 1, bounds);
     for (int32_t i = 0; i < o->count; i++)
-        add_stage(sharing, (int32_t)bounds[i], (int32_t)(bounds[i + 1] - bounds[i]), i);
+        qmi_sharing_add(sharing, (int32_t)bounds[i], (int32_t)(bounds[i + 1] - bounds[i]), i);
 }
 
 /* Cards, and the CPU as the last for what they have no room for: as the split by memory has it. */
 static int32_t share_by_memory(const opener *o, qmi_sharing *sharing)
 {
     const qm_model *model = o->model;
-    int32_t layers = model->plan.hparams.layers, host = o->devices[o->count - 1].mapped ? o->count - 1 : -1;
     qmi_split split;
     int32_t code = qmi_split_make(&model->parts.gguf, &model->settings, &model->plan, o->devices, o->count,
                                   &model->settings.alloc, &split);
@@ -254,16 +247,9 @@ static int32_t share_by_memory(const opener *o, qmi_sharing *sharing)
         share_layers(o, sharing);
         return QM_OK;
     }
-    if (host >= 0)
-        add_stage(sharing, split.shares[host].part.first, split.shares[host].part.count, host);
-    for (int32_t i = 0; i < o->count; i++)
-        if (i != host)
-            add_stage(sharing, split.shares[i].part.first, split.shares[i].part.count, i);
-    if (host >= 0 && split.shares[host].expert_layers > 0) {
-        sharing->expert_member = host;
-        sharing->expert_count = split.shares[host].expert_layers;
-        sharing->expert_first = layers - sharing->expert_count;
-    }
+    const bool alike = sharing->alike;
+    qmi_group_plan_by_memory(&split, o->devices, model->plan.hparams.layers, sharing);
+    sharing->alike = alike;
     return QM_OK;
 }
 

@@ -7,7 +7,7 @@
 #include "run/group_load.h"
 #include "run/job.h"
 #include "run/key_fit.h"
-#include "run/plan_devices.h"
+#include "run/plan_splits.h"
 
 /* ---- file, vocabulary, chat format ---- */
 
@@ -382,7 +382,10 @@ static int64_t add_split(const qm_model *model, int64_t length, char *text, int6
                           &split);
     if (code < 0)
         return code;
-    return length + qmi_split_table(&split, &model->plan, devices.list, room ? text + length : NULL, room);
+    length += qmi_split_table(&split, &model->plan, devices.list, room ? text + length : NULL, room);
+    room = size > length ? size - length : 0;
+    int64_t more = qmi_plan_splits_table(model, &devices, &split, room ? text + length : NULL, room);
+    return more < 0 ? more : length + more;
 }
 
 int64_t qmi_load_plan(const char *path, const qmi_settings *settings, bool json, char *text, int64_t size)

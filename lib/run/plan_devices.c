@@ -50,25 +50,51 @@ static void add_choice(const qm_model *model, const qmi_choice *choice, qmi_plan
     }
 }
 
-/* "12G,24G": cards of so many GiB, or bytes without the letter. What they do with matrices the CUDA backend says, where it is
- * installed; else they are taken to have them as the file does. */
-static int32_t read_cards(const char *text, const qmi_backend *cuda, qmi_plan_devices *devices)
+/* Behind a size or "cpu": ":360", the GB a second that the device reads. */
+static bool read_rate(const char *text, size_t *length, double *rate)
+{
+    int64_t number;
+    size_t colon = 0;
+    while (colon < *length && text[colon] != ':')
+        colon++;
+    *rate = 0;
+    if (colon == *length)
+        return true;
+    if (qmi_number_read_int(text + colon + 1, *length - colon - 1, &number) != QMI_NUMBER_OK || number < 1 || number > 100000)
+        return false;
+    *rate = (double)number * 1e9;
+    *length = colon;
+    return true;
+}
+
+/* "12G,24G": cards of so many GiB, or bytes without the letter; with rates "12G:360,cpu:40". What they do with matrices the CUDA
+ * backend says, where it is installed; else they are taken to have them as the file does. */
+static int32_t read_cards(const char *text, const qmi_backend *cuda, qmi_plan_devices *devices, double *host_rate)
 {
     for (const char *at = text; *at;) {
-        size_t length = strcspn(at, ","), digits = length;
+        size_t whole = strcspn(at, ","), length = whole;
+        double rate;
+        bool good = read_rate(at, &length, &rate);
+        size_t digits = length;
         int64_t bytes, unit = 1;
+        if (good && length == 3 && strncmp(at, "cpu", 3) == 0) {
+            *host_rate = rate;
+            at += whole + (at[whole] == ',');
+            continue;
+        }
         if (length > 0 && at[length - 1] == 'G') {
             digits--;
             unit = INT64_C(1) << 30;
         }
-        if (qmi_number_read_int(at, digits, &bytes) != QMI_NUMBER_OK || bytes < 1 || bytes > (INT64_C(1) << 50) / unit ||
+        if (!good || qmi_number_read_int(at, digits, &bytes) != QMI_NUMBER_OK || bytes < 1 || bytes > (INT64_C(1) << 50) / unit ||
             devices->count == QMI_SPLIT_DEVICES - 1)
-            return qmi_fail(QM_ERROR_OPTION, "plan-devices: \"%s\" is no list of at most %d sizes as in 12G,24G", text,
-                            QMI_SPLIT_DEVICES - 1);
+            return qmi_fail(QM_ERROR_OPTION, "plan-devices: \"%s\" is no list of at most %d sizes as in 12G,24G, with rates "
+                            "as in 12G:360,cpu:40", text, QMI_SPLIT_DEVICES - 1);
         add(devices, (qmi_plan_device){ .name = "card", .memory = bytes * unit, .chunk_low = 1024, .chunk_high = 4096,
                                         .matrix_bytes = cuda ? cuda->matrix_bytes : NULL,
                                         .scratch_bytes = cuda ? cuda->scratch_bytes : NULL }, devices->count);
-        at += length + (at[length] == ',');
+        devices->rates[devices->count - 1] = rate;
+        at += whole + (at[whole] == ',');
     }
     return QM_OK;
 }
@@ -83,9 +109,12 @@ int32_t qmi_plan_devices_find(const qm_model *model, qmi_plan_devices *out)
     *out = (qmi_plan_devices){ 0 };
     if (*cards) {
         bool installed = qmi_registry_find("cuda", library, &settings->log, &choices) >= 0;
-        int32_t code = read_cards(cards, installed ? choices.list[0].backend : NULL, out);
+        double host_rate = 0;
+        int32_t code = read_cards(cards, installed ? choices.list[0].backend : NULL, out, &host_rate);
         if (code >= 0)
             add_choice(model, &cpu, out);
+        if (code >= 0)
+            out->rates[out->count - 1] = host_rate;
         return code;
     }
     int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE), library, &settings->log, &choices);

@@ -8,6 +8,7 @@
 typedef struct qmi_plan_devices {
     int32_t count;            /* cards, then the CPU; 1: there is nothing to split over */
     qmi_plan_device list[QMI_SPLIT_DEVICES];
+    double rates[QMI_SPLIT_DEVICES]; /* bytes a second that each reads, where the option says so; else 0 */
     char names[QMI_SPLIT_DEVICES][32];
 } qmi_plan_devices;
 

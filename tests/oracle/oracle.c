@@ -1,7 +1,7 @@
 /* oracle MODEL.gguf EXPECT.gguf: compares a model's logits with those of its reference implementation.
  *
  * Prints the relative error (norm of the difference over norm) of each prompt's logits, computed at once, in chunks of odd sizes
- * and token by token (with --singly N only those of at most N tokens), the largest of these, and how many tokens of the greedy
+ * and token by token (with --singly N only those of at most N tokens; with --longest N no others at all), the largest of these, and how many tokens of the greedy
  * continuation are the same. Exits with 1 on a miss.
  *
  * EXPECT holds short.tokens, short.logits (of every row), short.greedy, long.tokens, long.rows, long.logits (of those rows), and,
@@ -25,6 +25,7 @@ static qm_model *model;
 static qm_options *options;
 static int64_t vocabulary;
 static int64_t singly = INT64_MAX; /* tokens of the longest prompt that is also computed token by token */
+static int64_t longest = INT64_MAX; /* tokens of the longest prompt that is computed at all */
 static double largest; /* error so far */
 
 static int32_t complain(const char *what)
@@ -239,6 +240,7 @@ static int32_t compare(expect *e, const char *path)
     bool has_small = read_prompt(e, &small), has_large = read_prompt(e, &large);
     int32_t *greedy = expect_ints(e, "short.greedy", &count);
     int32_t code = has_small || has_large ? 0 : -1;
+    has_large = has_large && large.count <= longest;
     if (code < 0)
         fprintf(stderr, "neither short.tokens and short.logits nor long.tokens and long.logits are there to compare with\n");
     int64_t most = small.count + count > large.count ? small.count + count : large.count;
@@ -251,7 +253,7 @@ static int32_t compare(expect *e, const char *path)
         code = compare_prompt(&large);
     if (code >= 0 && has_small && greedy)
         missed = compare_greedy(&small, greedy, count);
-    if (code >= 0 && has_tensor(e, "mtp.logits") && large.tokens)
+    if (code >= 0 && has_tensor(e, "mtp.logits") && has_large)
         code = compare_mtp(e, &large);
     free(greedy);
     free_prompt(&small);
@@ -262,7 +264,7 @@ static int32_t compare(expect *e, const char *path)
 
 static int usage(void)
 {
-    fprintf(stderr, "usage: oracle MODEL.gguf EXPECT.gguf [--bound 1e-5] [--singly N] [--set OPTION=VALUE]...\n");
+    fprintf(stderr, "usage: oracle MODEL.gguf EXPECT.gguf [--bound 1e-5] [--singly N] [--longest N] [--set OPTION=VALUE]...\n");
     return 2;
 }
 
@@ -279,6 +281,8 @@ int main(int argc, char **argv)
             bound = atof(argv[i + 1]);
         else if (strcmp(argv[i], "--singly") == 0)
             singly = atoll(argv[i + 1]);
+        else if (strcmp(argv[i], "--longest") == 0)
+            longest = atoll(argv[i + 1]);
         else if (strcmp(argv[i], "--set") == 0 && value)
             *value = 0, good = set_option(argv[i + 1], value + 1);
         else
