@@ -43,7 +43,7 @@ typedef struct bench {
     int32_t *text; /* tokens enough for the largest measurement */
     json_t *results;
     double load_seconds;
-    double read_rate; /* bytes a second, the most that was measured; 0: the device does not tell */
+    double read_rate; /* bytes a second, as last measured; 0: the device does not tell */
 } bench;
 
 static int parse_numbers(const arguments *arguments, const char *name, const char *fallback, int64_t lowest, int64_t highest,
@@ -262,12 +262,11 @@ static double bytes_moved(const bench *bench, int64_t depth, int count)
     return (double)bench->generate * (step + count * session);
 }
 
-/* The best of all measurements, since others' work makes it less, never more. */
+/* Anew for each line, since on a machine that others use it changes from minute to minute. */
 static void measure_read_rate(bench *bench)
 {
     int64_t rate;
-    if (qm_model_number(bench->model, "read_rate", &rate) >= 0 && (double)rate > bench->read_rate)
-        bench->read_rate = (double)rate;
+    bench->read_rate = qm_model_number(bench->model, "read_rate", &rate) >= 0 ? (double)rate : 0;
 }
 
 static int measure_generate(bench *bench, qm_session *base, int64_t depth, int count)

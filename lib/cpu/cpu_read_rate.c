@@ -1,12 +1,15 @@
 /* How fast all threads together read memory: what bounds decoding. See cpu_backend.h. */
+#include "cpu/cpu_backend.h"
+
+#include <stdlib.h>
 #include "base/error.h"
 #include "base/os.h"
-#include "cpu/cpu_backend.h"
 
 #define BUFFER ((int64_t)256 << 20) /* several times the largest caches of a few cores */
 #define PIECE ((int64_t)512 << 10)  /* that a thread reads at a time: large against the start of a stream */
 #define PASSES_MIN 3
-#define TIME_NS 300000000           /* the best pass of that time: the others were disturbed */
+#define PASSES_MAX 100
+#define TIME_NS 300000000           /* the middle one of the passes of that time: decoding takes long enough to have all kinds */
 
 typedef struct reading {
     qmi_cpu_pool *pool;
@@ -44,10 +47,17 @@ static void fill_pieces(void *argument, int32_t worker)
             r->buffer[piece * (PIECE / 8) + i] = (uint64_t)i;
 }
 
+static int compare(const void *a, const void *b)
+{
+    int64_t x = *(const int64_t *)a, y = *(const int64_t *)b;
+    return (x > y) - (x < y);
+}
+
 int64_t qmi_cpu_read_rate(qmi_device *device)
 {
-    int64_t best = 0, start = qmi_os_time_ns(), available = qmi_os_memory_available();
-    if (available < 2 * BUFFER)
+    int64_t took[PASSES_MAX], start = qmi_os_time_ns();
+    int passes = 0;
+    if (qmi_os_memory_available() < 2 * BUFFER)
         return qmi_fail(QM_ERROR_MEMORY, "the rate of reading is measured on %lld MiB, of which this machine has not enough",
                         (long long)(BUFFER >> 20));
     reading r = { .pool = device->pool, .pieces = BUFFER / PIECE };
@@ -55,12 +65,12 @@ int64_t qmi_cpu_read_rate(qmi_device *device)
     if (!r.buffer)
         return QM_ERROR_MEMORY;
     qmi_cpu_pool_run(device->pool, fill_pieces, &r);
-    for (int pass = 0; pass < PASSES_MIN || qmi_os_time_ns() - start < TIME_NS; pass++) {
+    for (; passes < PASSES_MAX && (passes < PASSES_MIN || qmi_os_time_ns() - start < TIME_NS); passes++) {
         int64_t began = qmi_os_time_ns();
         qmi_cpu_pool_run(device->pool, read_pieces, &r);
-        int64_t took = qmi_os_time_ns() - began, rate = (int64_t)((double)BUFFER * 1e9 / (double)(took > 0 ? took : 1));
-        best = rate > best ? rate : best;
+        took[passes] = qmi_os_time_ns() - began;
     }
     qmi_delete(&device->alloc, r.buffer);
-    return best;
+    qsort(took, (size_t)passes, sizeof *took, compare);
+    return (int64_t)((double)BUFFER * 1e9 / (double)(took[passes / 2] > 0 ? took[passes / 2] : 1));
 }
