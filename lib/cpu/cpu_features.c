@@ -11,10 +11,10 @@ typedef struct registers {
     unsigned a, b, c, d;
 } registers;
 
-static registers cpuid(unsigned leaf)
+static registers cpuid(unsigned leaf, unsigned part)
 {
     registers r = { 0, 0, 0, 0 };
-    __get_cpuid_count(leaf, 0, &r.a, &r.b, &r.c, &r.d); /* leaves zeros when the leaf is not there */
+    __get_cpuid_count(leaf, part, &r.a, &r.b, &r.c, &r.d); /* leaves zeros when the leaf is not there */
     return r;
 }
 
@@ -33,7 +33,7 @@ static int bit(unsigned word, int index)
 /* Bits: Intel SDM volume 2, CPUID leaves 1 and 7; volume 1, section 13.3 for XCR0. */
 uint32_t qmi_cpu_features_present(void)
 {
-    registers one = cpuid(1), seven = cpuid(7);
+    registers one = cpuid(1, 0), seven = cpuid(7, 0);
     uint32_t features = 0;
     if (!bit(one.c, 27)) /* OSXSAVE */
         return 0;
@@ -44,15 +44,17 @@ uint32_t qmi_cpu_features_present(void)
         features |= QMI_CPU_AVX512; /* F, DQ, BW, VL */
     if ((features & QMI_CPU_AVX512) && bit(seven.c, 11))
         features |= QMI_CPU_AVX512_VNNI;
+    if (features && seven.a >= 1 && bit(cpuid(7, 1).a, 4)) /* leaf 7 tells in eax its last part */
+        features |= QMI_CPU_AVX_VNNI;
     return features;
 }
 
 void qmi_cpu_features_name(char *name, int32_t size)
 {
     char brand[49] = { 0 };
-    if (cpuid(0x80000000u).a >= 0x80000004u)
+    if (cpuid(0x80000000u, 0).a >= 0x80000004u)
         for (unsigned i = 0; i < 3; i++) {
-            registers r = cpuid(0x80000002u + i);
+            registers r = cpuid(0x80000002u + i, 0);
             memcpy(brand + 16 * i, &r, sizeof r);
         }
     for (size_t length = strlen(brand); length > 0 && brand[length - 1] == ' '; length--)
@@ -82,7 +84,7 @@ uint32_t qmi_cpu_features_chosen(const char *isa)
     if (!isa || strcmp(isa, "auto") == 0) {
         /* The first processors with AVX-512 (without VNNI) run slower clocks while it is in use, and reading weights, which is
          * most of the work, is not faster with it. */
-        return present & QMI_CPU_AVX512_VNNI ? present : present & QMI_CPU_AVX2;
+        return present & QMI_CPU_AVX512_VNNI ? present : present & (QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI);
     }
     if (strcmp(isa, "avx512") == 0)
         return present;

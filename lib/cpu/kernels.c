@@ -39,7 +39,7 @@ void qmi_cpu_kernels_fill(qmi_cpu_kernels *kernels, uint32_t features)
     qmi_cpu_kernels_scalar(kernels);
 #if defined(__x86_64__)
     if (features & QMI_CPU_AVX2)
-        qmi_cpu_kernels_avx2(kernels);
+        qmi_cpu_kernels_avx2(kernels, features);
     if (features & QMI_CPU_AVX512)
         qmi_cpu_kernels_avx512(kernels, features);
 #else

@@ -166,8 +166,8 @@ void qmi_cpu_kernels_fill(qmi_cpu_kernels *kernels, uint32_t features);
 /* What each instruction set adds; called by the former, in this order. */
 void qmi_cpu_kernels_scalar(qmi_cpu_kernels *kernels);
 #if defined(__x86_64__)
-void qmi_cpu_kernels_avx2(qmi_cpu_kernels *kernels);
-void qmi_cpu_kernels_avx512(qmi_cpu_kernels *kernels, uint32_t features); /* picks the VNNI ones when that feature is there */
+void qmi_cpu_kernels_avx2(qmi_cpu_kernels *kernels, uint32_t features); /* both pick the VNNI ones when that feature is there */
+void qmi_cpu_kernels_avx512(qmi_cpu_kernels *kernels, uint32_t features);
 #endif
 
 #endif

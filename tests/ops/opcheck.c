@@ -14,6 +14,9 @@
 #include <time.h>
 #include <unistd.h>
 #include "cpu/cpu_features.h"
+#if defined(__x86_64__)
+#include "cpu/x86/x86.h"
+#endif
 
 #define FENCE 64 /* bytes of pattern before and behind watched memory */
 #define PATTERN 0xa5
@@ -217,6 +220,28 @@ static int run_part(const check_part *part, check_context *c, const arguments *a
     return c->failures != 0;
 }
 
+#if defined(__x86_64__)
+QMI_DECLARE_Q8_KERNELS(byavx512)
+
+/* The kernels of AVX-VNNI, whose instruction AVX-512 has in another encoding (dot_q8_avxvnni.c). */
+static void take_avx512s_encoding(qmi_cpu_kernels *kernels)
+{
+    kernels->dot[QMI_TYPE_Q8_0] = qmi_byavx512_dot_q8_0;
+    kernels->dot[QMI_TYPE_Q4_0] = qmi_byavx512_dot_q4_0;
+    kernels->dot[QMI_TYPE_Q5_0] = qmi_byavx512_dot_q5_0;
+    kernels->dot[QMI_TYPE_IQ4_NL] = qmi_byavx512_dot_iq4_nl;
+    kernels->dot[QMI_TYPE_IQ4_XS] = qmi_byavx512_dot_iq4_xs;
+    kernels->dot[QMI_TYPE_Q4_K] = qmi_byavx512_dot_q4_k;
+    kernels->dot[QMI_TYPE_Q5_K] = qmi_byavx512_dot_q5_k;
+    kernels->dot[QMI_TYPE_Q6_K] = qmi_byavx512_dot_q6_k;
+}
+#else
+static void take_avx512s_encoding(qmi_cpu_kernels *kernels)
+{
+    (void)kernels;
+}
+#endif
+
 static int run_isa(const char *isa, uint32_t features, const qmi_cpu_kernels *scalar, const arguments *a)
 {
     const check_part *groups[] = { check_dot_parts, check_float_parts, check_attend_parts };
@@ -225,6 +250,8 @@ static int run_isa(const char *isa, uint32_t features, const qmi_cpu_kernels *sc
     if (a->isa && strcmp(a->isa, isa))
         return 0;
     qmi_cpu_kernels_fill(&tested, features);
+    if (features & ~qmi_cpu_features_present())
+        take_avx512s_encoding(&tested);
     check_context c = { .isa = isa, .tested = &tested, .scalar = scalar, .json = a->json };
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         for (const check_part *part = groups[g]; part->name; part++) {
@@ -242,9 +269,12 @@ static int run_isa(const char *isa, uint32_t features, const qmi_cpu_kernels *sc
 int main(int count, char **words)
 {
     const struct { const char *name; uint32_t features; } sets[] = {
-        { "scalar", 0 }, { "avx2", QMI_CPU_AVX2 }, { "avx512", QMI_CPU_AVX2 | QMI_CPU_AVX512 },
+        { "scalar", 0 }, { "avx2", QMI_CPU_AVX2 }, { "avx2-vnni", QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI },
+        { "avx512", QMI_CPU_AVX2 | QMI_CPU_AVX512 },
         { "avx512-vnni", QMI_CPU_AVX2 | QMI_CPU_AVX512 | QMI_CPU_AVX512_VNNI } };
     uint32_t present = qmi_cpu_features_present();
+    if (present & QMI_CPU_AVX512_VNNI) /* or its twin */
+        present |= QMI_CPU_AVX_VNNI;
     qmi_cpu_kernels scalar;
     arguments a;
     int failed = 0;

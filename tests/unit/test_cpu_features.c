@@ -20,6 +20,8 @@ static void test_limits(void **state)
     assert_int_equal(qmi_cpu_features_chosen(NULL), qmi_cpu_features_chosen("auto"));
     if (present & QMI_CPU_AVX512_VNNI)
         assert_true(present & QMI_CPU_AVX512);
+    if (present & QMI_CPU_AVX_VNNI)
+        assert_true(present & QMI_CPU_AVX2);
     if (present & QMI_CPU_AVX512)
         assert_true(present & QMI_CPU_AVX2);
 #if defined(__x86_64__) && defined(__GNUC__)

@@ -9,7 +9,8 @@
 #define INPUT_BYTES 384 /* sizeof(q8_input) */
 
 /* As sub_dot_vnni.h says. Products of two bytes are added in 16 bits: |q| of n bits times 127, twice, leaves room there for so
- * many that 8, 4 or 2 of them can be added before they go to 32 bits; signed bytes, whose sign goes to the activation, for one. */
+ * many that 8, 4 or 2 of them can be added before they go to 32 bits; signed
+ * bytes, whose sign goes to the activation, for one. */
 static ROWS_INLINE void sub_dot(const int tokens, const int groups, const int bits, const void *weights, const int8_t *values,
                                 ints *sums)
 {

@@ -4,8 +4,8 @@
  * each row's sub-blocks are made along the row, of vectors of 32 columns, and turned into lanes when ROWS rows have theirs: the
  * same numbers, which go the same way on.
  *
- * An instance defines DOT_BYTES(u, s): 8 x int32, sums of 4 products of unsigned bytes u and signed bytes s; no sum of two exceeds
- * 32767. */
+ * An instance defines DOT_BYTES(u, s): 8 x int32, sums of 4 products of unsigned bytes u and signed bytes s; no sum of two
+ * exceeds 32767. */
 
 INLINE __m256i load_bytes(const void *from)
 {
@@ -120,7 +120,8 @@ INLINE void row_q6_k(const uint8_t *row, int32_t blocks, __m256i w[8])
 INLINE __m256i add_pairs(__m256i a, __m256i b)
 {
     __m256 x = _mm256_castsi256_ps(a), y = _mm256_castsi256_ps(b);
-    return _mm256_add_epi32(_mm256_castps_si256(_mm256_shuffle_ps(x, y, 0x88)), _mm256_castps_si256(_mm256_shuffle_ps(x, y, 0xDD)));
+    __m256 even = _mm256_shuffle_ps(x, y, 0x88), odd = _mm256_shuffle_ps(x, y, 0xDD);
+    return _mm256_add_epi32(_mm256_castps_si256(even), _mm256_castps_si256(odd));
 }
 
 /* The same of numbers that fit 16 bits, where it is half the shuffles. */
@@ -130,7 +131,7 @@ INLINE __m256i add_short_pairs(__m256i a, __m256i b)
 }
 
 /* bits: of the weights. With n, a sum of 4 products is up to (2^n - 1) * 127 * 4: 16 bits hold it when n is 6, and two when 5.
- * to[b]: sums of block b; or of its first and second 16 columns, where to[8 (b / 4) + b % 4] and the one 4 behind it are meant. */
+ * to[b]: sums of block b; or of its first and second 16 columns, which go to to[8 (b / 4) + b % 4] and 4 behind it. */
 INLINE void sum_blocks(const bool of_16, const int bits, const int32_t blocks, const __m256i w[8], const q8_input *x, int32_t *to)
 {
     __m256i sums[8];
@@ -141,7 +142,10 @@ INLINE void sum_blocks(const bool of_16, const int bits, const int32_t blocks, c
             continue;
         }
         __m256i values = load_bytes(x->values + 32 * b);
-        sums[b] = bits == 8 && EIGHT_BITS_SIGNED ? DOT_BYTES(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(values, w[b])) : DOT_BYTES(w[b], values);
+        if (bits == 8 && EIGHT_BITS_SIGNED)
+            sums[b] = DOT_BYTES(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(values, w[b]));
+        else
+            sums[b] = DOT_BYTES(w[b], values);
     }
     UNROLL
     for (int i = 0; i < 4; i++)
@@ -211,8 +215,10 @@ INLINE void scale_piece(const bool of_16, const bool minima, const q8_weights *w
     }
 }
 
-INLINE void scale_all(void (*scales)(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to), const bool of_16,
-                      const bool minima, const q8_few *few, const int32_t tokens, q8_sums *to)
+typedef void unpack_scales(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
+
+INLINE void scale_all(unpack_scales *scales, const bool of_16, const bool minima, const q8_few *few, const int32_t tokens,
+                      q8_sums *to)
 {
     q8_weights weights;
     floats sum[TOKENS_FEW], less[TOKENS_FEW];

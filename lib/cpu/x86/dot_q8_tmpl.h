@@ -302,7 +302,8 @@ static void dot(const q8_type *type, const qmi_cpu_tile *tile)
 #define DEFINE_DOT(stem, multiply, sub_block, shift, piece_bytes) \
     void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
     { \
-        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, sub_block, shift, piece_bytes }; \
+        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, \
+                                      sub_block, shift, piece_bytes }; \
         dot(&type, tile); \
     }
 DEFINE_DOT(q8_0, multiply_8, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_q8_0))

@@ -55,11 +55,13 @@ static void set_q8(qmi_cpu_kernels *kernels, uint32_t type, qmi_cpu_dot dot)
     kernels->format[type] = QMI_FORMAT_Q8;
 }
 
-void qmi_cpu_kernels_avx2(qmi_cpu_kernels *kernels)
+void qmi_cpu_kernels_avx2(qmi_cpu_kernels *kernels, uint32_t features)
 {
-    kernels->isa = "avx2";
+    kernels->isa = features & QMI_CPU_AVX_VNNI ? "avx2-vnni" : "avx2";
     SET_FLOAT_KERNELS(avx2);
     SET_Q8_KERNELS(avx2);
+    if (features & QMI_CPU_AVX_VNNI)
+        SET_Q8_KERNELS(avxvnni);
     kernels->quantize = qmi_avx2_quantize;
 }
 

@@ -1,5 +1,5 @@
-/* Vectors of 8 rows (AVX2), under the names that the products of quantized weights (dot_q8_tmpl.h) use; rows_avx512.h has them for
- * vectors of 16 rows. Lane r of a vector belongs to row r.
+/* Vectors of 8 rows (AVX2), under the names that the products of quantized weights (dot_q8_tmpl.h) use; rows_avx512.h has them
+ * for vectors of 16 rows. Lane r of a vector belongs to row r.
  *
  * What a name does is what its AVX2 form does; "word" is 4 bytes. */
 #ifndef QMI_CPU_X86_ROWS_AVX2_H
@@ -11,8 +11,9 @@
 #include <string.h>
 
 #define ROWS 8
-/* Tokens together: their sums of whole numbers and of floats fill 10 of 16 registers, or 24 of 32; weights and what is between are
- * in the others. With sanitizers, which make much of every access, few and in plain functions: else this takes minutes to compile. */
+/* Tokens together: their sums of whole numbers and of floats fill 10 of 16 registers, or 24 of 32; weights and what is between
+ * are in the others. With sanitizers, which make much of every access, few and in plain functions: else this takes minutes to
+ * compile. */
 #ifdef QMI_SANITIZED
 #define ROWS_INLINE
 #define UNROLL

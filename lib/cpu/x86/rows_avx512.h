@@ -56,7 +56,11 @@ static inline floats f_add(floats a, floats b) { return _mm512_add_ps(a, b); }
 static inline floats f_mul(floats a, floats b) { return _mm512_mul_ps(a, b); }
 static inline floats f_fma(floats a, floats b, floats c) { return _mm512_fmadd_ps(a, b, c); }
 static inline floats f_from(ints a) { return _mm512_cvtepi32_ps(a); }
-static inline floats f_halves(const uint16_t *from) { return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)from)); }
+static inline floats f_halves(const uint16_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_load_si256((const __m256i *)(const void *)from));
+}
+
 static inline floats f_low_halves(ints a) { return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a)); }
 
 /* out[r] = or += a[r] for r < count */

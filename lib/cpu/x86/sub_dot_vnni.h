@@ -1,7 +1,7 @@
 /* Whole-number products of a sub-block (dot_q8_tmpl.h) by dot products of bytes, i_dot(sum, weights, values).
  *
- * sub_dot: sums[t] += products of the weights, `groups` vectors of 4 columns, with 4 * groups values of token t, t < tokens; token
- * t's values lie sizeof(q8_input) behind the former's. bits: that the weights have; 8 are signed where EIGHT_BITS_SIGNED. */
+ * sub_dot: sums[t] += products of the weights, `groups` vectors of 4 columns, with 4 * groups values of token t, t < tokens;
+ * token t's values lie INPUT_BYTES behind the former's. bits: that the weights have; 8 are signed where EIGHT_BITS_SIGNED. */
 #ifndef QMI_CPU_X86_SUB_DOT_VNNI_H
 #define QMI_CPU_X86_SUB_DOT_VNNI_H
 
