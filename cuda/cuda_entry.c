@@ -1,6 +1,7 @@
 /* The one symbol of the shared object, and the table behind it. Messages go to the library that opened it, so that there is one a
  * thread, whoever failed. */
 #include "cuda_backend.h"
+#include "exchange_nccl.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -63,6 +64,7 @@ static const qmi_backend backend = {
     .scratch_bytes = qmi_cuda_scratch_bytes,
     .prepare = qmi_cuda_prepare,
     .run = qmi_cuda_run,
+    .joint = &qmi_cuda_joint,
 };
 
 __attribute__((visibility("default"))) const qmi_backend *qmi_backend_entry(int32_t abi, const qmi_backend_host *given);

@@ -11,9 +11,10 @@
 #include "base/alloc.h"
 #include "base/log.h"
 #include "base/os.h"
+#include "backend/joint.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 4
+#define QMI_BACKEND_ABI 5
 
 typedef struct qmi_device qmi_device;
 
@@ -98,6 +99,7 @@ typedef struct qmi_backend {
     int64_t (*read_rate)(qmi_device *device);
     /* As `allocate`, for a block of that content. NULL: the device need not know. */
     int32_t (*allocate_content)(qmi_device *device, const qmi_content *content, int64_t bytes, const char *what, qmi_address *out);
+    const qmi_joint *joint; /* how its devices sum without the host; NULL: they can't */
 } qmi_backend;
 
 static inline int32_t qmi_backend_allocate(const qmi_backend *backend, qmi_device *device, const qmi_content *content,

@@ -14,6 +14,8 @@ QMI_OPTION(SHARES, "shares", MODEL, TEXT, "", 0, 0, "",
            "how much of the work each of several devices does, as 3:1; empty: all alike, or as their memory allows")
 QMI_OPTION(HOST_EXPERTS, "host-experts", MODEL, INT, "-1", -1, 512, "",
            "last layers whose experts the last of several devices computes, and nothing else (cuda:0,cpu: experts in RAM); -1: as many as the others have no room for")
+QMI_OPTION(EXCHANGE, "exchange", MODEL, CHOICE, "auto", 0, 0, "auto|host",
+           "how several devices sum what they have of a layer: auto takes NCCL between cards where libnccl is installed, host goes through the host's memory")
 QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "600", 1, 86400, "",
            "seconds after which a device that does not answer the others counts as lost")
 QMI_OPTION(PLAN_DEVICES, "plan-devices", MODEL, TEXT, "", 0, 0, "",

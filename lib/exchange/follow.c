@@ -4,8 +4,8 @@
 #include <stdio.h>
 #include <string.h>
 #include "backend/registry.h"
-#include "exchange/follow_check.h"
-#include "exchange/remote_message.h"
+#include "exchange/follow_joint.h"
+#include "exchange/message_reader.h"
 #include "quant/quant.h"
 
 #define CANCEL_LOOK_NS INT64_C(50000000) /* how often a rank that waits looks whether it shall go on */
@@ -32,6 +32,7 @@ typedef struct follower {
     bool mapped, picks;
     qmi_given given;
     prepared *programs[QMI_REMOTE_PROGRAMS_MAX];
+    qmi_follow_ends ends;
     staged *staged;                 /* the last one first; a device that uses the file's mapping uses them where they are */
     int32_t late_code;              /* of a request without an answer that failed; 0: none did */
     char late_text[QMI_ERROR_SIZE];
@@ -41,47 +42,6 @@ typedef struct follower {
     qmi_sequence *sequences;
     size_t page_count_capacity, sequence_capacity;
 } follower;
-
-/* ---- reading a message ---- */
-
-typedef struct reader {
-    const uint8_t *at;
-    int64_t left;
-    bool short_of;                  /* something was not there */
-} reader;
-
-static void take(reader *r, void *to, int64_t bytes)
-{
-    if (bytes > r->left) {
-        r->short_of = true;
-        memset(to, 0, (size_t)bytes);
-        return;
-    }
-    memcpy(to, r->at, (size_t)bytes);
-    r->at += bytes;
-    r->left -= bytes;
-}
-
-/* An array where it lies in the message; NULL when it is not whole. A message's bytes begin at a multiple of 8, and what needs
- * that stands before what does not. */
-static const void *take_array(reader *r, int64_t count, size_t size)
-{
-    const void *array = r->at;
-    if (count < 0 || count > r->left / (int64_t)size) {
-        r->short_of = true;
-        return NULL;
-    }
-    r->at += count * (int64_t)size;
-    r->left -= count * (int64_t)size;
-    return array;
-}
-
-static int32_t check_read(const reader *r, const char *what)
-{
-    if (!r->short_of && r->left == 0)
-        return QM_OK;
-    return qmi_fail(QM_ERROR_FORMAT, "rank 0 sent a message (%s) that is %s", what, r->short_of ? "cut" : "too long");
-}
 
 static int32_t send_result(follower *f, const void *data, int64_t bytes)
 {
@@ -108,11 +68,11 @@ static int32_t try_open(follower *f, const qmi_choice *choice)
     return f->backend->open(&wanted, &f->device);
 }
 
-static int32_t open_device(follower *f, reader *r)
+static int32_t open_device(follower *f, qmi_reader *r)
 {
     qmi_choices choices;
     qmi_remote_opened opened = { 0 };
-    int32_t code = check_read(r, "open");
+    int32_t code = qmi_reader_check(r, "open");
     if (code >= 0 && f->device)
         code = qmi_fail(QM_ERROR_STATE, "rank 0 opens the device a second time");
     if (code >= 0)
@@ -128,38 +88,41 @@ static int32_t open_device(follower *f, reader *r)
     f->backend->info(f->device, &opened.info);
     f->mapped = opened.info.mapped;
     f->picks = opened.info.picks;
+    f->ends.backend = f->backend;
+    f->ends.device = f->device;
     snprintf(opened.backend, sizeof opened.backend, "%s", f->backend->name);
+    snprintf(opened.joint, sizeof opened.joint, "%s", f->backend->joint ? f->backend->joint->name : "");
     return send_result(f, &opened, sizeof opened);
 }
 
-static int32_t tell_info(follower *f, reader *r)
+static int32_t tell_info(follower *f, qmi_reader *r)
 {
     qmi_device_info info = { 0 };
-    int32_t code = check_read(r, "info");
+    int32_t code = qmi_reader_check(r, "info");
     if (code < 0)
         return code;
     f->backend->info(f->device, &info);
     return send_result(f, &info, sizeof info);
 }
 
-static int32_t tell_rate(follower *f, reader *r)
+static int32_t tell_rate(follower *f, qmi_reader *r)
 {
-    int32_t code = check_read(r, "rate");
+    int32_t code = qmi_reader_check(r, "rate");
     if (code < 0)
         return code;
     int64_t rate = f->backend->read_rate ? f->backend->read_rate(f->device) : 0;
     return rate < 0 ? (int32_t)rate : send_result(f, &rate, sizeof rate);
 }
 
-static int32_t allocate(follower *f, reader *r)
+static int32_t allocate(follower *f, qmi_reader *r)
 {
     char what[64];
     int64_t bytes;
     qmi_address address;
-    take(r, &bytes, sizeof bytes);
+    qmi_take(r, &bytes, sizeof bytes);
     snprintf(what, sizeof what, "%.*s", (int)(r->left < 60 ? r->left : 60), (const char *)r->at);
     r->left = 0;
-    int32_t code = check_read(r, "allocate");
+    int32_t code = qmi_reader_check(r, "allocate");
     if (code >= 0 && bytes < 0)
         code = qmi_fail(QM_ERROR_ARGUMENT, "rank 0 asks for %lld bytes", (long long)bytes);
     if (code >= 0)
@@ -175,11 +138,11 @@ static int32_t allocate(follower *f, reader *r)
     return send_result(f, &address, sizeof address);
 }
 
-static int32_t release(follower *f, reader *r)
+static int32_t release(follower *f, qmi_reader *r)
 {
     qmi_address address;
-    take(r, &address, sizeof address);
-    int32_t code = check_read(r, "release");
+    qmi_take(r, &address, sizeof address);
+    int32_t code = qmi_reader_check(r, "release");
     if (code >= 0 && !qmi_given_starts(&f->given, address))
         code = qmi_fail(QM_ERROR_ARGUMENT, "rank 0 gives back %llx, which it was not given", (unsigned long long)address);
     if (code < 0)
@@ -189,19 +152,19 @@ static int32_t release(follower *f, reader *r)
     return QM_OK;
 }
 
-static int32_t write_memory(follower *f, reader *r)
+static int32_t write_memory(follower *f, qmi_reader *r)
 {
     qmi_address at;
-    take(r, &at, sizeof at);
+    qmi_take(r, &at, sizeof at);
     int32_t code = qmi_given_check(&f->given, at, r->left);
     return code < 0 ? code : f->backend->write(f->device, at, r->at, r->left);
 }
 
-static int32_t read_memory(follower *f, reader *r)
+static int32_t read_memory(follower *f, qmi_reader *r)
 {
     qmi_remote_range range;
-    take(r, &range, sizeof range);
-    int32_t code = check_read(r, "read");
+    qmi_take(r, &range, sizeof range);
+    int32_t code = qmi_reader_check(r, "read");
     if (code >= 0 && range.bytes > QMI_MESSAGE_MAX)
         code = qmi_fail(QM_ERROR_ARGUMENT, "rank 0 reads %lld bytes at once", (long long)range.bytes);
     if (code >= 0)
@@ -216,13 +179,13 @@ static int32_t read_memory(follower *f, reader *r)
     return code < 0 ? code : send_result(f, f->answer, range.bytes);
 }
 
-static int32_t copy_memory(follower *f, reader *r)
+static int32_t copy_memory(follower *f, qmi_reader *r)
 {
     qmi_address to;
     qmi_remote_range range;
-    take(r, &to, sizeof to);
-    take(r, &range, sizeof range);
-    int32_t code = check_read(r, "copy");
+    qmi_take(r, &to, sizeof to);
+    qmi_take(r, &range, sizeof range);
+    int32_t code = qmi_reader_check(r, "copy");
     if (code >= 0)
         code = qmi_given_check(&f->given, range.at, range.bytes);
     if (code >= 0)
@@ -230,11 +193,11 @@ static int32_t copy_memory(follower *f, reader *r)
     return code < 0 ? code : f->backend->copy(f->device, to, range.at, range.bytes);
 }
 
-static int32_t clear_memory(follower *f, reader *r)
+static int32_t clear_memory(follower *f, qmi_reader *r)
 {
     qmi_remote_range range;
-    take(r, &range, sizeof range);
-    int32_t code = check_read(r, "clear");
+    qmi_take(r, &range, sizeof range);
+    int32_t code = qmi_reader_check(r, "clear");
     if (code >= 0)
         code = qmi_given_check(&f->given, range.at, range.bytes);
     return code < 0 ? code : f->backend->clear(f->device, range.at, range.bytes);
@@ -242,11 +205,11 @@ static int32_t clear_memory(follower *f, reader *r)
 
 /* ---- weights ---- */
 
-static int32_t upload_start(follower *f, reader *r)
+static int32_t upload_start(follower *f, qmi_reader *r)
 {
     int64_t bytes;
-    take(r, &bytes, sizeof bytes);
-    int32_t code = check_read(r, "start of uploads");
+    qmi_take(r, &bytes, sizeof bytes);
+    int32_t code = qmi_reader_check(r, "start of uploads");
     if (code >= 0 && bytes < 0)
         code = qmi_fail(QM_ERROR_ARGUMENT, "rank 0 announces weights of %lld bytes", (long long)bytes);
     if (code >= 0 && f->backend->upload_start)
@@ -254,10 +217,10 @@ static int32_t upload_start(follower *f, reader *r)
     return code < 0 ? code : send_result(f, NULL, 0);
 }
 
-static int32_t stage(follower *f, reader *r)
+static int32_t stage(follower *f, qmi_reader *r)
 {
     qmi_remote_stage head;
-    take(r, &head, sizeof head);
+    qmi_take(r, &head, sizeof head);
     staged *block = f->staged;
     if (r->short_of || head.total < 0 || r->left > head.total)
         return qmi_fail(QM_ERROR_FORMAT, "rank 0 sent weights in pieces that do not fit");
@@ -288,11 +251,11 @@ static const uint8_t *find_weights(follower *f, const qmi_remote_upload *body, i
     return map->data + body->offset;
 }
 
-static int32_t upload(follower *f, reader *r)
+static int32_t upload(follower *f, qmi_reader *r)
 {
     qmi_remote_upload body;
-    take(r, &body, sizeof body);
-    int32_t code = check_read(r, "upload");
+    qmi_take(r, &body, sizeof body);
+    int32_t code = qmi_reader_check(r, "upload");
     if (code < 0)
         return code;
     qmi_matrix *m = &body.matrix;
@@ -324,11 +287,11 @@ static void free_staged(follower *f)
     }
 }
 
-static int32_t upload_finish(follower *f, reader *r)
+static int32_t upload_finish(follower *f, qmi_reader *r)
 {
     int32_t number;
-    take(r, &number, sizeof number);
-    int32_t code = check_read(r, "end of uploads");
+    qmi_take(r, &number, sizeof number);
+    int32_t code = qmi_reader_check(r, "end of uploads");
     if (code < 0)
         return code;
     qmi_link_begin(f->link, number);
@@ -349,11 +312,11 @@ static void free_program(follower *f, prepared **p)
     *p = NULL;
 }
 
-static int32_t take_slots(reader *r, int32_t count, prepared *p)
+static int32_t take_slots(qmi_reader *r, int32_t count, prepared *p)
 {
     for (int32_t i = 0; i < count; i++) {
         qmi_remote_slot slot;
-        take(r, &slot, sizeof slot);
+        qmi_take(r, &slot, sizeof slot);
         if (r->short_of || slot.width < 0 || slot.width > QMI_SLOT_WIDTH_MAX)
             return qmi_fail(QM_ERROR_FORMAT, "rank 0 sent a slot of width %lld", (long long)slot.width);
         memcpy(p->names[i], slot.name, sizeof slot.name);
@@ -364,16 +327,16 @@ static int32_t take_slots(reader *r, int32_t count, prepared *p)
     return QM_OK;
 }
 
-static int32_t take_program(follower *f, reader *r, const qmi_remote_program *head, prepared *p)
+static int32_t take_program(follower *f, qmi_reader *r, const qmi_remote_program *head, prepared *p)
 {
     int32_t code = take_slots(r, head->slots, p);
     for (int32_t i = 0; i < head->ops && code >= 0 && !r->short_of; i++) {
         qmi_op op;
-        take(r, &op, sizeof op);
+        qmi_take(r, &op, sizeof op);
         code = qmi_program_append(&p->program, &f->alloc, &op);
     }
     if (code >= 0)
-        code = check_read(r, "program");
+        code = qmi_reader_check(r, "program");
     if (code >= 0)
         code = qmi_follow_check_program(&f->given, &p->program);
     if (code >= 0)
@@ -382,10 +345,10 @@ static int32_t take_program(follower *f, reader *r, const qmi_remote_program *he
     return code;
 }
 
-static int32_t prepare(follower *f, reader *r)
+static int32_t prepare(follower *f, qmi_reader *r)
 {
     qmi_remote_program head;
-    take(r, &head, sizeof head);
+    qmi_take(r, &head, sizeof head);
     if (r->short_of || head.number < 0 || head.number >= QMI_REMOTE_PROGRAMS_MAX || head.rows < 1 || head.slots < 0 ||
         head.slots > QMI_SLOTS_MAX || head.ops < 0)
         return qmi_fail(QM_ERROR_FORMAT, "rank 0 sent a program that is cut");
@@ -402,12 +365,12 @@ static int32_t prepare(follower *f, reader *r)
     return send_result(f, NULL, 0);
 }
 
-static int32_t take_sequences(follower *f, reader *r, qmi_batch *batch)
+static int32_t take_sequences(follower *f, qmi_reader *r, qmi_batch *batch)
 {
     void *sequences = f->sequences, *counts = f->page_counts;
-    const qmi_remote_sequence *from = take_array(r, batch->sequence_count, sizeof *from);
+    const qmi_remote_sequence *from = qmi_take_array(r, batch->sequence_count, sizeof *from);
     if (!from)
-        return QM_OK; /* check_read says it */
+        return QM_OK; /* qmi_reader_check says it */
     int32_t code = qmi_reserve(&f->alloc, &sequences, &f->sequence_capacity, (size_t)batch->sequence_count, sizeof *f->sequences,
                                "sequences of a batch");
     if (code < 0)
@@ -419,7 +382,7 @@ static int32_t take_sequences(follower *f, reader *r, qmi_batch *batch)
         return code;
     f->page_counts = counts;
     for (int32_t i = 0; i < batch->sequence_count; i++) {
-        const qmi_address *pages = take_array(r, from[i].pages, sizeof *pages);
+        const qmi_address *pages = qmi_take_array(r, from[i].pages, sizeof *pages);
         f->page_counts[i] = from[i].pages;
         f->sequences[i] = (qmi_sequence){ .first = from[i].first, .count = from[i].count, .start = from[i].start, .pages = pages,
                                           .state = from[i].state, .next_state = from[i].next_state };
@@ -446,10 +409,10 @@ static int32_t compute(follower *f, const prepared *p, const qmi_workspace *work
     return code < 0 ? code : send_result(f, f->answer, bytes);
 }
 
-static int32_t run(follower *f, reader *r)
+static int32_t run(follower *f, qmi_reader *r)
 {
     qmi_remote_run head;
-    take(r, &head, sizeof head);
+    qmi_take(r, &head, sizeof head);
     bool known = !r->short_of && head.program >= 0 && head.program < QMI_REMOTE_PROGRAMS_MAX;
     const prepared *p = known ? f->programs[head.program] : NULL;
     if (!p)
@@ -461,18 +424,69 @@ static int32_t run(follower *f, reader *r)
     int32_t code = take_sequences(f, r, &batch);
     if (code < 0)
         return code;
-    batch.tokens = take_array(r, head.count, sizeof *batch.tokens);
-    batch.outputs = take_array(r, head.outputs, sizeof *batch.outputs);
-    code = check_read(r, "batch");
+    batch.tokens = qmi_take_array(r, head.count, sizeof *batch.tokens);
+    batch.outputs = qmi_take_array(r, head.outputs, sizeof *batch.outputs);
+    code = qmi_reader_check(r, "batch");
     if (code >= 0)
         code = qmi_follow_check_batch(&f->given, &p->program, &head.workspace, &batch, f->page_counts, p->rows);
     return code < 0 ? code : compute(f, p, &head.workspace, &batch, head.picks != 0);
 }
 
+/* ---- sums with other devices ---- */
+
+static int32_t name_circle(follower *f, qmi_reader *r)
+{
+    uint8_t id[QMI_JOINT_ID];
+    int32_t code = qmi_reader_check(r, "name of a circle");
+    if (code >= 0)
+        code = qmi_follow_ends_name(&f->ends, id);
+    return code < 0 ? code : send_result(f, id, sizeof id);
+}
+
+static int32_t join_circle(follower *f, qmi_reader *r)
+{
+    qmi_remote_join body;
+    int64_t number;
+    qmi_take(r, &body, sizeof body);
+    int32_t code = qmi_reader_check(r, "circle to join");
+    if (code >= 0)
+        code = qmi_follow_ends_join(&f->ends, &body, &number);
+    return code < 0 ? code : send_result(f, &number, sizeof number);
+}
+
+static int32_t sum(follower *f, qmi_reader *r)
+{
+    qmi_remote_sum body;
+    qmi_take(r, &body, sizeof body);
+    int32_t code = qmi_reader_check(r, "sum");
+    return code < 0 ? code : qmi_follow_ends_sum(&f->ends, &f->given, &body);
+}
+
+static int32_t leave_circle(follower *f, qmi_reader *r)
+{
+    int64_t number;
+    qmi_take(r, &number, sizeof number);
+    int32_t code = qmi_reader_check(r, "circle to leave");
+    return code < 0 ? code : qmi_follow_ends_leave(&f->ends, number);
+}
+
+static void circles_urgent(void *user)
+{
+    follower *f = user;
+    qmi_follow_ends_abort(&f->ends, false);
+}
+
+static void circles_over(qmi_link *link, void *user)
+{
+    follower *f = user;
+    (void)link;
+    qmi_follow_ends_abort(&f->ends, true);
+}
+
 /* ---- the loop ---- */
 
 typedef struct verb {
-    int32_t (*function)(follower *f, reader *r);
+    int32_t (*function)(follower *f, qmi_reader *r);
     bool answers;
 } verb;
 
@@ -484,7 +498,9 @@ static const verb verbs[] = {
     [QMI_REMOTE_CLEAR] = { clear_memory, false },  [QMI_REMOTE_START] = { upload_start, true },
     [QMI_REMOTE_STAGE] = { stage, false },         [QMI_REMOTE_UPLOAD] = { upload, true },
     [QMI_REMOTE_FINISH] = { upload_finish, true }, [QMI_REMOTE_PREPARE] = { prepare, true },
-    [QMI_REMOTE_RUN] = { run, true },
+    [QMI_REMOTE_RUN] = { run, true },              [QMI_REMOTE_NAME_CIRCLE] = { name_circle, true },
+    [QMI_REMOTE_JOIN] = { join_circle, true },     [QMI_REMOTE_SUM] = { sum, false },
+    [QMI_REMOTE_LEAVE] = { leave_circle, false },
 };
 
 static int32_t send_failure(follower *f, int32_t code, const char *text)
@@ -496,7 +512,7 @@ static int32_t send_failure(follower *f, int32_t code, const char *text)
 /* A failure of a request goes to rank 0 and is no end; that of the link is. */
 static int32_t execute(follower *f, const qmi_message *message)
 {
-    reader r = { message->data, message->bytes, false };
+    qmi_reader r = { message->data, message->bytes, false };
     size_t kind = (size_t)message->kind;
     if (message->kind < 0 || kind >= sizeof verbs / sizeof *verbs || !verbs[kind].function)
         return qmi_fail(QM_ERROR_FORMAT, "rank 0 sent message %d, which is no request", message->kind);
@@ -526,6 +542,8 @@ static int32_t execute(follower *f, const qmi_message *message)
 
 static void leave(follower *f)
 {
+    qmi_link_watch(f->link, NULL, NULL, NULL);
+    qmi_follow_ends_close(&f->ends);
     for (int32_t i = 0; i < QMI_REMOTE_PROGRAMS_MAX; i++)
         free_program(f, &f->programs[i]);
     for (size_t i = 0; i < f->given.count; i++)
@@ -549,7 +567,9 @@ int32_t qmi_follow(qmi_link *link, const qmi_parts *parts, const qmi_settings *s
     f->parts = parts;
     f->settings = settings;
     f->alloc = settings->alloc;
-    int32_t code = QM_OK;
+    int32_t code = qmi_follow_ends_start(&f->ends);
+    if (code >= 0)
+        qmi_link_watch(link, circles_over, circles_urgent, f);
     while (code >= 0) {
         qmi_message *message;
         code = qmi_link_receive(link, cancel ? CANCEL_LOOK_NS : -1, &message);

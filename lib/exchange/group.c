@@ -4,18 +4,34 @@
 #include <stdio.h>
 #include <string.h>
 #include "exchange/exchange_host.h"
+#include "exchange/exchange_joint.h"
 #include "exchange/group_inside.h"
 
 /* ---- opening and closing ---- */
 
-static int32_t open_circle(qmi_group *group, int32_t index, int64_t timeout_ns)
+/* By the members' own way to sum, where they have one; else through the host. */
+static int32_t open_ends(const qmi_group *group, const qmi_group_settings *settings, const qmi_exchange_member *members,
+                         int32_t count, bool sums, qmi_exchange **ends)
+{
+    int32_t code = QM_ERROR_UNSUPPORTED;
+    if (sums && count > 1 && !settings->through_host)
+        code = qmi_exchange_joint_open(members, count, settings->timeout_ns, &group->alloc, ends);
+    if (code >= 0 || code == QM_ERROR_MEMORY)
+        return code;
+    if (code != QM_ERROR_UNSUPPORTED)
+        qmi_log_line(&group->log, QM_LOG_INFO, "devices sum through the host's memory: %s", qmi_error_text());
+    return qmi_exchange_host_open(members, count, settings->timeout_ns, &group->alloc, ends);
+}
+
+static int32_t open_circle(qmi_group *group, int32_t index, const qmi_group_settings *settings)
 {
     const qmi_circle *circle = &group->circles[index];
     qmi_exchange_member members[QMI_RANKS_MAX];
     qmi_exchange *ends[QMI_RANKS_MAX];
     for (int32_t i = 0; i < circle->count; i++)
         members[i] = group->members[circle->members[i]].base;
-    int32_t code = qmi_exchange_host_open(members, circle->count, timeout_ns, &group->alloc, ends);
+    bool sums = index > 0 || group->sharing.stage_count == 1; /* the first, of all, else only sends */
+    int32_t code = open_ends(group, settings, members, circle->count, sums, ends);
     for (int32_t i = 0; i < circle->count && code >= 0; i++)
         group->ends[index][circle->members[i]] = ends[i];
     return code;
@@ -81,7 +97,7 @@ int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
     group->circle_count = qmi_cut_circles(&group->sharing, group->circles);
     int32_t code = map_whole(group);
     for (int32_t i = 0; i < group->circle_count && code >= 0; i++)
-        code = open_circle(group, i, settings->timeout_ns);
+        code = open_circle(group, i, settings);
     if (code >= 0)
         code = qmi_group_start_threads(group);
     if (code < 0) {

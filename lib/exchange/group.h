@@ -20,6 +20,7 @@ typedef struct qmi_group_settings {
     qmi_sharing sharing;
     qmi_cut_sizes sizes;
     int64_t timeout_ns;                 /* of exchanges; < 0: none */
+    bool through_host;                  /* sums too, also where members have a way of their own */
     qmi_alloc alloc;
     qmi_log log;
 } qmi_group_settings;

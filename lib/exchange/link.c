@@ -78,12 +78,10 @@ static bool lose(qmi_link *link, int32_t code)
 
 static void tell_watcher(qmi_link *link)
 {
-    qmi_os_mutex_lock(link->mutex);
-    void (*ended)(qmi_link *, void *) = link->ended;
-    void *user = link->user;
-    qmi_os_mutex_unlock(link->mutex);
-    if (ended)
-        ended(link, user);
+    qmi_os_mutex_lock(link->watch_mutex);
+    if (link->ended)
+        link->ended(link, link->user);
+    qmi_os_mutex_unlock(link->watch_mutex);
 }
 
 /* ---- sending ---- */
@@ -140,6 +138,14 @@ static int32_t show_life(qmi_link *link)
     if (__atomic_load_n(&link->sending, __ATOMIC_ACQUIRE))
         return QM_OK;
     return put(link, QMI_MESSAGE_ALIVE, 0, NULL, 0, link->patience_ns);
+}
+
+static void take_urgent(qmi_link *link)
+{
+    qmi_os_mutex_lock(link->watch_mutex);
+    if (link->urgent)
+        link->urgent(link->user);
+    qmi_os_mutex_unlock(link->watch_mutex);
 }
 
 /* The other side leaves. */
@@ -208,6 +214,8 @@ static int32_t read_message(qmi_link *link)
     qmi_os_mutex_unlock(link->mutex);
     if (code >= 0 && message->kind == QMI_MESSAGE_END)
         take_end(link, message);
+    if (code >= 0 && message->kind == QMI_MESSAGE_URGENT)
+        take_urgent(link);
     qmi_delete(&link->alloc, message);
     return code;
 }
@@ -254,6 +262,8 @@ int32_t qmi_link_open(int32_t socket, const char *name, int64_t patience_ns, con
     if (code >= 0)
         code = qmi_os_mutex_new(&link->send_mutex);
     if (code >= 0)
+        code = qmi_os_mutex_new(&link->watch_mutex);
+    if (code >= 0)
         code = qmi_os_condition_new(&link->changed);
     if (code >= 0)
         code = qmi_os_thread_start(&link->thread, read_all, link, "qm-link");
@@ -270,12 +280,13 @@ void qmi_link_name(qmi_link *link, const char *name)
     qmi_os_mutex_unlock(link->mutex);
 }
 
-void qmi_link_watch(qmi_link *link, void (*ended)(qmi_link *link, void *user), void *user)
+void qmi_link_watch(qmi_link *link, void (*ended)(qmi_link *link, void *user), void (*urgent)(void *user), void *user)
 {
-    qmi_os_mutex_lock(link->mutex);
+    qmi_os_mutex_lock(link->watch_mutex);
     link->ended = ended;
+    link->urgent = urgent;
     link->user = user;
-    qmi_os_mutex_unlock(link->mutex);
+    qmi_os_mutex_unlock(link->watch_mutex);
 }
 
 void qmi_link_begin(qmi_link *link, int32_t number)
@@ -339,6 +350,7 @@ void qmi_link_close(qmi_link **link)
     qmi_os_condition_free(&l->changed);
     qmi_os_mutex_free(&l->mutex);
     qmi_os_mutex_free(&l->send_mutex);
+    qmi_os_mutex_free(&l->watch_mutex);
     qmi_os_socket_close(&l->socket);
     qmi_alloc alloc = l->alloc;
     qmi_delete(&alloc, l);

@@ -20,6 +20,7 @@ typedef enum qmi_message_kind {
     QMI_MESSAGE_ALIVE,  /* the link's own: nothing but a sign of life */
     QMI_MESSAGE_END,    /* the link's own: the sender leaves, with a code (0: all is well) and a text */
     QMI_MESSAGE_CANCEL, /* the link's own: sets `cancelled` if its code is the number of what is being done */
+    QMI_MESSAGE_URGENT, /* is not kept, but given at once to who watches */
     QMI_MESSAGE_FIRST   /* kinds of the users of links begin here */
 } qmi_message_kind;
 
@@ -42,12 +43,14 @@ typedef struct qmi_link {
     int32_t sending;            /* atomic: bytes go out, which is a sign of life too */
     qmi_os_thread *thread;
     qmi_os_mutex *send_mutex;   /* a message goes out whole */
-    qmi_os_mutex *mutex;        /* guards what follows */
-    char name[64];              /* of the other side, for messages: "rank 1 (node2)" */
+    qmi_os_mutex *watch_mutex;  /* held while who watches is told; guards the next three */
     /* Told once, by whichever thread sees it, unless this side ended it; NULL: nobody. */
     void (*ended)(struct qmi_link *link, void *user);
+    void (*urgent)(void *user); /* a message of that kind has come; NULL: nobody is told */
     void *user;
     qmi_os_condition *changed;
+    qmi_os_mutex *mutex;        /* guards what follows */
+    char name[64];              /* of the other side, for messages: "rank 1 (node2)" */
     qmi_message *first, **last; /* that have arrived */
     int64_t waiting;            /* their bytes */
     int32_t doing;              /* the number of qmi_link_begin */
@@ -59,7 +62,8 @@ typedef struct qmi_link {
 /* Takes over the socket, also on failure. */
 int32_t qmi_link_open(int32_t socket, const char *name, int64_t patience_ns, const qmi_alloc *alloc, qmi_link **out);
 void qmi_link_name(qmi_link *link, const char *name);
-void qmi_link_watch(qmi_link *link, void (*ended)(qmi_link *link, void *user), void *user);
+/* Once it returns nobody who watched before is told any more. */
+void qmi_link_watch(qmi_link *link, void (*ended)(qmi_link *link, void *user), void (*urgent)(void *user), void *user);
 
 /* From any thread. count: at most QMI_OS_PARTS_MAX - 1 parts. */
 int32_t qmi_link_send(qmi_link *link, int32_t kind, int32_t code, const qmi_os_part *parts, int32_t count);

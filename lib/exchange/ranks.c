@@ -327,7 +327,7 @@ static int32_t welcome_all(qmi_ranks *ranks)
 {
     int32_t code = QM_OK;
     for (int32_t i = 1; i < ranks->count; i++)
-        qmi_link_watch(ranks->links[i], link_ended, ranks);
+        qmi_link_watch(ranks->links[i], link_ended, NULL, ranks);
     for (int32_t i = 1; i < ranks->count && code >= 0; i++)
         code = qmi_link_send(ranks->links[i], QMI_REMOTE_WELCOME, 0, NULL, 0);
     return code;

@@ -13,6 +13,7 @@ struct qmi_device {
     qmi_link *link;
     qmi_alloc alloc;
     qmi_backend table;
+    qmi_joint joint;
     qmi_device_info info;
     const qmi_os_map *files;        /* of the model, between upload_start and upload_finish */
     int32_t file_count;
@@ -357,6 +358,62 @@ static int64_t read_rate(qmi_device *device)
     return code < 0 ? code : rate;
 }
 
+/* ---- sums with devices of its kind ---- */
+
+struct qmi_joint_end {
+    qmi_device *device;
+    int64_t number;
+};
+
+static int32_t name_circle(qmi_device *device, uint8_t id[QMI_JOINT_ID])
+{
+    return ask(device, QMI_REMOTE_NAME_CIRCLE, NULL, 0, NULL, id, QMI_JOINT_ID);
+}
+
+static int32_t join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], int32_t rank, int32_t ranks, qmi_joint_end **out)
+{
+    qmi_remote_join body = { .rank = rank, .ranks = ranks };
+    const qmi_os_part part = { &body, sizeof body };
+    *out = NULL;
+    memcpy(body.id, id, sizeof body.id);
+    qmi_joint_end *end = qmi_new(&device->alloc, 1, sizeof *end, "an end of a circle");
+    if (!end)
+        return QM_ERROR_MEMORY;
+    end->device = device;
+    int32_t code = ask(device, QMI_REMOTE_JOIN, &part, 1, NULL, &end->number, sizeof end->number);
+    if (code < 0) {
+        qmi_delete(&device->alloc, end);
+        return code;
+    }
+    *out = end;
+    return QM_OK;
+}
+
+static int32_t sum(qmi_joint_end *end, qmi_address from, qmi_address to, int64_t count)
+{
+    const qmi_remote_sum body = { end->number, from, to, count };
+    const qmi_os_part part = { &body, sizeof body };
+    return post(end->device, QMI_REMOTE_SUM, &part, 1);
+}
+
+static void abort_all(qmi_joint_end *end)
+{
+    qmi_link_send(end->device->link, QMI_MESSAGE_URGENT, 0, NULL, 0);
+}
+
+static void leave(qmi_joint_end **end)
+{
+    if (!*end)
+        return;
+    qmi_device *device = (*end)->device;
+    const qmi_os_part part = { &(*end)->number, sizeof (*end)->number };
+    qmi_link_send(device->link, QMI_REMOTE_LEAVE, 0, &part, 1);
+    qmi_delete(&device->alloc, *end);
+    *end = NULL;
+}
+
+static const qmi_joint remote_joint = { NULL, name_circle, join, sum, abort_all, leave };
+
 /* ---- opening ---- */
 
 static const qmi_backend remote_backend = {
@@ -378,16 +435,22 @@ static const qmi_backend remote_backend = {
 };
 
 /* What a backend takes, without a device of it, its table here says. */
-static int32_t take_pure_parts(qmi_device *device, const char *name, const char *cuda_library, const qmi_log *log)
+static int32_t take_pure_parts(qmi_device *device, const qmi_remote_opened *opened, const char *cuda_library, const qmi_log *log)
 {
     qmi_choices choices;
-    int32_t code = qmi_registry_find(name, cuda_library, log, &choices);
+    int32_t code = qmi_registry_find(opened->backend, cuda_library, log, &choices);
     if (code < 0)
         return qmi_fail_within(code, "a rank computes on a card, and what it needs there the same CUDA backend has to say here");
     device->table = remote_backend;
-    device->table.name = choices.list[0].backend->name;
-    device->table.matrix_bytes = choices.list[0].backend->matrix_bytes;
-    device->table.scratch_bytes = choices.list[0].backend->scratch_bytes;
+    const qmi_backend *here = choices.list[0].backend;
+    device->table.name = here->name;
+    if (here->joint && strcmp(here->joint->name, opened->joint) == 0) {
+        device->joint = remote_joint;
+        device->joint.name = here->joint->name;
+        device->table.joint = &device->joint;
+    }
+    device->table.matrix_bytes = here->matrix_bytes;
+    device->table.scratch_bytes = here->scratch_bytes;
     return QM_OK;
 }
 
@@ -403,9 +466,9 @@ int32_t qmi_remote_open(qmi_link *link, const char *cuda_library, const qmi_allo
     device->alloc = *alloc;
     int32_t code = ask(device, QMI_REMOTE_OPEN, NULL, 0, NULL, &opened, sizeof opened);
     if (code >= 0) {
-        opened.backend[sizeof opened.backend - 1] = 0;
+        opened.backend[sizeof opened.backend - 1] = opened.joint[sizeof opened.joint - 1] = 0;
         take_info(device, &opened.info);
-        code = take_pure_parts(device, opened.backend, cuda_library, log);
+        code = take_pure_parts(device, &opened, cuda_library, log);
     }
     if (code < 0) {
         close_device(&device);

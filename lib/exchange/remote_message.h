@@ -28,11 +28,15 @@ typedef enum qmi_remote_kind {
     QMI_REMOTE_UPLOAD,  /* R, qmi_remote_upload: the matrix as it lies on the device */
     QMI_REMOTE_FINISH,  /* R, of no bytes */
     QMI_REMOTE_PREPARE, /* R, qmi_remote_program and what it counts */
-    QMI_REMOTE_RUN      /* R, qmi_remote_run and what it counts: the picks, if they are wanted */
+    QMI_REMOTE_RUN,     /* R, qmi_remote_run and what it counts: the picks, if they are wanted */
+    QMI_REMOTE_NAME_CIRCLE, /* R, of no bytes: [QMI_JOINT_ID], see backend/joint.h */
+    QMI_REMOTE_JOIN,    /* R, qmi_remote_join: i64, by which the end is named. An urgent message aborts all ends */
+    QMI_REMOTE_SUM,     /* qmi_remote_sum */
+    QMI_REMOTE_LEAVE    /* i64, the end */
 } qmi_remote_kind;
 
 typedef struct qmi_remote_opened {
-    char backend[16];
+    char backend[16], joint[16]; /* "": its devices can't sum among themselves */
     qmi_device_info info;
 } qmi_remote_opened;
 
@@ -50,6 +54,18 @@ typedef struct qmi_remote_upload {
     int64_t file, offset;  /* part of the model's file, -1: what was staged; and where in it */
 } qmi_remote_upload;
 
+typedef struct qmi_remote_join {
+    uint8_t id[QMI_JOINT_ID];
+    int32_t rank, ranks;
+} qmi_remote_join;
+
+typedef struct qmi_remote_sum {
+    int64_t end;
+    qmi_address from, to;
+    int64_t count;
+} qmi_remote_sum;
+
+#define QMI_REMOTE_ENDS_MAX 64
 #define QMI_REMOTE_PROGRAMS_MAX 4096
 typedef struct qmi_remote_slot {
     char name[32];

@@ -400,6 +400,8 @@ static int32_t open_group(opener *o)
     const qmi_group_settings group = { .members = o->members, .sharing = model->group->sharing,
                                        .sizes = qmi_group_plan_sizes(&model->plan),
                                        .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * SECOND_NS,
+                                       .through_host =
+                                           strcmp(qmi_settings_text(&model->settings, QMI_OPT_EXCHANGE), "host") == 0,
                                        .alloc = *alloc, .log = model->settings.log };
     code = qmi_group_open(&group, &model->device);
     if (code < 0)

@@ -1,6 +1,8 @@
 /* Ranks come together if they agree; whoever does not, does not come, falls silent or goes away is named on every rank. */
 #include "ranks_scene.h"
 
+#include "exchange/remote_message.h"
+
 #define MODEL "oracle/qwen3.gguf"
 
 /* The message of both sides names the rank and has the word. */
@@ -125,7 +127,7 @@ static void call_raw(void *argument)
 {
     raw_rank *r = argument;
     struct { uint32_t magic; uint16_t form, kind; int32_t code; uint32_t zero; int64_t bytes; } head = {
-        0x514D5852u, 1, 3, 0, 0, (int64_t)sizeof r->card };
+        0x514D5852u, 1, QMI_REMOTE_CARD, 0, 0, (int64_t)sizeof r->card };
     const qmi_os_part parts[] = { { &head, sizeof head }, { &r->card, sizeof r->card } };
     if (qmi_os_socket_connect("127.0.0.1", r->port, 10 * SECOND, &r->socket) >= 0)
         qmi_os_socket_send(r->socket, parts, 2, SECOND);
@@ -198,7 +200,7 @@ static void talk_nonsense(raw_rank *r)
 static void send_too_much(raw_rank *r)
 {
     struct { uint32_t magic; uint16_t form, kind; int32_t code; uint32_t zero; int64_t bytes; } head = {
-        0x514D5852u, 1, 5, 0, 0, INT64_C(1) << 40 };
+        0x514D5852u, 1, QMI_REMOTE_REPLY, 0, 0, INT64_C(1) << 40 };
     const qmi_os_part part = { &head, sizeof head };
     qmi_os_socket_send(r->socket, &part, 1, SECOND);
 }

@@ -1,0 +1,26 @@
+/* Sums between devices of one kind by a way of their own, without the host: cards by NCCL. */
+#ifndef QMI_BACKEND_JOINT_H
+#define QMI_BACKEND_JOINT_H
+
+#include "backend/op.h"
+
+#define QMI_JOINT_ID 128 /* bytes */
+
+typedef struct qmi_device qmi_device;
+typedef struct qmi_joint_end qmi_joint_end; /* a device's part in one circle of devices that sum */
+
+typedef struct qmi_joint {
+    const char *name; /* "nccl" */
+    /* A name for a circle, from any process. QM_ERROR_DEVICE: what it needs is not installed here; the message says what. */
+    int32_t (*make_id)(qmi_device *device, uint8_t id[QMI_JOINT_ID]);
+    /* Returns when all ranks have called it, each with its device and in a thread of its own, or when it failed. */
+    int32_t (*join)(qmi_device *device, const uint8_t id[QMI_JOINT_ID], int32_t rank, int32_t ranks, qmi_joint_end **out);
+    /* to = the sum over the ranks of their `from`, the same bits on each; in the order of what the device was told before and is
+     * told after. May return before it is done. */
+    int32_t (*sum)(qmi_joint_end *end, qmi_address from, qmi_address to, int64_t count);
+    /* From any thread: sums under way and later ones come to nothing, and nobody waits in them. */
+    void (*abort)(qmi_joint_end *end);
+    void (*leave)(qmi_joint_end **end); /* frees it, after `abort` too; accepts a pointer to NULL */
+} qmi_joint;
+
+#endif
