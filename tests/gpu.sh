@@ -99,4 +99,26 @@ if command -v compute-sanitizer > /dev/null; then
 else
     check "compute-sanitizer is installed" false
 fi
+
+# Ranks that sum by NCCL on one card: each has to take itself for another machine. The text is that of one process.
+nccl_ranks() { # COUNT
+    tell="--model $PWD/tests/data/oracle/qwen35moe.gguf --cuda-library $(echo "$backends" | head -n 1) --kv-type f32 --temperature 0"
+    # shellcheck disable=SC2086
+    "$build/examples/qwenmoe/qwenmoe" run $tell --device cuda --quiet --answer-tokens 8 "one two three" > "$log.one" 2>&1
+    # shellcheck disable=SC2016,SC2086
+    NCCL_SOCKET_IFNAME=lo mpirun --allow-run-as-root --oversubscribe --bind-to none -n "$1" sh -c \
+        'NCCL_HOSTID=host$OMPI_COMM_WORLD_RANK exec "$0" "$@"' "$build/examples/launch/qwenmoe-launch" qwenmoe run $tell \
+        --device cuda --split tensor --verbose --answer-tokens 8 "one two three" > "$log.ranks" 2> "$log.said"
+    if grep -q "sum through the host" "$log.said"; then
+        grep "sum through the host" "$log.said"
+        return 1
+    fi
+    diff "$log.one" "$log.ranks"
+}
+if command -v mpirun > /dev/null; then
+    check "NCCL: two ranks on one card" nccl_ranks 2
+    check "NCCL: four ranks on one card" nccl_ranks 4
+else
+    check "mpirun is installed" false
+fi
 finish
