@@ -10,7 +10,7 @@ cd "$(dirname "$0")/.." || exit 1
 passed=0
 failed=0
 log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+trap 'rm -f "$log" "$log".*' EXIT
 
 # check NAME COMMAND...: one test; its output is shown when it fails.
 check() {
