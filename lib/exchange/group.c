@@ -37,8 +37,15 @@ static int32_t open_circle(qmi_group *group, int32_t index, const qmi_group_sett
     return code;
 }
 
-static void close_member(const qmi_group *group, group_member *member)
+/* Frees what the group itself has taken of a member. */
+static void leave_member(const qmi_group *group, int32_t index)
 {
+    const group_member *member = &group->members[index];
+    const qmi_backend *backend = member->base.backend;
+    backend->release(member->base.device, member->vectors);
+    for (int32_t p = 0; p < group->program_count; p++)
+        for (int32_t i = 0; i < QMI_SLOTS_MAX; i++)
+            backend->release(member->base.device, group->programs[p].own[index][i]);
     for (size_t i = 0; i < member->buffer_count; i++)
         qmi_delete(&group->alloc, member->buffers[i]);
     qmi_delete(&group->alloc, member->buffers);
@@ -55,12 +62,12 @@ static void free_group(qmi_group *group)
         for (int32_t i = 0; i < group->count; i++)
             if (group->ends[c][i])
                 group->ends[c][i]->carrier->close(group->ends[c][i]);
+    for (int32_t i = 0; i < group->count; i++)
+        leave_member(group, i);
     for (int32_t i = 0; i < group->program_count; i++) {
         qmi_cut_free(&group->programs[i].cut, &alloc);
         qmi_cut_free(&group->programs[i].wide, &alloc);
     }
-    for (int32_t i = 0; i < group->count; i++)
-        close_member(group, &group->members[i]);
     qmi_cut_maps_free(&group->maps, &alloc);
     qmi_piece_map_free(&group->whole_map, &alloc);
     qmi_delete(&alloc, group->blocks);

@@ -93,6 +93,7 @@ static void test_loads(void **state)
     fail_loads("tiny/hybrid.gguf", "mtp=1 stop=abc threads=3");
     fail_loads("tiny/attention.gguf", "");
     fail_loads("oracle/qwen35moe.gguf", "");
+    fail_loads("tiny/hybrid.gguf", "mtp=1 devices=cpu,cpu split=tensor");
 }
 
 static void test_load_jobs(void **state)
