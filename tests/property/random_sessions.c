@@ -291,14 +291,14 @@ static void random_work(void **test_state)
 {
     static const char *const settings[] = { "chunk=0", "chunk=16 kv-type=f32 checkpoint-every=8", "chunk=7 sequences=2",
                                             "chunk=16 kv-type=q4_0", "chunk=24 key-type=q8_0 value-type=q5",
-                                            "kv-type=q6 kv-rotation=off" };
+                                            "kv-type=q6 kv-rotation=off", "chunk=16 kv-type=q2 kv-window=9" };
     const scene *scene = *test_state;
     slot slots[SLOTS] = { 0 };
     state = seed;
     for (const char *c = scene->model; *c; c++)
         state = state * 31 + (unsigned char)*c;
     snprintf(path, sizeof path, "/tmp/qwenmoe-random-%ld.session", (long)getpid());
-    qm_model *model = load_model(scene->model, scene->settings ? scene->settings : settings[below(6)]);
+    qm_model *model = load_model(scene->model, scene->settings ? scene->settings : settings[below(7)]);
     for (int i = 0; i < SLOTS; i++)
         slots[i].session = new_session(model, session_settings);
     for (long i = 0; i < steps; i++) {
