@@ -155,7 +155,7 @@ tier_server() {
 
 tier_clang() {
     build clang clang --buildtype=release -Dcuda=disabled || return
-    run_tests clang --suite unit --suite ops --suite oracle --suite hostile --no-suite long
+    run_tests clang --suite unit --suite ops --suite oracle --no-suite long
 }
 
 tier_address() {
