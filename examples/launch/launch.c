@@ -218,8 +218,16 @@ static char *fill_in(const char *argument, const place *place, const char *id, i
     return out;
 }
 
-/* What is run: the arguments, and the options of the rank behind them or in their places. NULL: no memory. */
-static char **make_arguments(char **values, int count, const wishes *wishes, const place *place, const char *id)
+static void free_arguments(char **arguments, int count)
+{
+    for (int i = 0; arguments && i < count; i++)
+        free(arguments[i]);
+    free(arguments);
+}
+
+/* What is run: the arguments, and the options of the rank behind them or in their places. For free_arguments, with *out_count.
+ * NULL: no memory. */
+static char **make_arguments(char **values, int count, const wishes *wishes, const place *place, const char *id, int *out_count)
 {
     char rank[16], ranks[16], device[32];
     const char *added[ADDED_MOST] = { "--rank", rank, "--ranks", ranks, "--rank-id", id, "--device", device };
@@ -238,9 +246,12 @@ static char **make_arguments(char **values, int count, const wishes *wishes, con
         out[at++] = strdup(added[i]);
     for (int i = end; out && i < count; i++)
         out[at++] = strdup(values[i]);
+    *out_count = at;
     for (int i = 0; out && i < at; i++)
-        if (!out[i])
+        if (!out[i]) {
+            free_arguments(out, at);
             return NULL;
+        }
     return out;
 }
 
@@ -267,12 +278,12 @@ int main(int count, char **values)
     wishes wishes;
     place place;
     char id[LINE_SIZE];
-    int code, program = read_wishes(count, values, &wishes, &code);
+    int code, argument_count, program = read_wishes(count, values, &wishes, &code);
     if (program < 0)
         return code;
     if (agree(&wishes, &place, id) < 0)
         return EXIT_FAILED;
-    char **arguments = make_arguments(values + program, count - program, &wishes, &place, id);
+    char **arguments = make_arguments(values + program, count - program, &wishes, &place, id, &argument_count);
     if (!arguments) {
         say("no memory");
         return EXIT_FAILED;
@@ -282,8 +293,9 @@ int main(int count, char **values)
         for (int i = 0; arguments[i]; i++)
             printf(" %s", arguments[i]);
         putchar('\n');
-        return 0;
+    } else {
+        run(arguments);
     }
-    run(arguments);
-    return EXIT_FAILED;
+    free_arguments(arguments, argument_count);
+    return wishes.dry_run ? 0 : EXIT_FAILED;
 }

@@ -161,12 +161,12 @@ static int32_t reserve(hub *h, float **values, size_t *capacity, int64_t count)
 
 static int32_t read_values(host_end *e, float *to, qmi_address from, int64_t count)
 {
-    return e->base.backend->read(e->base.device, to, from, count * (int64_t)sizeof(float));
+    return count == 0 ? QM_OK : e->base.backend->read(e->base.device, to, from, count * (int64_t)sizeof(float));
 }
 
 static int32_t write_values(host_end *e, qmi_address to, const float *from, int64_t count)
 {
-    return e->base.backend->write(e->base.device, to, from, count * (int64_t)sizeof(float));
+    return count == 0 ? QM_OK : e->base.backend->write(e->base.device, to, from, count * (int64_t)sizeof(float));
 }
 
 /* A fault of this rank's own ends the step for all. */
