@@ -65,14 +65,15 @@ check() {
     fi
 }
 
-# build TIER COMPILER OPTION...: configures and builds build-tests/TIER. A failure counts as a failed test.
+# build TIER COMPILER OPTION...: configures build-tests/TIER and builds $targets of it, or all. A failure counts as a failed test.
+targets=
 build() {
-    tier=$1 compiler=$2
+    tier=$1 compiler=$2 wanted=$targets targets=
     shift 2
     say "$tier: building"
     [ -f "$builds/$tier/build.ninja" ] ||
         check "$tier: configure" env CC="$compiler" meson setup "$builds/$tier" -Dwerror=true "$@" || return 1
-    check "$tier: build" ninja -C "$builds/$tier" || return 1
+    check "$tier: build" ninja -C "$builds/$tier" $wanted || return 1
 }
 
 # run_tests TIER ARGUMENT...: all of Meson's tests, or those that the arguments pick.
@@ -169,6 +170,7 @@ tier_thread() {
 }
 
 tier_fuzz() {
+    targets=fuzzers
     build fuzz clang --buildtype=debugoptimized -Dcuda=disabled -Dfuzz=true -Db_sanitize=address,undefined -Db_lundef=false \
         -Dc_args=-fsanitize=fuzzer-no-link || return
     say "fuzz: running"

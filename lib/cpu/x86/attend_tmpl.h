@@ -9,7 +9,11 @@
 
 #define TOGETHER (LANES == 16 ? 8 : 4) /* as the registers allow */
 #define TOGETHER_MOST 8
+#ifdef QMI_SANITIZED /* their checks in what is unrolled take minutes to compile */
+#define ALWAYS static inline
+#else
 #define ALWAYS static inline __attribute__((always_inline))
+#endif
 
 /* body(work, head, count) with constant counts, until all heads have had their turn. */
 #define EACH_HEADS(work, body) \

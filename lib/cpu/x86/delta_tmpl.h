@@ -26,10 +26,9 @@ void NAME(convolve)(const qmi_cpu_convolution *work)
  * several tokens find it in the first-level cache if so few columns of it are 16 KB (of 128 keys). */
 #define DELTA_VECTORS 4
 #define DELTA_VECTORS_MANY 2
-#define DELTA_INLINE static inline __attribute__((always_inline)) void
 
 /* recalled = S^T key, before the decay */
-DELTA_INLINE delta_recall(const qmi_cpu_delta *work, int32_t column, const int count, int64_t n, vector *recalled)
+ALWAYS void delta_recall(const qmi_cpu_delta *work, int32_t column, const int count, int64_t n, vector *recalled)
 {
     const float *from = work->state + column;
     for (int v = 0; v < count; v++)
@@ -45,7 +44,7 @@ DELTA_INLINE delta_recall(const qmi_cpu_delta *work, int32_t column, const int c
  * rather than the state before that, which saves a product. While the new state passes, what the next token's key recalls of it
  * is summed up (last: there is none), in the same order as by delta_recall, so that a step reads and writes the state once: 4
  * operations a number. Several tokens in matrix form would need more than 3, and their number would change the bits. */
-DELTA_INLINE delta_step(const qmi_cpu_delta *work, int32_t t, int32_t column, const int count, int64_t n, const bool last,
+ALWAYS void delta_step(const qmi_cpu_delta *work, int32_t t, int32_t column, const int count, int64_t n, const bool last,
                         vector *recalled)
 {
     const float *from = (t == 0 ? work->state : work->next_state) + column;
@@ -76,7 +75,7 @@ DELTA_INLINE delta_step(const qmi_cpu_delta *work, int32_t t, int32_t column, co
     }
 }
 
-DELTA_INLINE delta_columns(const qmi_cpu_delta *work, int32_t column, const int count, int64_t n)
+ALWAYS void delta_columns(const qmi_cpu_delta *work, int32_t column, const int count, int64_t n)
 {
     vector recalled[DELTA_VECTORS];
     delta_recall(work, column, count, n, recalled);

@@ -39,8 +39,7 @@ ALWAYS void dot_store(const qmi_cpu_tile *tile, int32_t row, int32_t token, cons
 }
 
 #define DEFINE_DOT(type, number, load, load_part) \
-    static inline __attribute__((always_inline)) void dot_##type(const qmi_cpu_tile *tile, int32_t row, const int rows, \
-                                                                 int32_t first, const int tokens) \
+    ALWAYS void dot_##type(const qmi_cpu_tile *tile, int32_t row, const int rows, int32_t first, const int tokens) \
     { \
         const number *w[DOT_ROWS]; \
         const float *x[DOT_TOKENS_MOST]; \
@@ -73,7 +72,7 @@ ALWAYS void dot_store(const qmi_cpu_tile *tile, int32_t row, int32_t token, cons
         } \
         dot_store(tile, row, first, rows, tokens, sums); \
     } \
-    static inline __attribute__((always_inline)) void dot_rows_##type(const qmi_cpu_tile *tile, int32_t first, const int tokens) \
+    ALWAYS void dot_rows_##type(const qmi_cpu_tile *tile, int32_t first, const int tokens) \
     { \
         int32_t row = 0; \
         for (; tile->tokens > DOT_FEW && row + DOT_ROWS <= tile->rows; row += DOT_ROWS) \
