@@ -78,7 +78,8 @@ static int32_t check_request(const qm_model *model, qmi_chat_request *request)
     if (code >= 0)
         code = qmi_handles_text(request->tools, &request->tools_length, "tools");
     if (code >= 0 && (request->thinking < -1 || request->thinking > 1))
-        code = qmi_fail(QM_ERROR_ARGUMENT, "thinking is %d; 1 and 0 answer the template's switch, -1 leaves it", request->thinking);
+        code = qmi_fail(QM_ERROR_ARGUMENT, "thinking is %d; 1 and 0 answer the template's switch, -1 leaves it",
+                        request->thinking);
     if (request->messages_length == 0)
         request->messages = "";
     request->preserve_thinking = qmi_settings_bool(&model->settings, QMI_OPT_PRESERVE_THINKING);
@@ -107,7 +108,8 @@ int64_t qm_chat_tokens(const qm_model *model, const char *messages, int64_t mess
     qmi_stretches literal = { 0 };
     qmi_ids ids = { 0 };
     qmi_chat_request request = { .messages = messages, .messages_length = messages_length, .tools = tools,
-                                 .tools_length = tools_length, .thinking = thinking, .opening = opening != 0, .literal = &literal };
+                                 .tools_length = tools_length, .thinking = thinking, .opening = opening != 0,
+                                 .literal = &literal };
     int32_t code = check_request(model, &request);
     if (code >= 0)
         code = qmi_handles_buffer(tokens, capacity, "tokens");

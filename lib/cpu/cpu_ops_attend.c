@@ -150,7 +150,8 @@ static void attend_span(const qmi_cpu_worker *w, const qmi_op_attend *op, const 
     for (int32_t done = 0; done < count; done += run.count) {
         run = qmi_cpu_run_of(op, &room->window, q->sequence, QMI_CPU_KEYS, q->kv_head, first + done, count - done, q->tokens);
         w->kernels->kv[run.type].scores(
-            &(qmi_cpu_scores){ .query = run.type == QMI_KV_Q2 ? turned : query, .keys = run.records, .score = room->scores + done, .query_stride = size,
+            &(qmi_cpu_scores){ .query = run.type == QMI_KV_Q2 ? turned : query, .keys = run.records,
+                               .score = room->scores + done, .query_stride = size,
                                .score_stride = SPAN, .heads = group, .head_size = size, .count = run.count,
                                .scale = 1 / sqrtf((float)size) });
     }

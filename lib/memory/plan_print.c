@@ -143,7 +143,8 @@ int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
         "architecture", h->arch->name, "layers", h->layers, "attention_layers", h->attention_layers, "delta_layers",
         h->delta_layers, "experts", h->experts, "hidden", h->hidden, "trained_context", (json_int_t)h->context, "mtp", plan->mtp,
         "context", (json_int_t)plan->context, "chunk", plan->chunk, "sequences", plan->sequences, "key_type", key_name(plan),
-        "value_type", value_name(plan), "kv_window", plan->kv.window, "keys_rotated", plan->kv.rotate_keys, "values_rotated", plan->kv.rotate_values,
+        "value_type", value_name(plan), "kv_window", plan->kv.window,
+        "keys_rotated", plan->kv.rotate_keys, "values_rotated", plan->kv.rotate_values,
         "kv_bytes_per_token", (json_int_t)qmi_kv_token_bytes(&plan->kv));
     json_t *sums = json_pack("{s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:I, s:i, s:I, s:b, s:s, s:o}",
         "weights", (json_int_t)plan->weights, "vectors", (json_int_t)plan->vectors, "activations", (json_int_t)plan->workspace,

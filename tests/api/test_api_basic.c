@@ -572,7 +572,8 @@ int main(void)
         cmocka_unit_test(test_option_table),  cmocka_unit_test(test_option_values), cmocka_unit_test(test_allocator),
         cmocka_unit_test(test_load_errors),   cmocka_unit_test(test_load_progress), cmocka_unit_test(test_vocabulary_only),
         cmocka_unit_test(test_facts),         cmocka_unit_test(test_plan),          cmocka_unit_test(test_tokens),
-        cmocka_unit_test(test_chat),          cmocka_unit_test(test_tokenize_job),  cmocka_unit_test(test_chat_tokens),  cmocka_unit_test(test_log),
+        cmocka_unit_test(test_chat),          cmocka_unit_test(test_tokenize_job),
+        cmocka_unit_test(test_chat_tokens),   cmocka_unit_test(test_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,7 +2,7 @@
  * or give a model that computes; and nothing may leak.
  *
  *     damage truncate       cuts the header at each length, the data at some
- *     damage flip [N]       flips each bit, or one in N; where the plan fails already, only one in SOME is loaded too, to save time
+ *     damage flip [N]       flips each bit, or one in N; where the plan fails already, only one in SOME is loaded too
  *     damage write PATH     writes the sound model, for a look at it
  */
 #include <fcntl.h>

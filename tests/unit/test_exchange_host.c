@@ -293,7 +293,8 @@ static int32_t no_memory; /* atomic */
 static void *allocate(int64_t size, int64_t alignment, void *user)
 {
     (void)user;
-    return __atomic_load_n(&no_memory, __ATOMIC_RELAXED) ? NULL : aligned_alloc((size_t)alignment, (size_t)((size + alignment - 1) / alignment * alignment));
+    int64_t whole = (size + alignment - 1) / alignment * alignment;
+    return __atomic_load_n(&no_memory, __ATOMIC_RELAXED) ? NULL : aligned_alloc((size_t)alignment, (size_t)whole);
 }
 
 static void release(void *pointer, void *user)
