@@ -179,9 +179,8 @@ int32_t cuda_lend_arrive(qmi_device *device, const cuda_lent *lent, size_t k)
     return code < 0 || k + 1 == lent->list_count ? code : send(device, lent, k + 1);
 }
 
-int32_t cuda_lend_leave(qmi_device *device, const cuda_lent *lent, size_t k)
+int32_t cuda_lend_leave(qmi_device *device, size_t k)
 {
-    (void)lent;
     return cuda_check(device, cudaEventRecord(device->lender.left[k % CUDA_LEND_ROOMS], device->stream), "an event");
 }
 

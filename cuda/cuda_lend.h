@@ -7,7 +7,7 @@
  *   cuda_lend_prepare(device, program, &lent);   the copy, the rooms, the threads that read
  *   cuda_lend_start(device, lent);               at the start of a run: the first op's matrices are on their way
  *   cuda_lend_arrive(device, lent, k);           before op k is launched
- *   cuda_lend_leave(device, lent, k);            after that
+ *   cuda_lend_leave(device, k);            after that
  *   cuda_lend_end(device, code);                 of the run, also after a failure */
 #ifndef QMI_CUDA_LEND_H
 #define QMI_CUDA_LEND_H
@@ -53,7 +53,7 @@ int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, cuda_l
 void cuda_lend_forget(qmi_device *device, cuda_lent *lent);
 int32_t cuda_lend_start(qmi_device *device, cuda_lent *lent);
 int32_t cuda_lend_arrive(qmi_device *device, const cuda_lent *lent, size_t k);
-int32_t cuda_lend_leave(qmi_device *device, const cuda_lent *lent, size_t k);
+int32_t cuda_lend_leave(qmi_device *device, size_t k);
 int32_t cuda_lend_end(qmi_device *device, int32_t code);
 void cuda_lend_close(qmi_device *device);
 

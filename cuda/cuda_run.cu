@@ -443,7 +443,7 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
             break;
         i = launch_op(i == 0 ? &first : run, &program, i, work->picks);
         if (comes)
-            code = cuda_lend_leave(device, work->lent, lent++);
+            code = cuda_lend_leave(device, lent++);
         if (device->profile)
             error = cuda_profile_mark(device->profile, run, program.ops[i].kind);
     }

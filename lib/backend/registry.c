@@ -5,7 +5,6 @@
 #include <string.h>
 #include "base/error.h"
 #include "base/number.h"
-#include "base/options.h"
 #include "base/os.h"
 
 #define CUDA_FILE "libqwenmoe-cuda.so"
@@ -107,4 +106,18 @@ int32_t qmi_registry_find(const char *device, const char *cuda_library, const qm
     if (code >= 0)
         add(out, cuda, index);
     return code < 0 ? qmi_fail_within(code, "device cuda") : QM_OK;
+}
+
+qmi_device_settings qmi_registry_device(const qmi_settings *settings, int32_t index)
+{
+    return (qmi_device_settings){
+        .index = index,
+        .threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS),
+        .pin = qmi_settings_bool(settings, QMI_OPT_PIN),
+        .isa = qmi_settings_text(settings, QMI_OPT_ISA),
+        .memory_limit = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT),
+        .profile = qmi_settings_bool(settings, QMI_OPT_PROFILE),
+        .alloc = settings->alloc,
+        .log = settings->log,
+    };
 }

@@ -3,6 +3,7 @@
 #define QMI_BACKEND_REGISTRY_H
 
 #include "backend/backend.h"
+#include "base/options.h"
 
 #define QMI_CHOICES_MAX 17 /* 16 cards and the CPU */
 
@@ -21,5 +22,8 @@ typedef struct qmi_choices {
  * QM_ERROR_OPTION for a name that no backend answers to, QM_ERROR_DEVICE when the CUDA backend was asked for and can't be
  * used. */
 int32_t qmi_registry_find(const char *device, const char *cuda_library, const qmi_log *log, qmi_choices *out);
+
+/* A backend's device number `index` as the options want it; texts and hooks are those of the settings. */
+qmi_device_settings qmi_registry_device(const qmi_settings *settings, int32_t index);
 
 #endif

@@ -53,17 +53,7 @@ static int32_t send_result(follower *f, const void *data, int64_t bytes)
 
 static int32_t try_open(follower *f, const qmi_choice *choice)
 {
-    const qmi_settings *settings = f->settings;
-    const qmi_device_settings wanted = {
-        .index = choice->index,
-        .threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS),
-        .pin = qmi_settings_bool(settings, QMI_OPT_PIN),
-        .isa = qmi_settings_text(settings, QMI_OPT_ISA),
-        .memory_limit = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT),
-        .profile = qmi_settings_bool(settings, QMI_OPT_PROFILE),
-        .alloc = settings->alloc,
-        .log = settings->log,
-    };
+    const qmi_device_settings wanted = qmi_registry_device(f->settings, choice->index);
     f->backend = choice->backend;
     return f->backend->open(&wanted, &f->device);
 }

@@ -1,25 +1,8 @@
 /* The plan of a group as a table for people: see group_plan.h. */
 #include "exchange/group_plan.h"
 
-#include <stdarg.h>
 #include <stdio.h>
-
-typedef struct writer { /* snprintf's rules in several steps */
-    char *text;
-    int64_t size, length;
-} writer;
-
-static void put(writer *w, const char *format, ...) QMI_PRINTF(2, 3);
-
-static void put(writer *w, const char *format, ...)
-{
-    va_list arguments;
-    int64_t left = w->size > w->length ? w->size - w->length : 0;
-    va_start(arguments, format);
-    int n = vsnprintf(left ? w->text + w->length : NULL, (size_t)left, format, arguments);
-    va_end(arguments);
-    w->length += n > 0 ? n : 0;
-}
+#include "base/print.h"
 
 static double mib(int64_t bytes)
 {
@@ -39,37 +22,37 @@ static void put_layers(const qmi_member_plan *member, char out[40])
         snprintf(out, 40, "none");
 }
 
-static void put_member(writer *w, const qmi_member_plan *member, const char *name)
+static void put_member(qmi_print *w, const qmi_member_plan *member, const char *name)
 {
     char layers[40], has[24] = "?";
     put_layers(member, layers);
     if (member->available >= 0)
         snprintf(has, sizeof has, "%.1f", mib(member->available));
-    put(w, "  %-12s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %9s %9.1f %5d %6d\n", name, layers, mib(member->weights),
-        mib(member->kv), mib(member->state), mib(member->checkpoints),
-        mib(member->workspace + member->scratch + member->fixed + member->lent), mib(member->total), has,
-        (double)member->token_bytes / 1e6, member->runs, member->exchanges);
+    qmi_put(w, "  %-12s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %9s %9.1f %5d %6d\n", name, layers, mib(member->weights),
+            mib(member->kv), mib(member->state), mib(member->checkpoints),
+            mib(member->workspace + member->scratch + member->fixed + member->lent), mib(member->total), has,
+            (double)member->token_bytes / 1e6, member->runs, member->exchanges);
 }
 
 int64_t qmi_group_plan_table(const qmi_group_plan *plan, const qmi_sharing *sharing, const qmi_plan_device *devices, char *text,
                              int64_t size)
 {
-    writer w = { text, size, 0 };
+    qmi_print w = { text, size, 0 };
     bool tensor = false;
     for (int32_t i = 0; i < sharing->stage_count; i++)
         tensor = tensor || sharing->stages[i].members > 1;
-    put(&w, "\n%d devices, split by %s: ", plan->count, tensor ? "parts of layers (tensor)" : "layers");
+    qmi_put(&w, "\n%d devices, split by %s: ", plan->count, tensor ? "parts of layers (tensor)" : "layers");
     if (!plan->fits) {
-        put(&w, "does not fit: %s\n", plan->reason);
+        qmi_put(&w, "does not fit: %s\n", plan->reason);
         return w.length;
     }
-    put(&w, "fits, chunk %d, %d checkpoints (MiB; MB of weights, programs and exchanges a token)\n", plan->chunk,
-        plan->checkpoints);
-    put(&w, "  %-12s %-18s %9s %9s %9s %9s %9s %9s %9s %9s %5s %6s\n", "device", "layers", "weights", "kv", "state", "checkp.",
-        "batch", "sum", "has", "MB/token", "runs", "exch.");
+    qmi_put(&w, "fits, chunk %d, %d checkpoints (MiB; MB of weights, programs and exchanges a token)\n", plan->chunk,
+            plan->checkpoints);
+    qmi_put(&w, "  %-12s %-18s %9s %9s %9s %9s %9s %9s %9s %9s %5s %6s\n", "device", "layers", "weights", "kv", "state",
+            "checkp.", "batch", "sum", "has", "MB/token", "runs", "exch.");
     for (int32_t i = 0; i < plan->count; i++)
         put_member(&w, &plan->members[i], devices[i].name);
     if (plan->decode_ns > 0)
-        put(&w, "  predicted: %.3f ms a token, %.1f tokens/s\n", plan->decode_ns * 1e-6, 1e9 / plan->decode_ns);
+        qmi_put(&w, "  predicted: %.3f ms a token, %.1f tokens/s\n", plan->decode_ns * 1e-6, 1e9 / plan->decode_ns);
     return w.length;
 }

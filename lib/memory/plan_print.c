@@ -3,34 +3,16 @@
 
 #include <inttypes.h>
 #include <jansson.h>
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include "base/error.h"
+#include "base/print.h"
 #include "quant/quant.h"
 
-/* Text written with snprintf's rules in several steps. */
-typedef struct writer {
-    char *text;
-    int64_t size, length;
-} writer;
-
-static void put(writer *w, const char *format, ...) QMI_PRINTF(2, 3);
-
-static void put(writer *w, const char *format, ...)
+static void put_row(qmi_print *w, const char *name, int64_t bytes, const char *note)
 {
-    va_list arguments;
-    int64_t left = w->size > w->length ? w->size - w->length : 0;
-    va_start(arguments, format);
-    int n = vsnprintf(left ? w->text + w->length : NULL, (size_t)left, format, arguments);
-    va_end(arguments);
-    w->length += n > 0 ? n : 0;
-}
-
-static void put_row(writer *w, const char *name, int64_t bytes, const char *note)
-{
-    put(w, "  %-22s %15" PRId64 "  %9.1f MiB%s%s\n", name, bytes, (double)bytes / (1 << 20), *note ? "  " : "", note);
+    qmi_put(w, "  %-22s %15" PRId64 "  %9.1f MiB%s%s\n", name, bytes, (double)bytes / (1 << 20), *note ? "  " : "", note);
 }
 
 static const char *key_name(const qmi_plan *plan)
@@ -48,17 +30,17 @@ static const char *rotation_of(const qmi_plan *plan)
     return plan->kv.rotate_values ? ", rotated" : plan->kv.rotate_keys ? ", keys rotated" : "";
 }
 
-static void put_head(writer *w, const qmi_plan *plan)
+static void put_head(qmi_print *w, const qmi_plan *plan)
 {
     const qmi_hparams *h = &plan->hparams;
-    put(w, "%s: %d layers (%d attention, %d delta)%s, width %d, vocabulary %d, trained for %" PRId64 " tokens\n", h->arch->name,
-        h->layers, h->attention_layers, h->delta_layers, h->mtp_layers ? " and a multi-token-prediction block" : "", h->hidden,
-        h->vocabulary, h->context);
+    qmi_put(w, "%s: %d layers (%d attention, %d delta)%s, width %d, vocabulary %d, trained for %" PRId64 " tokens\n",
+            h->arch->name, h->layers, h->attention_layers, h->delta_layers,
+            h->mtp_layers ? " and a multi-token-prediction block" : "", h->hidden, h->vocabulary, h->context);
     if (h->experts)
-        put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used,
-            h->shared_width ? ", and a shared one" : "");
-    put(w, "context %" PRId64 ", chunk %d, sequences %d, keys %s, values %s%s\n\n", plan->context, plan->chunk,
-        plan->sequences, key_name(plan), value_name(plan), rotation_of(plan));
+        qmi_put(w, "experts: %d of width %d, %d used%s\n", h->experts, h->expert_width, h->experts_used,
+                h->shared_width ? ", and a shared one" : "");
+    qmi_put(w, "context %" PRId64 ", chunk %d, sequences %d, keys %s, values %s%s\n\n", plan->context, plan->chunk,
+            plan->sequences, key_name(plan), value_name(plan), rotation_of(plan));
 }
 
 /* The first type of the file at or after `type` of which matrices are converted; QMI_TYPE_COUNT: none. */
@@ -69,25 +51,25 @@ static uint32_t next_converted(const qmi_plan *plan, uint32_t type)
     return type;
 }
 
-static void put_converted(writer *w, const qmi_plan *plan)
+static void put_converted(qmi_print *w, const qmi_plan *plan)
 {
     for (uint32_t t = next_converted(plan, 0); t < QMI_TYPE_COUNT; t = next_converted(plan, t + 1)) {
         int32_t count = plan->sums.converted[t];
-        put(w, "%s%d %s of type %s %s kept as %s, which loses nothing\n", t == next_converted(plan, 0) ? "\n" : "", count,
-            count == 1 ? "matrix" : "matrices", qmi_quant_format_of(t)->name, count == 1 ? "is" : "are",
-            qmi_quant_format_of(plan->sums.kept_as[t])->name);
+        qmi_put(w, "%s%d %s of type %s %s kept as %s, which loses nothing\n", t == next_converted(plan, 0) ? "\n" : "", count,
+                count == 1 ? "matrix" : "matrices", qmi_quant_format_of(t)->name, count == 1 ? "is" : "are",
+                qmi_quant_format_of(plan->sums.kept_as[t])->name);
     }
 }
 
 int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
 {
     const qmi_hparams *h = &plan->hparams;
-    writer w = { text, size, 0 };
+    qmi_print w = { text, size, 0 };
     char note[160];
     int64_t kv_layers = plan->kv.layer_bytes ? plan->kv.page_bytes / plan->kv.layer_bytes : 0;
 
     put_head(&w, plan);
-    put(&w, "  %-22s %15s\n", "part", "bytes");
+    qmi_put(&w, "  %-22s %15s\n", "part", "bytes");
     put_row(&w, "weights", plan->weights, plan->mapped ? "used where the file is mapped" : "");
     put_row(&w, "vectors", plan->vectors, "norms and the like, as f32");
     if (plan->correction)
@@ -123,7 +105,7 @@ int64_t qmi_plan_table(const qmi_plan *plan, char *text, int64_t size)
     if (plan->available >= 0)
         put_row(&w, "available", plan->available, "");
     put_converted(&w, plan);
-    put(&w, "\n%s%s\n", plan->fits ? "fits" : "does not fit: ", plan->fits ? "" : plan->reason);
+    qmi_put(&w, "\n%s%s\n", plan->fits ? "fits" : "does not fit: ", plan->fits ? "" : plan->reason);
     return w.length;
 }
 
@@ -158,8 +140,8 @@ int64_t qmi_plan_json(const qmi_plan *plan, char *text, int64_t size)
     json_decref(sums);
     if (!dump)
         return qmi_fail(QM_ERROR_MEMORY, "out of memory while writing the plan as JSON");
-    writer w = { text, size, 0 };
-    put(&w, "%s\n", dump);
+    qmi_print w = { text, size, 0 };
+    qmi_put(&w, "%s\n", dump);
     free(dump);
     return w.length;
 }
@@ -169,34 +151,34 @@ static double mebibytes(int64_t bytes)
     return (double)bytes / (1 << 20);
 }
 
-static void put_share(writer *w, const qmi_split_share *share, const char *name)
+static void put_share(qmi_print *w, const qmi_split_share *share, const char *name)
 {
     char layers[48] = "none";
     if (share->part.count)
         snprintf(layers, sizeof layers, "%d-%d", share->part.first, share->part.first + share->part.count - 1);
     if (share->expert_layers)
         snprintf(layers + strlen(layers), sizeof layers - strlen(layers), ", experts of %d", share->expert_layers);
-    put(w, "  %-10s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f", name, layers, mebibytes(share->weights), mebibytes(share->kv),
-        mebibytes(share->state + share->logits), mebibytes(share->checkpoints),
-        mebibytes(share->vectors + share->workspace + share->scratch + share->fixed), mebibytes(share->total));
+    qmi_put(w, "  %-10s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f", name, layers, mebibytes(share->weights), mebibytes(share->kv),
+            mebibytes(share->state + share->logits), mebibytes(share->checkpoints),
+            mebibytes(share->vectors + share->workspace + share->scratch + share->fixed), mebibytes(share->total));
     if (share->available >= 0)
-        put(w, " %9.1f", mebibytes(share->available));
-    put(w, "\n");
+        qmi_put(w, " %9.1f", mebibytes(share->available));
+    qmi_put(w, "\n");
 }
 
 int64_t qmi_split_table(const qmi_split *split, const qmi_plan *plan, const qmi_plan_device *devices, char *text,
                         int64_t size)
 {
-    writer w = { text, size, 0 };
-    put(&w, "\nover %d devices: %s", split->count, split->fits ? "fits" : "does not fit: ");
+    qmi_print w = { text, size, 0 };
+    qmi_put(&w, "\nover %d devices: %s", split->count, split->fits ? "fits" : "does not fit: ");
     if (!split->fits) {
-        put(&w, "%s\n", split->reason);
+        qmi_put(&w, "%s\n", split->reason);
         return w.length;
     }
-    put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB)\n", plan->context,
-        split->chunk, split->checkpoints);
-    put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.",
-        "batch", "sum", "has");
+    qmi_put(&w, ", context %" PRId64 ", chunk %d, %d checkpoints (MiB)\n", plan->context,
+            split->chunk, split->checkpoints);
+    qmi_put(&w, "  %-10s %-18s %9s %9s %9s %9s %9s %9s %9s\n", "device", "layers", "weights", "kv", "state", "checkp.",
+            "batch", "sum", "has");
     for (int32_t i = 0; i < split->count; i++)
         put_share(&w, &split->shares[i], devices[i].name);
     return w.length;

@@ -160,16 +160,10 @@ static int32_t open_here(opener *o, int32_t index)
     qmi_exchange_member *member = &o->members[index];
     if (threads == 0 && o->cpus > 1)
         threads = qmi_os_processor_count() / o->cpus > 1 ? qmi_os_processor_count() / o->cpus : 1;
-    const qmi_device_settings device = {
-        .index = o->choices[index].index,
-        .threads = threads,
-        .pin = o->cpus == 1 && qmi_settings_bool(settings, QMI_OPT_PIN), /* several would take the same processors */
-        .isa = qmi_settings_text(settings, QMI_OPT_ISA),
-        .memory_limit = o->limits[index],
-        .profile = qmi_settings_bool(settings, QMI_OPT_PROFILE),
-        .alloc = settings->alloc,
-        .log = settings->log,
-    };
+    qmi_device_settings device = qmi_registry_device(settings, o->choices[index].index);
+    device.threads = threads;
+    device.pin = device.pin && o->cpus == 1; /* several would take the same processors */
+    device.memory_limit = o->limits[index];
     member->backend = o->choices[index].backend;
     int32_t code = member->backend->open(&device, &member->device);
     return code < 0 ? qmi_fail_within(code, member->name) : code;

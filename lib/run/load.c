@@ -137,17 +137,7 @@ static int32_t open_file(const char *path, const qmi_settings *settings, qm_mode
 
 static int32_t open_device(qm_model *model, const qmi_choice *choice)
 {
-    const qmi_settings *settings = &model->settings;
-    const qmi_device_settings device = {
-        .index = choice->index,
-        .threads = (int32_t)qmi_settings_int(settings, QMI_OPT_THREADS),
-        .pin = qmi_settings_bool(settings, QMI_OPT_PIN),
-        .isa = qmi_settings_text(settings, QMI_OPT_ISA),
-        .memory_limit = qmi_settings_int(settings, QMI_OPT_MEMORY_LIMIT),
-        .profile = qmi_settings_bool(settings, QMI_OPT_PROFILE),
-        .alloc = settings->alloc,
-        .log = settings->log,
-    };
+    const qmi_device_settings device = qmi_registry_device(&model->settings, choice->index);
     model->backend = choice->backend;
     model->device_index = choice->index;
     int32_t code = model->backend->open(&device, &model->device);
