@@ -7,164 +7,17 @@
 #include <math.h>
 #include <string.h>
 #include "base/error.h"
-#include "base/number.h"
 #include "base/os.h"
 #include "run/candidates.h"
 #include "run/random.h"
-
-#define HEAP_MOST 1024  /* a top-k up to here uses the heap; its cost rises with k, that of selecting does not */
-#define WEIGH_BLOCK 512 /* weights summed apart, so that a draw skips most of them */
-
-typedef struct bias {
-    int32_t id;
-    float value;
-} bias;
-
-/* What the options say, and memory for just that. */
-typedef struct sampler_plan {
-    float temperature, repetition, presence, frequency;
-    double top_p, min_p;
-    int64_t top_k, window;
-    bias *biases;
-    size_t bias_count, bias_capacity;
-    float *adjusted;       /* [vocabulary] with biases or penalties, else NULL */
-    int32_t *seen;         /* [vocabulary] with penalties: how often in the window; all zero between calls */
-    qmi_candidate *candidates; /* [heap size] or [vocabulary] */
-    float *weights;        /* [vocabulary] without top-k ... */
-    double *block_sums;    /* ... and their sums by WEIGH_BLOCK */
-} sampler_plan;
+#include "run/sampler_plan.h"
 
 struct qmi_sampler {
     qmi_alloc alloc;
     int32_t vocabulary;
     qmi_random random;
-    sampler_plan plan;
+    qmi_sampler_plan plan;
 };
-
-/* ---- options ---- */
-
-static int32_t refuse_bias(const char *pair, size_t length, const char *why)
-{
-    char text[QMI_SHOWN_SIZE], shown[QMI_SHOWN_SIZE];
-    if (length > sizeof text - 1)
-        length = sizeof text - 1;
-    memcpy(text, pair, length);
-    text[length] = 0;
-    return qmi_fail(QM_ERROR_OPTION, "option 'logit-bias': '%s' %s", qmi_option_shown(text, shown), why);
-}
-
-static int32_t read_bias(const char *pair, size_t length, int32_t vocabulary, bias *out)
-{
-    const char *colon = memchr(pair, ':', length);
-    int64_t id = 0;
-    double value = 0;
-    if (!colon || qmi_number_read_int(pair, (size_t)(colon - pair), &id) != QMI_NUMBER_OK)
-        return refuse_bias(pair, length, "is not a pair of token id and number such as 198:-2.5 or 198:-inf");
-    if (id < 0 || id >= vocabulary) {
-        return qmi_fail(QM_ERROR_OPTION, "option 'logit-bias': token %lld is not one of this model's 0..%d", (long long)id,
-                        (int)vocabulary - 1);
-    }
-    size_t rest = length - (size_t)(colon + 1 - pair);
-    if (rest == 4 && memcmp(colon + 1, "-inf", 4) == 0)
-        value = -HUGE_VAL;
-    else if (qmi_number_read_float(colon + 1, rest, &value) != QMI_NUMBER_OK || fabs(value) > 1e30)
-        return refuse_bias(pair, length, "has no number after the colon that is -inf or in the range -1e30..1e30");
-    *out = (bias){ (int32_t)id, (float)value };
-    return QM_OK;
-}
-
-static int32_t reserve_biases(sampler_plan *plan, size_t count, const qmi_alloc *alloc)
-{
-    return qmi_reserve(alloc, (void **)&plan->biases, &plan->bias_capacity, count, sizeof *plan->biases, "logit-bias");
-}
-
-/* "id:value,id:value"; spaces around a pair do no harm. */
-static int32_t read_biases(const char *text, int32_t vocabulary, const qmi_alloc *alloc, sampler_plan *plan)
-{
-    if (!text[strspn(text, " ")])
-        return QM_OK;
-    for (;;) {
-        text += strspn(text, " ");
-        size_t whole = strcspn(text, ","), length = whole;
-        while (length > 0 && text[length - 1] == ' ')
-            length--;
-        int32_t status = reserve_biases(plan, plan->bias_count + 1, alloc);
-        if (status == QM_OK)
-            status = read_bias(text, length, vocabulary, &plan->biases[plan->bias_count]);
-        if (status < 0)
-            return status;
-        plan->bias_count++;
-        if (!text[whole])
-            return QM_OK;
-        text += whole + 1;
-    }
-}
-
-static void plan_end(sampler_plan *plan, const qmi_alloc *alloc)
-{
-    qmi_delete(alloc, plan->biases);
-    qmi_delete(alloc, plan->adjusted);
-    qmi_delete(alloc, plan->seen);
-    qmi_delete(alloc, plan->candidates);
-    qmi_delete(alloc, plan->weights);
-    qmi_delete(alloc, plan->block_sums);
-    memset(plan, 0, sizeof *plan);
-}
-
-static bool has_penalties(const sampler_plan *plan)
-{
-    return plan->window > 0 && (plan->repetition != 1 || plan->presence != 0 || plan->frequency != 0);
-}
-
-static bool wants_memory(const void *pointer, bool needed)
-{
-    return needed && !pointer;
-}
-
-/* Memory for what the options ask; plan_end frees it also after a failure. */
-static int32_t plan_memory(sampler_plan *plan, int32_t vocabulary, const qmi_alloc *alloc)
-{
-    size_t count = (size_t)vocabulary;
-    bool draws = plan->temperature > 0, all = draws && plan->top_k == 0;
-    bool penalties = has_penalties(plan);
-    if (penalties)
-        plan->seen = qmi_new(alloc, count, sizeof *plan->seen, "counts of tokens for penalties");
-    if (penalties || plan->bias_count)
-        plan->adjusted = qmi_new(alloc, count, sizeof *plan->adjusted, "adjusted logits");
-    if (draws) {
-        size_t room = all || plan->top_k > HEAP_MOST ? count : (size_t)plan->top_k;
-        plan->candidates = qmi_new(alloc, room, sizeof *plan->candidates, "candidates");
-    }
-    if (all) {
-        plan->weights = qmi_new(alloc, count, sizeof *plan->weights, "weights of tokens");
-        plan->block_sums = qmi_new(alloc, count / WEIGH_BLOCK + 1, sizeof *plan->block_sums, "sums of weights");
-    }
-    if (wants_memory(plan->seen, penalties) || wants_memory(plan->adjusted, penalties || plan->bias_count > 0)
-        || wants_memory(plan->candidates, draws) || wants_memory(plan->weights, all) || wants_memory(plan->block_sums, all))
-        return QM_ERROR_MEMORY;
-    return QM_OK;
-}
-
-static int32_t plan_start(sampler_plan *plan, const qmi_settings *settings, int32_t vocabulary, const qmi_alloc *alloc)
-{
-    memset(plan, 0, sizeof *plan);
-    plan->temperature = (float)qmi_settings_float(settings, QMI_OPT_TEMPERATURE);
-    plan->top_p = qmi_settings_float(settings, QMI_OPT_TOP_P);
-    plan->min_p = qmi_settings_float(settings, QMI_OPT_MIN_P);
-    plan->repetition = (float)qmi_settings_float(settings, QMI_OPT_REPETITION_PENALTY);
-    plan->presence = (float)qmi_settings_float(settings, QMI_OPT_PRESENCE_PENALTY);
-    plan->frequency = (float)qmi_settings_float(settings, QMI_OPT_FREQUENCY_PENALTY);
-    plan->window = qmi_settings_int(settings, QMI_OPT_PENALTY_WINDOW);
-    plan->top_k = qmi_settings_int(settings, QMI_OPT_TOP_K);
-    if (plan->top_k >= vocabulary)
-        plan->top_k = 0;
-    int32_t status = read_biases(qmi_settings_text(settings, QMI_OPT_LOGIT_BIAS), vocabulary, alloc, plan);
-    if (status == QM_OK)
-        status = plan_memory(plan, vocabulary, alloc);
-    if (status < 0)
-        plan_end(plan, alloc);
-    return status;
-}
 
 static void seed_from(qmi_sampler *sampler, const qmi_settings *settings)
 {
@@ -180,7 +33,7 @@ int32_t qmi_sampler_new(const qmi_settings *settings, int32_t vocabulary, qmi_sa
         return QM_ERROR_MEMORY;
     sampler->alloc = settings->alloc;
     sampler->vocabulary = vocabulary;
-    int32_t status = plan_start(&sampler->plan, settings, vocabulary, &sampler->alloc);
+    int32_t status = qmi_sampler_plan_start(&sampler->plan, settings, vocabulary, &sampler->alloc);
     if (status < 0) {
         qmi_sampler_free(&sampler);
         return status;
@@ -192,11 +45,11 @@ int32_t qmi_sampler_new(const qmi_settings *settings, int32_t vocabulary, qmi_sa
 
 int32_t qmi_sampler_configure(qmi_sampler *sampler, const qmi_settings *settings, bool reseed)
 {
-    sampler_plan plan;
-    int32_t status = plan_start(&plan, settings, sampler->vocabulary, &sampler->alloc);
+    qmi_sampler_plan plan;
+    int32_t status = qmi_sampler_plan_start(&plan, settings, sampler->vocabulary, &sampler->alloc);
     if (status < 0)
         return status;
-    plan_end(&sampler->plan, &sampler->alloc);
+    qmi_sampler_plan_end(&sampler->plan, &sampler->alloc);
     sampler->plan = plan;
     if (reseed)
         seed_from(sampler, settings);
@@ -215,24 +68,12 @@ void qmi_sampler_set_random(qmi_sampler *sampler, const uint64_t state[4])
 
 int32_t qmi_sampler_copy(const qmi_sampler *from, qmi_sampler **out)
 {
-    const sampler_plan *plan = &from->plan;
     *out = NULL;
     qmi_sampler *copy = qmi_new(&from->alloc, 1, sizeof *copy, "sampler");
     if (!copy)
         return QM_ERROR_MEMORY;
     *copy = *from;
-    copy->plan.adjusted = NULL;
-    copy->plan.seen = NULL;
-    copy->plan.candidates = NULL;
-    copy->plan.weights = NULL;
-    copy->plan.block_sums = NULL;
-    copy->plan.biases = NULL;
-    copy->plan.bias_capacity = 0;
-    int32_t status = reserve_biases(&copy->plan, plan->bias_count, &copy->alloc);
-    if (status == QM_OK && plan->bias_count)
-        memcpy(copy->plan.biases, plan->biases, plan->bias_count * sizeof(bias));
-    if (status == QM_OK)
-        status = plan_memory(&copy->plan, copy->vocabulary, &copy->alloc);
+    int32_t status = qmi_sampler_plan_copy(&from->plan, copy->vocabulary, &copy->alloc, &copy->plan);
     if (status < 0) {
         qmi_sampler_free(&copy);
         return status;
@@ -246,14 +87,14 @@ void qmi_sampler_free(qmi_sampler **sampler)
     if (!*sampler)
         return;
     const qmi_alloc alloc = (*sampler)->alloc;
-    plan_end(&(*sampler)->plan, &alloc);
+    qmi_sampler_plan_end(&(*sampler)->plan, &alloc);
     qmi_delete(&alloc, *sampler);
     *sampler = NULL;
 }
 
 /* ---- biases and penalties ---- */
 
-static float penalise(const sampler_plan *plan, float logit, int32_t times)
+static float penalise(const qmi_sampler_plan *plan, float logit, int32_t times)
 {
     logit = logit > 0 ? logit / plan->repetition : logit * plan->repetition;
     return logit - (plan->presence + plan->frequency * (float)times);
@@ -262,7 +103,7 @@ static float penalise(const sampler_plan *plan, float logit, int32_t times)
 /* Counts the window's tokens, then walks it again to penalise each once and to leave the counts at zero. */
 static void penalise_window(qmi_sampler *sampler, const int32_t *history, int64_t count)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     if (count > plan->window) {
         history += count - plan->window;
         count = plan->window;
@@ -282,7 +123,7 @@ static void penalise_window(qmi_sampler *sampler, const int32_t *history, int64_
 
 static const float *adjust(qmi_sampler *sampler, const float *logits, const int32_t *history, int64_t history_count)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     if (!plan->adjusted)
         return logits;
     memcpy(plan->adjusted, logits, (size_t)sampler->vocabulary * sizeof *logits);
@@ -296,24 +137,24 @@ static const float *adjust(qmi_sampler *sampler, const float *logits, const int3
 /* ---- filters and draw ---- */
 
 /* 1 / T, finite so that the highest logit's 0 stays 0. */
-static float inverse_temperature(const sampler_plan *plan)
+static float inverse_temperature(const qmi_sampler_plan *plan)
 {
     return plan->temperature > 1e-30f ? 1 / plan->temperature : 1e30f;
 }
 
 /* Weights of the whole vocabulary, their sums by block, and their sum. */
-static double weigh_all(sampler_plan *plan, const float *x, int32_t count, float highest, float inverse)
+static double weigh_all(qmi_sampler_plan *plan, const float *x, int32_t count, float highest, float inverse)
 {
     double total = 0;
-    for (int32_t start = 0; start < count; start += WEIGH_BLOCK) {
-        int32_t size = count - start < WEIGH_BLOCK ? count - start : WEIGH_BLOCK;
+    for (int32_t start = 0; start < count; start += QMI_SAMPLER_BLOCK) {
+        int32_t size = count - start < QMI_SAMPLER_BLOCK ? count - start : QMI_SAMPLER_BLOCK;
         const float *weights = plan->weights + start;
         double sums[4] = { 0 }; /* apart, so that additions overlap */
         qmi_candidates_weigh(x + start, size, highest, inverse, plan->weights + start);
         for (int32_t i = 0; i < size; i++)
             sums[i % 4] += weights[i];
         double sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-        plan->block_sums[start / WEIGH_BLOCK] = sum;
+        plan->block_sums[start / QMI_SAMPLER_BLOCK] = sum;
         total += sum;
     }
     return total;
@@ -347,11 +188,13 @@ static int32_t draw_candidate(qmi_sampler *sampler, int64_t count)
 
 static int32_t draw_any(qmi_sampler *sampler, double total, int32_t fallback)
 {
-    const sampler_plan *plan = &sampler->plan;
+    const qmi_sampler_plan *plan = &sampler->plan;
     double rest = qmi_random_unit(&sampler->random) * total;
     int32_t start = 0;
-    for (; start + WEIGH_BLOCK < sampler->vocabulary && rest >= plan->block_sums[start / WEIGH_BLOCK]; start += WEIGH_BLOCK)
-        rest -= plan->block_sums[start / WEIGH_BLOCK];
+    for (const double *sum = plan->block_sums; start + QMI_SAMPLER_BLOCK < sampler->vocabulary && rest >= *sum; sum++) {
+        rest -= *sum;
+        start += QMI_SAMPLER_BLOCK;
+    }
     for (int32_t i = start; i < sampler->vocabulary; i++) {
         if (rest < plan->weights[i])
             return i;
@@ -363,7 +206,7 @@ static int32_t draw_any(qmi_sampler *sampler, double total, int32_t fallback)
 /* Of the top-k candidates, whose highest logit is given. */
 static int32_t choose_candidate(qmi_sampler *sampler, int64_t count, float highest)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     double total = qmi_candidates_reweigh(plan->candidates, count, highest, inverse_temperature(plan));
     if (plan->top_p < 1)
         count = qmi_candidates_prefix(plan->candidates, count, plan->top_p * total);
@@ -374,9 +217,9 @@ static int32_t choose_candidate(qmi_sampler *sampler, int64_t count, float highe
 
 static int32_t choose_among_few(qmi_sampler *sampler, const float *x, float highest)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     int64_t count = 0;
-    if (plan->top_k <= HEAP_MOST) {
+    if (plan->top_k <= QMI_SAMPLER_HEAP_MOST) {
         count = qmi_candidates_first(x, sampler->vocabulary, plan->top_k, plan->candidates);
     } else {
         for (int32_t i = 0; i < sampler->vocabulary; i++) {
@@ -392,7 +235,7 @@ static int32_t choose_among_few(qmi_sampler *sampler, const float *x, float high
  * those above are enough to look at. */
 static int32_t choose_among_all(qmi_sampler *sampler, const float *x, int32_t best)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     double total = weigh_all(plan, x, sampler->vocabulary, x[best], inverse_temperature(plan));
     if (plan->top_p >= 1 && plan->min_p <= 0)
         return draw_any(sampler, total, best);
@@ -420,13 +263,13 @@ int32_t qmi_sampler_choose(qmi_sampler *sampler, const float *logits, const int3
 
 bool qmi_sampler_takes_picks(const qmi_sampler *sampler)
 {
-    const sampler_plan *plan = &sampler->plan;
+    const qmi_sampler_plan *plan = &sampler->plan;
     return !plan->adjusted && (plan->temperature <= 0 || (plan->top_k > 0 && plan->top_k <= QMI_PICKS_MAX));
 }
 
 int32_t qmi_sampler_choose_picked(qmi_sampler *sampler, const qmi_pick *picks)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     int64_t count = 0;
     if (plan->temperature <= 0 || !isfinite(picks[0].logit))
         return picks[0].id;
@@ -477,7 +320,7 @@ static bool draw_within(qmi_sampler *sampler, int64_t count, double total, doubl
  * `rest`, in weights of which the first candidate's is 1, and each is at most the last one's that was asked about, `below`. */
 static bool decide(qmi_sampler *sampler, int64_t count, double rest, double below, int32_t *token)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     if (count == 0)
         return false;
     double total = qmi_candidates_reweigh(plan->candidates, count, plan->candidates[0].logit, inverse_temperature(plan));
@@ -497,7 +340,7 @@ static bool decide(qmi_sampler *sampler, int64_t count, double rest, double belo
     return true;
 }
 
-static double weight_of(const sampler_plan *plan, float logit, float highest)
+static double weight_of(const qmi_sampler_plan *plan, float logit, float highest)
 {
     float weight;
     qmi_candidates_weigh(&logit, 1, highest, inverse_temperature(plan), &weight);
@@ -509,7 +352,7 @@ static double weight_of(const sampler_plan *plan, float logit, float highest)
 static int32_t choose_asked(qmi_sampler *sampler, const qmi_candidate *highest, int64_t count, bool all, double total,
                             const qmi_filter *filter, int32_t *token)
 {
-    sampler_plan *plan = &sampler->plan;
+    qmi_sampler_plan *plan = &sampler->plan;
     bool greedy = plan->temperature <= 0;
     int64_t most = greedy ? 1 : plan->top_k > 0 ? plan->top_k : count, kept = 0;
     for (int64_t i = 0; i < count && kept < most; i++) {
@@ -591,11 +434,11 @@ static int32_t draw_asking(qmi_sampler *sampler, double total, int32_t best, con
 /* 1, 0 (the mask is needed) or a code. */
 static int32_t choose_asking(qmi_sampler *sampler, const float *x, int32_t best, const qmi_filter *filter, int32_t *token)
 {
-    sampler_plan *plan = &sampler->plan;
-    qmi_candidate highest[HEAP_MOST];
+    qmi_sampler_plan *plan = &sampler->plan;
+    qmi_candidate highest[QMI_SAMPLER_HEAP_MOST];
     double total = 0;
     bool greedy = plan->temperature <= 0;
-    if (!isfinite(x[best]) || (!greedy && plan->top_k > HEAP_MOST))
+    if (!isfinite(x[best]) || (!greedy && plan->top_k > QMI_SAMPLER_HEAP_MOST))
         return 0;
     if (!greedy && plan->top_k == 0)
         total = weigh_all(plan, x, sampler->vocabulary, x[best], inverse_temperature(plan));
