@@ -405,7 +405,8 @@ extern "C" int32_t qmi_cuda_upload_start(qmi_device *device, int64_t bytes, cons
     return code < 0 ? code : cuda_lend_files(device, files, file_count);
 }
 
-extern "C" int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_matrix *matrix)
+/* data NULL: rows of the source. */
+static int32_t upload_from(qmi_device *device, const void *data, const qmi_row_source *source, qmi_matrix *matrix)
 {
     uint32_t type = matrix->type;
     int64_t rows = matrix->rows * matrix->count, bytes = qmi_cuda_matrix_bytes(&type, matrix->columns, rows);
@@ -415,13 +416,24 @@ extern "C" int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_mat
     if (!device->uploader || bytes > device->weights_bytes - device->weights_used)
         return qmi_fail(QM_ERROR_STATE, "weights of %lld bytes are more than was said before uploading", (long long)bytes);
     uint8_t *to = device->weights + device->weights_used;
-    code = cuda_uploader_add(device->uploader, data, matrix->type, matrix->columns, rows, to);
+    code = data ? cuda_uploader_add(device->uploader, data, matrix->type, matrix->columns, rows, to)
+                : cuda_uploader_add_rows(device->uploader, source, matrix->type, matrix->columns, rows, to);
     if (code < 0)
         return code;
     device->weights_used += bytes;
     matrix->type = type;
     matrix->data = (qmi_address)to;
     return QM_OK;
+}
+
+extern "C" int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_matrix *matrix)
+{
+    return upload_from(device, data, NULL, matrix);
+}
+
+extern "C" int32_t qmi_cuda_upload_rows(qmi_device *device, const qmi_row_source *source, qmi_matrix *matrix)
+{
+    return upload_from(device, NULL, source, matrix);
 }
 
 extern "C" int32_t qmi_cuda_upload_finish(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel)

@@ -13,6 +13,7 @@ void qmi_cuda_release(qmi_device *device, qmi_address address);
 int64_t qmi_cuda_matrix_bytes(uint32_t *type, int64_t columns, int64_t rows);
 int32_t qmi_cuda_upload_start(qmi_device *device, int64_t bytes, const qmi_os_map *files, int32_t file_count);
 int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_matrix *matrix);
+int32_t qmi_cuda_upload_rows(qmi_device *device, const qmi_row_source *source, qmi_matrix *matrix);
 int32_t qmi_cuda_lend(qmi_device *device, const void *data, qmi_matrix *matrix);
 int32_t qmi_cuda_upload_finish(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel);
 int32_t qmi_cuda_write(qmi_device *device, qmi_address to, const void *from, int64_t bytes);

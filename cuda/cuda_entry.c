@@ -55,6 +55,7 @@ static const qmi_backend backend = {
     .matrix_bytes = qmi_cuda_matrix_bytes,
     .upload_start = qmi_cuda_upload_start,
     .upload = qmi_cuda_upload,
+    .upload_rows = qmi_cuda_upload_rows,
     .lend = qmi_cuda_lend,
     .upload_finish = qmi_cuda_upload_finish,
     .write = qmi_cuda_write,

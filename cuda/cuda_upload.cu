@@ -23,7 +23,8 @@ enum upload_way {
 };
 
 typedef struct upload_matrix {
-    const uint8_t *data;
+    const uint8_t *data;   /* NULL: rows are asked of: */
+    qmi_row_source source;
     const qmi_os_map *map; /* that data lies in, or NULL */
     uint32_t type, card_type;
     int64_t columns, rows, row_bytes;
@@ -132,6 +133,8 @@ static int32_t launch_reorder(const upload_reader *r, const upload_piece *piece)
 static int32_t read_file(const upload_piece *piece, uint8_t *to)
 {
     const upload_matrix *m = &piece->matrix;
+    if (!m->data)
+        return m->source.read(m->source.user, piece->first, piece->rows, to);
     const uint8_t *from = m->data + piece->first * m->row_bytes;
     const int64_t bytes = piece->rows * m->row_bytes;
     if (m->map)
@@ -439,6 +442,26 @@ static int32_t append(cuda_uploader *u, const upload_matrix *matrix)
     return code;
 }
 
+static int32_t add(cuda_uploader *u, upload_matrix *m, uint32_t type, int64_t columns, int64_t rows, void *to)
+{
+    if (rows <= 0)
+        return QM_OK;
+    m->type = type;
+    m->card_type = qmi_cuda_type(type);
+    m->columns = columns;
+    m->rows = rows;
+    m->row_bytes = qmi_quant_row_bytes(type, columns);
+    m->to = (uint8_t *)to;
+    m->way = way_of(type, columns);
+    qmi_cuda_planes_of(m->card_type, columns, rows, &m->planes);
+    int64_t row_room = m->row_bytes; /* of a buffer */
+    for (int32_t i = 0; i < QMI_CUDA_PLANES && m->way == UPLOAD_HOST; i++)
+        row_room += qmi_cuda_plane_bytes(m->card_type, i, columns, 1);
+    m->piece_rows = u->settings.piece / row_room > 0 ? u->settings.piece / row_room : 1;
+    const int32_t code = append(u, m);
+    return code < 0 ? code : start_readers(u, u->total);
+}
+
 int32_t cuda_uploader_add(cuda_uploader *u, const void *data, uint32_t type, int64_t columns, int64_t rows, void *to)
 {
     return cuda_uploader_add_behind(u, NULL, data, type, columns, rows, to);
@@ -448,25 +471,18 @@ int32_t cuda_uploader_add_behind(cuda_uploader *u, cudaEvent_t after, const void
                                  int64_t rows, void *to)
 {
     upload_matrix m = {};
-    if (rows <= 0)
-        return QM_OK;
     m.data = (const uint8_t *)data;
     m.map = map_of(&u->settings, m.data);
-    m.type = type;
-    m.card_type = qmi_cuda_type(type);
-    m.columns = columns;
-    m.rows = rows;
-    m.row_bytes = qmi_quant_row_bytes(type, columns);
-    m.to = (uint8_t *)to;
     m.after = after;
-    m.way = way_of(type, columns);
-    qmi_cuda_planes_of(m.card_type, columns, rows, &m.planes);
-    int64_t row_room = m.row_bytes; /* of a buffer */
-    for (int32_t i = 0; i < QMI_CUDA_PLANES && m.way == UPLOAD_HOST; i++)
-        row_room += qmi_cuda_plane_bytes(m.card_type, i, columns, 1);
-    m.piece_rows = u->settings.piece / row_room > 0 ? u->settings.piece / row_room : 1;
-    const int32_t code = append(u, &m);
-    return code < 0 ? code : start_readers(u, u->total);
+    return add(u, &m, type, columns, rows, to);
+}
+
+int32_t cuda_uploader_add_rows(cuda_uploader *u, const qmi_row_source *source, uint32_t type, int64_t columns, int64_t rows,
+                               void *to)
+{
+    upload_matrix m = {};
+    m.source = *source;
+    return add(u, &m, type, columns, rows, to);
 }
 
 int32_t cuda_uploader_join(cuda_uploader *u, cudaStream_t stream)

@@ -36,6 +36,9 @@ int32_t cuda_uploader_new(const cuda_upload_settings *settings, cuda_uploader **
 /* A matrix as it is in the file; rows: of all experts. to: memory of the card for the planes of qmi_cuda_type(type), aligned to
  * QMI_CUDA_PLANE_ALIGN. Both must stay until `finish`. Fails early when the upload has failed already. */
 int32_t cuda_uploader_add(cuda_uploader *uploader, const void *data, uint32_t type, int64_t columns, int64_t rows, void *to);
+/* The same with rows that the readers ask for. */
+int32_t cuda_uploader_add_rows(cuda_uploader *uploader, const qmi_row_source *source, uint32_t type, int64_t columns,
+                               int64_t rows, void *to);
 
 /* Waits, frees the uploader and its staging memory, sets NULL; accepts NULL. progress (NULL: none; stage "load", bytes of the
  * file) is called by this thread. QM_ERROR_CANCELLED when it returns nonzero or *cancel (NULL: never; read atomically) is not 0.

@@ -14,7 +14,7 @@
 #include "backend/joint.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 5
+#define QMI_BACKEND_ABI 6
 
 typedef struct qmi_device qmi_device;
 
@@ -51,6 +51,13 @@ typedef struct qmi_content {
     qmi_slot slot;
 } qmi_content;
 
+/* Rows of a matrix that are not together in the file. */
+typedef struct qmi_row_source {
+    /* Rows [first, first + count) of all experts' as the file has them, from any thread; with the thread's message on failure. */
+    int32_t (*read)(const void *user, int64_t first, int64_t count, void *to);
+    const void *user;      /* stays until upload_finish */
+} qmi_row_source;
+
 typedef struct qmi_backend {
     int32_t abi;           /* QMI_BACKEND_ABI it was built with */
     const char *name;      /* "cpu" */
@@ -72,6 +79,7 @@ typedef struct qmi_backend {
      * upload: matrix has type and shape as in the file, data is the tensor; sets matrix->type and matrix->data, usable until the
      * device is closed. The work may go on after the call, so the file must stay mapped; a device that shares the host gives back
      * the pointer.
+     * upload_rows (NULL: not offered): likewise for a matrix that is not together in the file.
      * lend (NULL: not offered): likewise for matrices of experts, none of which it copies: they stay where they are, and a run
      * brings those of each EXPERTS op over while the ops before it compute, which pays for batches of many rows. matrix->data is
      * then good for such an op alone, in a program that was prepared after all were lent. `prepare` takes memory for twice the
@@ -80,6 +88,7 @@ typedef struct qmi_backend {
      * matrices) returns nonzero or *cancel (NULL: never) becomes nonzero; also a failure of the uploads themselves. */
     int32_t (*upload_start)(qmi_device *device, int64_t bytes, const qmi_os_map *files, int32_t file_count);
     int32_t (*upload)(qmi_device *device, const void *data, qmi_matrix *matrix);
+    int32_t (*upload_rows)(qmi_device *device, const qmi_row_source *source, qmi_matrix *matrix);
     int32_t (*lend)(qmi_device *device, const void *data, qmi_matrix *matrix);
     int32_t (*upload_finish)(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel);
 

@@ -5,6 +5,11 @@
 #include "exchange/operands.h"
 #include "exchange/slices.h"
 
+typedef struct slice_source {      /* of a qmi_row_source */
+    const qmi_slice *slice;
+    const qmi_os_map *map;         /* that it lies in, or NULL */
+} slice_source;
+
 typedef struct placer {
     qmi_group *group;
     group_member *member;
@@ -12,6 +17,7 @@ typedef struct placer {
     qmi_slice_list matrices, vectors;
     size_t lent;                   /* matrices from here on are of wide batches alone: experts of them are lent */
     qmi_matrix *placed;            /* of each slice of a matrix, as it lies on the device */
+    slice_source *sources;         /* likewise */
     qmi_address *addresses;        /* of each slice of a vector */
     const qmi_group_source *source;
     int64_t bytes, before, total;  /* of this member's matrices; of those before it; and of all */
@@ -49,6 +55,22 @@ static int32_t find_data(placer *p, const qmi_slice *slice, const void **data)
     return QM_OK;
 }
 
+static int32_t read_rows(const void *user, int64_t first, int64_t count, void *to)
+{
+    const slice_source *source = user;
+    return qmi_slice_gather_rows(source->slice, (const void *)(uintptr_t)source->slice->whole.data, source->map, first, count,
+                                 to);
+}
+
+static const qmi_os_map *map_of(const qmi_group_source *source, const qmi_slice *slice)
+{
+    const uint8_t *data = (const uint8_t *)(uintptr_t)slice->whole.data;
+    for (int32_t i = 0; i < source->file_count; i++)
+        if (data >= source->files[i].data && data < source->files[i].data + source->files[i].size)
+            return &source->files[i];
+    return NULL;
+}
+
 static int32_t report_progress(const char *stage, int64_t done, int64_t total, void *user)
 {
     const placer *p = user;
@@ -73,21 +95,45 @@ static bool is_lent(const placer *p, size_t i)
     return i >= p->lent && p->matrices.list[i]->whole.count > 1;
 }
 
+static int32_t upload_matrix(placer *p, size_t i)
+{
+    const qmi_backend *backend = p->member->base.backend;
+    qmi_device *device = p->member->base.device;
+    const qmi_slice *slice = p->matrices.list[i];
+    const void *data = NULL;
+    int64_t offset;
+    p->placed[i] = qmi_slice_matrix(slice);
+    if (backend->upload_rows && !is_lent(p, i) && !qmi_slice_is_run(slice, &offset)) {
+        p->sources[i] = (slice_source){ slice, map_of(p->source, slice) };
+        const qmi_row_source source = { read_rows, &p->sources[i] };
+        return backend->upload_rows(device, &source, &p->placed[i]);
+    }
+    int32_t code = find_data(p, slice, &data);
+    return code < 0 ? code : (is_lent(p, i) ? backend->lend : backend->upload)(device, data, &p->placed[i]);
+}
+
+/* Ends the uploads that are under way, as they read from the sources, which go. */
+static void stop_uploads(const placer *p)
+{
+    static const int32_t stop = 1;
+    char text[QMI_ERROR_SIZE];
+    qmi_error_copy(text);
+    p->member->base.backend->upload_finish(p->member->base.device, NULL, NULL, &stop);
+    qmi_error_restore(text);
+}
+
 static int32_t upload_matrices(placer *p)
 {
     group_member *member = p->member;
     const qmi_backend *backend = member->base.backend;
     qmi_device *device = member->base.device;
-    const void *data = NULL;
     int32_t code = QM_OK;
     if (backend->upload_start)
         code = backend->upload_start(device, p->bytes, p->source->files, p->source->file_count);
-    for (size_t i = 0; i < p->matrices.count && code >= 0; i++) {
-        p->placed[i] = qmi_slice_matrix(p->matrices.list[i]);
-        code = is_cancelled(p) ? qmi_fail(QM_ERROR_CANCELLED, "loading was cancelled") : find_data(p, p->matrices.list[i], &data);
-        if (code >= 0)
-            code = (is_lent(p, i) ? backend->lend : backend->upload)(device, data, &p->placed[i]);
-    }
+    for (size_t i = 0; i < p->matrices.count && code >= 0; i++)
+        code = is_cancelled(p) ? qmi_fail(QM_ERROR_CANCELLED, "loading was cancelled") : upload_matrix(p, i);
+    if (code < 0 && backend->upload_rows)
+        stop_uploads(p);
     if (code >= 0 && backend->upload_finish)
         code = backend->upload_finish(device, p->source->progress ? report_progress : NULL, p, p->source->cancel);
     if (code >= 0 && !member->info.mapped)
@@ -214,8 +260,9 @@ static int32_t place_member(placer *p)
 {
     const qmi_alloc *alloc = &p->group->alloc;
     p->placed = qmi_new(alloc, p->matrices.count, sizeof *p->placed, "slices of weights");
+    p->sources = qmi_new(alloc, p->matrices.count, sizeof *p->sources, "slices of weights");
     p->addresses = qmi_new(alloc, p->vectors.count, sizeof *p->addresses, "slices of weights");
-    int32_t code = p->placed && p->addresses ? place_vectors(p) : QM_ERROR_MEMORY;
+    int32_t code = p->placed && p->sources && p->addresses ? place_vectors(p) : QM_ERROR_MEMORY;
     if (code >= 0)
         code = upload_matrices(p);
     if (code >= 0)
@@ -242,6 +289,7 @@ static int32_t place_members(qmi_group *group, placer *placers, const qmi_group_
         qmi_slices_free(&placers[i].matrices, &group->alloc);
         qmi_slices_free(&placers[i].vectors, &group->alloc);
         qmi_delete(&group->alloc, placers[i].placed);
+        qmi_delete(&group->alloc, placers[i].sources);
         qmi_delete(&group->alloc, placers[i].addresses);
     }
     return code;

@@ -2,6 +2,7 @@
 #include "exchange/slices.h"
 
 #include <string.h>
+#include "base/error.h"
 #include "quant/quant.h"
 
 static bool equal_ranges(const qmi_ranges *a, const qmi_ranges *b)
@@ -78,13 +79,45 @@ static char *gather_row(const qmi_slice *slice, const char *row, char *to)
     return to;
 }
 
+/* `count` neighbouring rows of the whole. */
+static int32_t gather_run(const qmi_slice *slice, const char *from, const qmi_os_map *map, int64_t count, char **to)
+{
+    const int64_t size = row_bytes(slice, slice->whole.columns);
+    const bool all_columns = slice->columns.count == 1 && slice->columns.list[0].count == slice->whole.columns;
+    int32_t code = QM_OK;
+    if (!all_columns) {
+        for (int64_t r = 0; r < count; r++)
+            *to = gather_row(slice, from + r * size, *to);
+        return QM_OK;
+    }
+    if (map)
+        code = qmi_os_map_read(map, (const uint8_t *)from - map->data, *to, count * size);
+    else
+        memcpy(*to, from, (size_t)(count * size));
+    *to += count * size;
+    return code;
+}
+
+int32_t qmi_slice_gather_rows(const qmi_slice *slice, const void *whole, const qmi_os_map *map, int64_t first, int64_t count,
+                              void *to)
+{
+    const int64_t size = row_bytes(slice, slice->whole.columns), end = first + count;
+    char *next = to;
+    int64_t begin = 0; /* of a range, among the slice's rows */
+    int32_t code = QM_OK;
+    for (int64_t c = 0; c < slice->whole.count && code >= 0; c++)
+        for (int32_t i = 0; i < slice->rows.count && code >= 0; i++) {
+            const qmi_range *range = &slice->rows.list[i];
+            int64_t from = first > begin ? first - begin : 0, to_row = end - begin < range->count ? end - begin : range->count;
+            if (from < to_row)
+                code = gather_run(slice, (const char *)whole + (c * slice->whole.rows + range->first + from) * size, map,
+                                  to_row - from, &next);
+            begin += range->count;
+        }
+    return code;
+}
+
 void qmi_slice_gather(const qmi_slice *slice, const void *whole, void *to)
 {
-    int64_t size = row_bytes(slice, slice->whole.columns);
-    char *next = to;
-    for (int64_t c = 0; c < slice->whole.count; c++)
-        for (int32_t i = 0; i < slice->rows.count; i++)
-            for (int64_t r = 0; r < slice->rows.list[i].count; r++)
-                next = gather_row(slice, (const char *)whole + (c * slice->whole.rows + slice->rows.list[i].first + r) * size,
-                                  next);
+    qmi_slice_gather_rows(slice, whole, NULL, 0, qmi_ranges_total(&slice->rows) * slice->whole.count, to);
 }

@@ -2,6 +2,7 @@
 #ifndef QMI_EXCHANGE_SLICES_H
 #define QMI_EXCHANGE_SLICES_H
 
+#include "base/os.h"
 #include "exchange/cut.h"
 
 typedef struct qmi_slice_list {
@@ -19,5 +20,9 @@ qmi_matrix qmi_slice_matrix(const qmi_slice *slice); /* its type in the file and
 bool qmi_slice_is_run(const qmi_slice *slice, int64_t *offset);
 int64_t qmi_slice_bytes(const qmi_slice *slice);     /* of the file's type */
 void qmi_slice_gather(const qmi_slice *slice, const void *whole, void *to);
+/* Rows [first, first + count) of the slice, counted over all experts. map: that `whole` lies in, or NULL; runs of rows are read
+ * through its descriptor, parts of rows are not, since they are small. */
+int32_t qmi_slice_gather_rows(const qmi_slice *slice, const void *whole, const qmi_os_map *map, int64_t first, int64_t count,
+                              void *to);
 
 #endif

@@ -60,6 +60,7 @@ static struct {
     uint64_t seed, random;
 } emulator;
 
+static thread_local bool executes;           /* this thread of the host; the code of others has nothing to do with the kernel */
 static const struct position *self_position; /* of the running fiber */
 
 /* ---- faults ---- */
@@ -421,7 +422,7 @@ bool emulator_on_stack(const void *p)
 
 int emulator_running(void)
 {
-    return emulator.running ? emulator.running->index : -1;
+    return executes && emulator.running ? emulator.running->index : -1;
 }
 
 void emulator_touch(const void *p, size_t bytes, bool write, bool atomic)
@@ -576,10 +577,12 @@ void emulator_execute(const void *kernel, int cluster, dim3 grid, dim3 block, si
             order[j] = (uint32_t)i;
         }
     }
+    executes = true;
     for (int64_t i = 0; i < clusters; i++) {
         const uint32_t c = emulator.seed ? order[(size_t)i] : (uint32_t)i;
         const uint3 at = { c % width * (unsigned)cluster, c / width % grid.y, c / (width * grid.y) };
         run_blocks(cluster, at, block, grid);
     }
+    executes = false;
     emulator.kernel = NULL;
 }

@@ -222,6 +222,60 @@ static void test_matrices_come_late(void **)
     scene_free(s);
 }
 
+/* ---- rows that are asked for ---- */
+
+typedef struct rows {
+    const scene *of;
+    const matrix *rows_of;
+} rows;
+
+EMULATOR_UNSEEN static int32_t read_rows(const void *user, int64_t first, int64_t count, void *to)
+{
+    const rows *r = (const rows *)user;
+    const int64_t bytes = r->rows_of->bytes / r->rows_of->rows;
+    assert_true(first >= 0 && count > 0 && first + count <= r->rows_of->rows);
+    memcpy(to, r->of->data + r->rows_of->at + first * bytes, (size_t)(count * bytes));
+    return QM_OK;
+}
+
+EMULATOR_UNSEEN static int32_t read_none(const void *, int64_t, int64_t, void *)
+{
+    return qmi_fail(QM_ERROR_FILE, "no rows");
+}
+
+static void test_rows_are_asked_for(void **)
+{
+    scene *s = scene_new();
+    const cuda_upload_settings settings = settings_of(s, 3, 1000, false);
+    rows all[MATRICES];
+    cuda_uploader *uploader;
+    assert_int_equal(cuda_uploader_new(&settings, &uploader), QM_OK);
+    for (int i = 0; i < s->count; i++) {
+        const matrix *m = &s->matrices[i];
+        all[i].of = s;
+        all[i].rows_of = m;
+        const qmi_row_source source = { read_rows, &all[i] };
+        assert_int_equal(cuda_uploader_add_rows(uploader, &source, m->type, m->columns, m->rows, m->card), QM_OK);
+    }
+    assert_int_equal(cuda_uploader_finish(&uploader, NULL, NULL, NULL), QM_OK);
+    check_card(s);
+    scene_free(s);
+}
+
+static void test_rows_do_not_come(void **)
+{
+    scene *s = scene_small();
+    const cuda_upload_settings settings = settings_of(s, 2, 1000, false);
+    const matrix *m = &s->matrices[0];
+    const qmi_row_source source = { read_none, NULL };
+    cuda_uploader *uploader;
+    assert_int_equal(cuda_uploader_new(&settings, &uploader), QM_OK);
+    assert_int_equal(cuda_uploader_add_rows(uploader, &source, m->type, m->columns, m->rows, m->card), QM_OK);
+    assert_int_equal(cuda_uploader_finish(&uploader, NULL, NULL, NULL), QM_ERROR_FILE);
+    assert_string_equal(qmi_error_text(), "no rows");
+    scene_free(s);
+}
+
 /* ---- progress, cancel ---- */
 
 typedef struct watch {
@@ -394,6 +448,8 @@ int main(void)
         cmocka_unit_test(test_pieces_of_some_rows),
         cmocka_unit_test(test_many_readers),
         cmocka_unit_test(test_from_memory),
+        cmocka_unit_test(test_rows_are_asked_for),
+        cmocka_unit_test(test_rows_do_not_come),
         cmocka_unit_test(test_nothing_to_do),
         cmocka_unit_test(test_matrices_come_late),
         cmocka_unit_test(test_progress_ends_with_all),

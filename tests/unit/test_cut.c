@@ -79,6 +79,16 @@ static void gathers_slices(void **state)
     static const uint8_t blocks[4] = { 1, 5, 7, 11 };
     for (size_t i = 0; i < sizeof got; i++)
         assert_int_equal(got[i], blocks[i / 34]);
+    memset(got, 0, sizeof got);
+    assert_int_equal(qmi_slice_gather_rows(&slice, all, NULL, 1, 2, got), QM_OK); /* over the end of the first matrix */
+    for (size_t i = 0; i < sizeof got; i++)
+        assert_int_equal(got[i], i < 34 ? 5 : i < 68 ? 7 : 0);
+    slice.columns = (qmi_ranges){ 1, { { 0, 64 } } };
+    uint8_t whole_rows[3 * 68];
+    assert_int_equal(qmi_slice_gather_rows(&slice, all, NULL, 1, 3, whole_rows), QM_OK);
+    static const uint8_t run[6] = { 4, 5, 6, 7, 10, 11 };
+    for (size_t i = 0; i < sizeof whole_rows; i++)
+        assert_int_equal(whole_rows[i], run[i / 34]);
     const qmi_slice rows = { .whole = { QMI_TYPE_Q8_0, 64, 3, 1, 0 }, .rows = { 1, { { 1, 2 } } },
                              .columns = { 1, { { 0, 64 } } } };
     assert_true(qmi_slice_is_run(&rows, &offset));
