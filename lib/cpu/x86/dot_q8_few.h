@@ -1,4 +1,5 @@
-/* Products with few tokens, as when decoding, for dot_q8_tmpl.h, which includes it.
+/* Products with few tokens, as when decoding, for dot_q8_tmpl.h, which includes it:
+ * vectors of 256 bits.
  *
  * Unpacking rows into lanes is not worth while then, and memory gives most to who reads row after row. So the whole numbers of
  * each row's sub-blocks are made along the row, of vectors of 32 columns, and turned into lanes when ROWS rows have theirs: the
@@ -32,24 +33,24 @@ INLINE __m256i high_bytes(__m256i pairs)
 
 /* ---- a piece of a row: w[b] has the columns of block b, as q8_weights has its bytes ---- */
 
-INLINE void row_q8_0(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q8_0(const uint8_t *row, __m256i w[8])
 {
-    for (int32_t b = 0; b < blocks; b++)
+    for (int32_t b = 0; b < 8; b++)
         w[b] = _mm256_xor_si256(load_bytes(((const qmi_block_q8_0 *)row)[b].q), _mm256_set1_epi8(EIGHT_BITS_SIGNED ? 0 : -128));
 }
 
-INLINE void row_q4_0(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q4_0(const uint8_t *row, __m256i w[8])
 {
-    for (int32_t b = 0; b < blocks; b++)
+    for (int32_t b = 0; b < 8; b++)
         w[b] = half_bytes(((const qmi_block_q4_0 *)row)[b].q);
 }
 
-INLINE void row_q5_0(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q5_0(const uint8_t *row, __m256i w[8])
 {
     /* byte i gets bit i of the four: each byte spread over 8 lanes, one bit of it kept, made 16 or 0 */
     const __m256i spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
     const __m256i bits = _mm256_set1_epi64x((int64_t)0x8040201008040201);
-    for (int32_t b = 0; b < blocks; b++) {
+    for (int32_t b = 0; b < 8; b++) {
         const qmi_block_q5_0 *block = (const qmi_block_q5_0 *)row + b;
         __m256i high = _mm256_shuffle_epi8(_mm256_set1_epi32((int)qmi_load_u32(block->high)), spread);
         __m256i set = _mm256_cmpeq_epi8(_mm256_and_si256(high, bits), bits);
@@ -63,21 +64,20 @@ INLINE __m256i levels_of(__m256i q)
     return _mm256_shuffle_epi8(_mm256_xor_si256(levels, _mm256_set1_epi8(EIGHT_BITS_SIGNED ? 0 : -128)), q);
 }
 
-INLINE void row_iq4_nl(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_iq4_nl(const uint8_t *row, __m256i w[8])
 {
-    for (int32_t b = 0; b < blocks; b++)
+    for (int32_t b = 0; b < 8; b++)
         w[b] = levels_of(half_bytes(((const qmi_block_iq4_nl *)row)[b].q));
 }
 
-INLINE void row_iq4_xs(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_iq4_xs(const uint8_t *row, __m256i w[8])
 {
-    for (int32_t b = 0; b < blocks; b++)
+    for (int32_t b = 0; b < 8; b++)
         w[b] = levels_of(half_bytes(((const qmi_block_iq4_xs *)row)->q + 16 * b));
 }
 
-INLINE void row_q4_k(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q4_k(const uint8_t *row, __m256i w[8])
 {
-    (void)blocks; /* a whole super-block, here and below */
     for (int c = 0; c < 4; c++) {
         __m256i pairs = load_bytes(((const qmi_block_q4_k *)row)->q + 32 * c);
         w[2 * c] = low_bytes(pairs);
@@ -85,11 +85,10 @@ INLINE void row_q4_k(const uint8_t *row, int32_t blocks, __m256i w[8])
     }
 }
 
-INLINE void row_q5_k(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q5_k(const uint8_t *row, __m256i w[8])
 {
     const qmi_block_q5_k *block = (const qmi_block_q5_k *)row;
     const __m256i fifth = _mm256_set1_epi8(16), high = load_bytes(block->high);
-    (void)blocks;
     for (int c = 0; c < 4; c++) { /* bits 2 c and 2 c + 1 of `high` moved to bit 4 */
         __m256i pairs = load_bytes(block->q + 32 * c);
         __m256i even = c < 2 ? _mm256_slli_epi16(high, 4 - 2 * c) : _mm256_srli_epi16(high, 2 * c - 4);
@@ -99,11 +98,10 @@ INLINE void row_q5_k(const uint8_t *row, int32_t blocks, __m256i w[8])
     }
 }
 
-INLINE void row_q6_k(const uint8_t *row, int32_t blocks, __m256i w[8])
+INLINE void row_q6_k(const uint8_t *row, __m256i w[8])
 {
     const qmi_block_q6_k *block = (const qmi_block_q6_k *)row;
     const __m256i two = _mm256_set1_epi8(0x30);
-    (void)blocks;
     for (int h = 0; h < 2; h++) {
         __m256i a = load_bytes(block->low + 64 * h), b = load_bytes(block->low + 64 * h + 32);
         __m256i high = load_bytes(block->high + 32 * h);
@@ -132,15 +130,11 @@ INLINE __m256i add_short_pairs(__m256i a, __m256i b)
 
 /* bits: of the weights. With n, a sum of 4 products is up to (2^n - 1) * 127 * 4: 16 bits hold it when n is 6, and two when 5.
  * to[b]: sums of block b; or of its first and second 16 columns, which go to to[8 (b / 4) + b % 4] and 4 behind it. */
-INLINE void sum_blocks(const bool of_16, const int bits, const int32_t blocks, const __m256i w[8], const q8_input *x, int32_t *to)
+INLINE void sum_blocks(const bool of_16, const int bits, const __m256i w[8], const q8_input *x, int32_t *to)
 {
     __m256i sums[8];
     UNROLL
     for (int b = 0; b < 8; b++) {
-        if (b >= blocks) {
-            sums[b] = _mm256_setzero_si256();
-            continue;
-        }
         __m256i values = load_bytes(x->values + 32 * b);
         if (bits == 8 && EIGHT_BITS_SIGNED)
             sums[b] = DOT_BYTES(_mm256_abs_epi8(w[b]), _mm256_sign_epi8(values, w[b]));
@@ -161,42 +155,49 @@ INLINE void sum_blocks(const bool of_16, const int bits, const int32_t blocks, c
     }
 }
 
-/* Of pieces [0, pieces) of a row for each token: to[token * NUMBERS_A_TOKEN + piece * 16 + ...]. */
-#define DEFINE_ROW_SUMS(stem, of_16, bits) \
-    INLINE void piece_sums_##stem(const uint8_t *row, const int32_t blocks, const q8_input *x, int32_t tokens, int32_t *to) \
+#define UNITS_OF_BLOCKS NULL
+#define UNITS_OF_SUPER NULL
+
+#define DEFINE_ROW_SUMS(stem, of_16, bits, piece_bytes) \
+    static void row_sums_##stem(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to) \
     { \
-        __m256i w[8]; \
-        row_##stem(row, blocks, w); \
-        for (int32_t t = 0; t < tokens; t++) \
-            sum_blocks(of_16, bits, blocks, w, &x[t], to + t * NUMBERS_A_TOKEN); \
-    } \
-    static void row_sums_##stem(const uint8_t *row, int32_t piece_bytes, int64_t columns, const q8_input *x, int32_t tokens, \
-                                int32_t *to) \
-    { \
-        for (; columns >= PIECE; columns -= PIECE, row += piece_bytes, x += tokens, to += 16) \
-            piece_sums_##stem(row, 8, x, tokens, to); \
-        if (columns > 0) \
-            piece_sums_##stem(row, (int32_t)columns / 32, x, tokens, to); \
+        for (; pieces > 0; pieces--, row += piece_bytes, x += tokens, to++) { \
+            __m256i w[8]; \
+            row_##stem(row, w); \
+            for (int32_t t = 0; t < tokens; t++) \
+                sum_blocks(of_16, bits, w, &x[t], to->numbers[t][r]); \
+        } \
     }
-DEFINE_ROW_SUMS(q8_0, false, 8)
-DEFINE_ROW_SUMS(q4_0, false, 4)
-DEFINE_ROW_SUMS(q5_0, false, 5)
-DEFINE_ROW_SUMS(iq4_nl, false, 8)
-DEFINE_ROW_SUMS(iq4_xs, false, 8)
-DEFINE_ROW_SUMS(q4_k, false, 4)
-DEFINE_ROW_SUMS(q5_k, false, 5)
-DEFINE_ROW_SUMS(q6_k, true, 6)
+DEFINE_ROW_SUMS(q8_0, false, 8, 8 * sizeof(qmi_block_q8_0))
+DEFINE_ROW_SUMS(q4_0, false, 4, 8 * sizeof(qmi_block_q4_0))
+DEFINE_ROW_SUMS(q5_0, false, 5, 8 * sizeof(qmi_block_q5_0))
+DEFINE_ROW_SUMS(iq4_nl, false, 8, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_ROW_SUMS(iq4_xs, false, 8, sizeof(qmi_block_iq4_xs))
+DEFINE_ROW_SUMS(q4_k, false, 4, sizeof(qmi_block_q4_k))
+DEFINE_ROW_SUMS(q5_k, false, 5, sizeof(qmi_block_q5_k))
+DEFINE_ROW_SUMS(q6_k, true, 6, sizeof(qmi_block_q6_k))
 
 /* ---- from there on as multiply_few ---- */
 
-INLINE void scale_piece(const bool of_16, const bool minima, const q8_weights *w, const int32_t *numbers, const q8_input *x,
+#define DEFINE_BLOCK_SCALES(stem) \
+    INLINE void scales_##stem(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to) \
+    { \
+        collect_scales(row, at, blocks, sizeof(qmi_block_##stem), to); \
+        finish_scales(blocks, to); \
+    }
+DEFINE_BLOCK_SCALES(q8_0)
+DEFINE_BLOCK_SCALES(q4_0)
+DEFINE_BLOCK_SCALES(q5_0)
+DEFINE_BLOCK_SCALES(iq4_nl)
+
+INLINE void scale_piece(const bool of_16, const bool minima, const q8_weights *w, const int32_t (*numbers)[16], const q8_input *x,
                         const int32_t sub_blocks, floats *sum, floats *less)
 {
     const uint8_t *row[ROWS];
     ints products[16];
     const int most = of_16 ? 16 : 8;
     for (int r = 0; r < ROWS; r++)
-        row[r] = (const uint8_t *)(numbers + r * NUMBERS_A_ROW);
+        row[r] = (const uint8_t *)numbers[r];
     for (int i = 0; i < (of_16 ? 4 : 2); i++)
         load_rows(row, 16 * i, products + 4 * i);
     UNROLL
@@ -223,22 +224,22 @@ INLINE void scale_all(unpack_scales *scales, const bool of_16, const bool minima
     q8_weights weights;
     floats sum[TOKENS_FEW], less[TOKENS_FEW];
     const q8_input *x = few->inputs;
-    const int32_t *numbers = few->numbers;
+    const q8_piece *piece = few->pieces;
     const int sub_block = of_16 ? 16 : 32;
     for (int t = 0; t < tokens; t++) {
         sum[t] = f_load(to[t].sum);
         less[t] = f_load(to[t].less);
     }
     int64_t at = few->at, columns = few->columns;
-    for (; columns >= PIECE; columns -= PIECE, at += few->piece_bytes, x += tokens, numbers += 16) {
+    for (; columns >= PIECE; columns -= PIECE, at += few->piece_bytes, x += tokens, piece++) {
         scales(few->rows, at, PIECE / 32, &weights);
         for (int t = 0; t < tokens; t++)
-            scale_piece(of_16, minima, &weights, numbers + t * NUMBERS_A_TOKEN, &x[t], PIECE / sub_block, &sum[t], &less[t]);
+            scale_piece(of_16, minima, &weights, piece->numbers[t], &x[t], PIECE / sub_block, &sum[t], &less[t]);
     }
     if (columns > 0) {
         scales(few->rows, at, (int32_t)columns / 32, &weights);
         for (int t = 0; t < tokens; t++)
-            scale_piece(of_16, minima, &weights, numbers + t * NUMBERS_A_TOKEN, &x[t], (int32_t)columns / sub_block, &sum[t],
+            scale_piece(of_16, minima, &weights, piece->numbers[t], &x[t], (int32_t)columns / sub_block, &sum[t],
                         &less[t]);
     }
     for (int t = 0; t < tokens; t++) {

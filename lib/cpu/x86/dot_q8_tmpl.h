@@ -24,8 +24,6 @@
 #define ROWS_MOST 64      /* with so many rows the activations of a piece are used before those of the next are packed */
 #define TOKENS_FEW 2      /* up to so many: dot_q8_few.h */
 #define PIECES_FEW 8      /* whose whole numbers are kept then */
-#define NUMBERS_A_TOKEN (16 * PIECES_FEW)
-#define NUMBERS_A_ROW (TOKENS_FEW * NUMBERS_A_TOKEN)
 
 /* ROWS rows by PIECE columns. */
 typedef struct q8_weights {
@@ -48,11 +46,17 @@ typedef struct q8_sums {    /* of a token */
     _Alignas(64) float sum[ROWS], less[ROWS];
 } q8_sums;
 
+typedef struct q8_piece {   /* of ROWS rows: the whole numbers, and what scales are made of, as dot_q8_few*.h lay them out */
+    _Alignas(64) int32_t numbers[TOKENS_FEW][ROWS][16];
+    uint8_t heads[ROWS][16];
+    _Alignas(64) uint16_t d[ROWS];
+} q8_piece;
+
 typedef struct q8_few {     /* pieces of ROWS rows whose whole numbers are there */
     const uint8_t *const *rows;
     int64_t at, columns;    /* they begin at byte `at` of each row */
     const q8_input *inputs; /* [pieces][tokens] */
-    const int32_t *numbers; /* [ROWS][TOKENS_FEW][PIECES_FEW][16] */
+    const q8_piece *pieces;
     int32_t piece_bytes;
 } q8_few;
 
@@ -61,8 +65,10 @@ typedef struct q8_type {
     void (*unpack)(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
     void (*multiply)(const q8_weights *weights, const q8_input *inputs, int32_t sub_blocks, int32_t tokens,
                      q8_sums *sums);
-    void (*row_sums)(const uint8_t *row, int32_t piece_bytes, int64_t columns, const q8_input *x, int32_t tokens, int32_t *to);
+    /* Few tokens: pieces of row r of ROWS, ascending; then what becomes of them. */
+    void (*row_sums)(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to);
     void (*scale_sums)(const q8_few *few, int32_t tokens, q8_sums *sums);
+    const uint8_t *units;        /* the order of 16 columns each in which row_sums wants values; NULL: as they are */
     int32_t sub_block;           /* columns */
     int32_t shift;               /* 0: weights are as they are */
     int32_t piece_bytes;         /* of a row */
@@ -93,6 +99,7 @@ static void pack(const q8_type *type, const void *row, int64_t columns, int64_t 
         _mm256_store_si256((__m256i *)(void *)(to->values + 32 * b),
                            _mm256_loadu_si256((const __m256i *)(const void *)((const int8_t *)row + at + 32 * b)));
     if (blocks < PIECE / 32) {
+        memset(to->values + 32 * blocks, 0, PIECE - 32 * (size_t)blocks);
         memcpy(scales_copy, scales, (size_t)blocks * sizeof *scales);
         memcpy(sums_copy, sums, 2 * (size_t)blocks * sizeof *sums);
         scales = scales_copy;
@@ -194,13 +201,17 @@ DEFINE_MULTIPLY(multiply_5, 8, false, 5)
 #endif
 
 #include "cpu/x86/dot_q8_unpack.h"
+#if ROWS == 16
+#include "cpu/x86/dot_q8_few_512.h"
+#else
 #include "cpu/x86/dot_q8_few.h"
+#endif
 
 /* ---- a tile ---- */
 
 typedef struct q8_scratch {
     q8_weights weights;
-    int32_t numbers[ROWS][TOKENS_FEW][PIECES_FEW][16];
+    q8_piece pieces[PIECES_FEW];
     q8_input inputs[TOKENS_MOST];
     q8_sums sums[ROWS_MOST / ROWS][TOKENS_MOST];
 } q8_scratch;
@@ -235,28 +246,50 @@ INLINE void fetch(const uint8_t *from, int64_t bytes)
         __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
 }
 
+/* Activations in the order that row_sums wants. */
+static void arrange(const q8_type *type, q8_input *inputs, int64_t count)
+{
+    for (int64_t i = 0; type->units && i < count; i++) {
+        __m128i values[PIECE / 16], *to = (__m128i *)(void *)inputs[i].values;
+        memcpy(values, to, sizeof values);
+        for (int u = 0; u < PIECE / 16; u++)
+            to[u] = values[type->units[u]];
+    }
+}
+
 /* Few tokens: rows are read one after another, by PIECES_FEW pieces. */
 static void dot_rows(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_scratch *scratch)
 {
-    const int64_t pieces = pieces_of(tile);
+    const int64_t pieces = pieces_of(tile), whole = tile->columns / PIECE;
+    const size_t last_bytes = (size_t)(tile->row_bytes - whole * type->piece_bytes);
+    const bool packed_once = pieces * tokens <= TOKENS_MOST;
+    uint8_t last[PIECE / 32 * sizeof(qmi_block_q8_0)] = { 0 }; /* what a row has beyond whole pieces, and zeros */
+    for (int64_t p = 0; packed_once && p < pieces; p++)
+        pack_tokens(type, tile, first, tokens, p, &scratch->inputs[p * tokens]);
+    arrange(type, scratch->inputs, packed_once ? pieces * tokens : 0);
     for (int32_t row = 0; row < tile->rows; row += ROWS) {
         const uint8_t *rows[ROWS];
         int32_t count = tile->rows - row < ROWS ? tile->rows - row : ROWS;
         find_rows(tile, row, rows);
         memset(scratch->sums[0], 0, (size_t)tokens * sizeof scratch->sums[0][0]);
         for (int64_t piece = 0, next; piece < pieces; piece = next) {
+            q8_input *inputs = packed_once ? &scratch->inputs[piece * tokens] : scratch->inputs;
             next = piece + PIECES_FEW < pieces ? piece + PIECES_FEW : pieces;
             int64_t left = tile->columns - piece * PIECE, columns = (next - piece) * PIECE;
-            if (row == 0 || pieces > PIECES_FEW)
-                for (int64_t p = piece; p < next; p++)
-                    pack_tokens(type, tile, first, tokens, p, &scratch->inputs[(p - piece) * tokens]);
-            for (int32_t r = 0; r < count; r++) {
+            int32_t most = (int32_t)((next < whole ? next : whole) - piece);
+            for (int64_t p = piece; !packed_once && p < next; p++)
+                pack_tokens(type, tile, first, tokens, p, &inputs[(p - piece) * tokens]);
+            arrange(type, inputs, packed_once ? 0 : (next - piece) * tokens);
+            for (int32_t r = 0; r < (count + 1) / 2 * 2; r++) {
                 fetch(rows[r] + ROWS * tile->row_bytes + piece * type->piece_bytes, (next - piece) * type->piece_bytes);
-                type->row_sums(rows[r] + piece * type->piece_bytes, type->piece_bytes, columns < left ? columns : left,
-                               scratch->inputs, tokens, scratch->numbers[r][0][0]);
+                type->row_sums(rows[r] + piece * type->piece_bytes, r, most, inputs, tokens, scratch->pieces);
+                if (next > whole) {
+                    memcpy(last, rows[r] + whole * type->piece_bytes, last_bytes);
+                    type->row_sums(last, r, 1, &inputs[most * tokens], tokens, &scratch->pieces[most]);
+                }
             }
-            type->scale_sums(&(q8_few){ rows, piece * type->piece_bytes, columns < left ? columns : left, scratch->inputs,
-                                        scratch->numbers[0][0][0], type->piece_bytes }, tokens, scratch->sums[0]);
+            type->scale_sums(&(q8_few){ rows, piece * type->piece_bytes, columns < left ? columns : left, inputs, scratch->pieces,
+                                        type->piece_bytes }, tokens, scratch->sums[0]);
         }
         write_sums(tile, row, first, tokens, scratch->sums[0]);
     }
@@ -299,18 +332,18 @@ static void dot(const q8_type *type, const qmi_cpu_tile *tile)
 
 
 #define SIGNED_SHIFT (EIGHT_BITS_SIGNED ? 0 : 7)
-#define DEFINE_DOT(stem, multiply, sub_block, shift, piece_bytes) \
+#define DEFINE_DOT(stem, multiply, units, sub_block, shift, piece_bytes) \
     void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
     { \
-        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, \
+        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, units, \
                                       sub_block, shift, piece_bytes }; \
         dot(&type, tile); \
     }
-DEFINE_DOT(q8_0, multiply_8, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_q8_0))
-DEFINE_DOT(q4_0, multiply_4, 32, 3, 8 * sizeof(qmi_block_q4_0))
-DEFINE_DOT(q5_0, multiply_5, 32, 4, 8 * sizeof(qmi_block_q5_0))
-DEFINE_DOT(iq4_nl, multiply_8, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_iq4_nl))
-DEFINE_DOT(iq4_xs, multiply_8, 32, SIGNED_SHIFT, sizeof(qmi_block_iq4_xs))
-DEFINE_DOT(q4_k, multiply_4_minima, 32, 0, sizeof(qmi_block_q4_k))
-DEFINE_DOT(q5_k, multiply_5_minima, 32, 0, sizeof(qmi_block_q5_k))
-DEFINE_DOT(q6_k, multiply_6_of_16, 16, 5, sizeof(qmi_block_q6_k))
+DEFINE_DOT(q8_0, multiply_8, NULL, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_q8_0))
+DEFINE_DOT(q4_0, multiply_4, UNITS_OF_BLOCKS, 32, 3, 8 * sizeof(qmi_block_q4_0))
+DEFINE_DOT(q5_0, multiply_5, UNITS_OF_BLOCKS, 32, 4, 8 * sizeof(qmi_block_q5_0))
+DEFINE_DOT(iq4_nl, multiply_8, UNITS_OF_BLOCKS, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_DOT(iq4_xs, multiply_8, UNITS_OF_BLOCKS, 32, SIGNED_SHIFT, sizeof(qmi_block_iq4_xs))
+DEFINE_DOT(q4_k, multiply_4_minima, UNITS_OF_SUPER, 32, 0, sizeof(qmi_block_q4_k))
+DEFINE_DOT(q5_k, multiply_5_minima, UNITS_OF_SUPER, 32, 0, sizeof(qmi_block_q5_k))
+DEFINE_DOT(q6_k, multiply_6_of_16, NULL, 16, 5, sizeof(qmi_block_q6_k))

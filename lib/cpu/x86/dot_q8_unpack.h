@@ -41,17 +41,6 @@ static void finish_scales(int32_t blocks, q8_weights *to)
         f_store(to->scales[b], f_halves(to->halves[b]));
 }
 
-#define DEFINE_BLOCK_SCALES(stem) \
-    static void scales_##stem(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to) \
-    { \
-        collect_scales(row, at, blocks, sizeof(qmi_block_##stem), to); \
-        finish_scales(blocks, to); \
-    }
-DEFINE_BLOCK_SCALES(q8_0)
-DEFINE_BLOCK_SCALES(q4_0)
-DEFINE_BLOCK_SCALES(q5_0)
-DEFINE_BLOCK_SCALES(iq4_nl)
-
 static void unpack_q8_0(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
 {
     const ints turn = i_all8(EIGHT_BITS_SIGNED ? 0 : -128);
@@ -127,11 +116,9 @@ static void unpack_iq4_nl(const uint8_t *const row[ROWS], int64_t at, int32_t bl
     finish_scales(blocks, to);
 }
 
-static void scales_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+/* head: words 0 .. 3 of a block: d and scales_high; scales_low; what follows is not looked at */
+INLINE void put_scales_iq4_xs(const ints head[4], q8_weights *to)
 {
-    (void)blocks; /* a whole super-block, here and below */
-    ints head[4]; /* d and scales_high; scales_low; what follows is not looked at */
-    load_rows(row, at, head);
     floats d = f_low_halves(head[0]);
     UNROLL
     for (int j = 0; j < 8; j++) {
@@ -140,6 +127,14 @@ static void scales_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t bl
         ints scale = i_sub32(i_or(low, i_left32(high, 4)), i_all32(32));
         f_store(to->scales[j], f_mul(d, f_from(scale)));
     }
+}
+
+INLINE void scales_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+{
+    (void)blocks; /* a whole super-block, here and below */
+    ints head[4];
+    load_rows(row, at, head);
+    put_scales_iq4_xs(head, to);
 }
 
 static void unpack_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
@@ -155,12 +150,9 @@ static void unpack_iq4_xs(const uint8_t *const row[ROWS], int64_t at, int32_t bl
 /* ---- Q4_K and Q5_K: super-blocks of 8 sub-blocks with scales and minima ---- */
 
 /* Both begin with d, dmin and 12 bytes of scales and minima, laid out as qmi_q4_k_scale tells. */
-static void scales_super(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+INLINE void put_scales_super(const ints head[4], q8_weights *to)
 {
-    (void)blocks;
     const ints six = i_all8(63), four = i_all8(15), top = i_all8(0x30);
-    ints head[4];
-    load_rows(row, at, head);
     floats d = f_low_halves(head[0]), less = f_mul(f_low_halves(i_right32(head[0], 16)), f_all(-1));
     ints scales[2] = { i_and(head[1], six), i_or_of_and(i_and(head[3], four), i_right16(head[1], 2), top) };
     ints minima[2] = { i_and(head[2], six), i_or_of_and(i_and(i_right16(head[3], 4), four), i_right16(head[2], 2), top) };
@@ -169,6 +161,14 @@ static void scales_super(const uint8_t *const row[ROWS], int64_t at, int32_t blo
         f_store(to->scales[j], f_mul(d, f_from(byte_of(scales[j / 4], j % 4))));
         f_store(to->minima[j], f_mul(less, f_from(byte_of(minima[j / 4], j % 4))));
     }
+}
+
+INLINE void scales_super(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+{
+    (void)blocks;
+    ints head[4];
+    load_rows(row, at, head);
+    put_scales_super(head, to);
 }
 
 static void unpack_q4_k(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
@@ -208,18 +208,22 @@ static void unpack_q5_k(const uint8_t *const row[ROWS], int64_t at, int32_t bloc
 
 /* ---- Q6_K: 16 sub-blocks of 16 ---- */
 
-static void scales_q6_k(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+INLINE void put_scales_q6_k(floats d, const ints scales[4], q8_weights *to)
 {
-    ints last[4], scales[4];
-    (void)blocks;
-    load_rows(row, at + (int64_t)sizeof(qmi_block_q6_k) - 16, last); /* which ends with d */
-    load_rows(row, at + (int64_t)offsetof(qmi_block_q6_k, scales), scales);
-    floats d = f_low_halves(i_right32(last[3], 16));
     UNROLL
     for (int j = 0; j < 16; j++) {
         ints scale = i_signed_right32(i_left32(scales[j / 4], 24 - 8 * (j % 4)), 24);
         f_store(to->scales[j], f_mul(d, f_from(scale)));
     }
+}
+
+INLINE void scales_q6_k(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
+{
+    ints last[4], scales[4];
+    (void)blocks;
+    load_rows(row, at + (int64_t)sizeof(qmi_block_q6_k) - 16, last); /* which ends with d */
+    load_rows(row, at + (int64_t)offsetof(qmi_block_q6_k, scales), scales);
+    put_scales_q6_k(f_low_halves(i_right32(last[3], 16)), scales, to);
 }
 
 static void unpack_q6_k(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to)
