@@ -107,6 +107,26 @@ static __device__ __forceinline__ int chip_here(int x)
     return x;
 }
 
+/* ---- words that card and host share (memory of the host) ----
+ * What the block did before its last barrier is seen by the host that sees the value. */
+static __device__ __forceinline__ void chip_tell_host(uint64_t *word, uint64_t value)
+{
+    __threadfence_system();
+    asm volatile("st.release.sys.global.u64 [%0],%1;" ::"l"(word), "l"(value) : "memory");
+}
+
+/* Looks until the word is at least `least`, or for limit_ns; returns what it was last. What the host wrote before it is seen. */
+static __device__ __forceinline__ uint64_t chip_hear_host(const uint64_t *word, uint64_t least, uint64_t limit_ns)
+{
+    uint64_t value, start, now;
+    asm volatile("mov.u64 %0,%%globaltimer;" : "=l"(start));
+    do {
+        asm volatile("ld.acquire.sys.global.u64 %0,[%1];" : "=l"(value) : "l"(word) : "memory");
+        asm volatile("mov.u64 %0,%%globaltimer;" : "=l"(now));
+    } while (value < least && now - start < limit_ns);
+    return value;
+}
+
 /* ---- products ---- */
 static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values, int sum) /* unsigned codes, signed values */
 {

@@ -179,6 +179,8 @@ extern "C" void qmi_cuda_close(qmi_device **pointer)
     (void)cudaSetDevice(device->index);
     cuda_uploader_abandon(&device->uploader);
     cuda_lend_close(device);
+    cuda_help_log(device);
+    cuda_help_close(device);
     if (device->stream)
         (void)cudaStreamSynchronize(device->stream);
     cuda_profile_free(&device->profile, &alloc, &device->log);

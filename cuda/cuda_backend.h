@@ -15,6 +15,7 @@ int32_t qmi_cuda_upload_start(qmi_device *device, int64_t bytes, const qmi_os_ma
 int32_t qmi_cuda_upload(qmi_device *device, const void *data, qmi_matrix *matrix);
 int32_t qmi_cuda_upload_rows(qmi_device *device, const qmi_row_source *source, qmi_matrix *matrix);
 int32_t qmi_cuda_lend(qmi_device *device, const void *data, qmi_matrix *matrix);
+void qmi_cuda_set_helper(qmi_device *device, const qmi_helper *helper);
 int32_t qmi_cuda_upload_finish(qmi_device *device, qm_progress_callback progress, void *user, const int32_t *cancel);
 int32_t qmi_cuda_write(qmi_device *device, qmi_address to, const void *from, int64_t bytes);
 int32_t qmi_cuda_read(qmi_device *device, void *to, qmi_address from, int64_t bytes);

@@ -4,6 +4,7 @@
 
 #include "cuda.h"
 #include "cuda_blas.h"
+#include "cuda_help.h"
 #include "cuda_lend.h"
 #include "cuda_profile.h"
 #include "cuda_upload.h"
@@ -67,6 +68,7 @@ struct qmi_device {
     cuda_uploader *uploader;
     int64_t staging;                             /* bytes that it has */
     cuda_lender lender;
+    cuda_help help;
     uint8_t *scratch;
     int64_t scratch_bytes;
     cuda_blas *blas;                             /* NULL: no program needs it, or it is not installed */

@@ -66,6 +66,7 @@ static const qmi_backend backend = {
     .prepare = qmi_cuda_prepare,
     .run = qmi_cuda_run,
     .joint = &qmi_cuda_joint,
+    .set_helper = qmi_cuda_set_helper,
 };
 
 __attribute__((visibility("default"))) const qmi_backend *qmi_backend_entry(int32_t abi, const qmi_backend_host *given);

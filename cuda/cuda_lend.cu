@@ -109,7 +109,7 @@ static int32_t make_rooms(qmi_device *device, int64_t bytes)
     return code;
 }
 
-int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, cuda_lent *lent)
+int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, int32_t rows, cuda_lent *lent)
 {
     int64_t most = 0;
     cuda_lend_forget(device, lent);
@@ -126,6 +126,8 @@ int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, cuda_l
         most = lent->list[k].bytes > most ? lent->list[k].bytes : most;
     if (code >= 0 && most > 0)
         code = make_rooms(device, most);
+    for (size_t k = 0; k < lent->list_count && code >= 0; k++)
+        code = cuda_help_room(device, rows, &lent->ops[lent->list[k].op].experts);
     if (code < 0 || most == 0)
         cuda_lend_forget(device, lent);
     return code;

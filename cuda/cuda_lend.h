@@ -4,7 +4,7 @@
  * A lent matrix has a number in place of an address. A program with such matrices is run by a copy of its ops, in which they have
  * the addresses of their room: op k of those that want any has room k % 2.
  *
- *   cuda_lend_prepare(device, program, &lent);   the copy, the rooms, the threads that read
+ *   cuda_lend_prepare(device, program, rows, &lent);  the copy, the rooms, the threads that read
  *   cuda_lend_start(device, lent);               at the start of a run: the first op's matrices are on their way
  *   cuda_lend_arrive(device, lent, k);           before op k is launched
  *   cuda_lend_leave(device, k);            after that
@@ -49,7 +49,7 @@ typedef struct cuda_lender {   /* of a device */
 } cuda_lender;
 
 int32_t cuda_lend_files(qmi_device *device, const qmi_os_map *files, int32_t count);
-int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, cuda_lent *lent);
+int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, int32_t rows, cuda_lent *lent);
 void cuda_lend_forget(qmi_device *device, cuda_lent *lent);
 int32_t cuda_lend_start(qmi_device *device, cuda_lent *lent);
 int32_t cuda_lend_arrive(qmi_device *device, const cuda_lent *lent, size_t k);

@@ -195,6 +195,7 @@ static int64_t larger(int64_t a, int64_t b)
 static int64_t op_scratch(const qmi_op *op, int32_t rows)
 {
     const int32_t few = rows < CUDA_VECTOR_ROWS ? rows : CUDA_VECTOR_ROWS;
+    int64_t bytes = 0;
     switch (op->kind) {
     case QMI_OP_EMBED:
     case QMI_OP_JOIN:
@@ -203,9 +204,13 @@ static int64_t op_scratch(const qmi_op *op, int32_t rows)
         return cuda_scratch_attend(&op->attend, rows);
     case QMI_OP_DELTA:
         return cuda_scratch_delta(&op->delta, rows);
-    default:
-        return larger(cuda_scratch_matvec(op, few), rows > CUDA_VECTOR_ROWS ? cuda_scratch_matmul(op, rows) : 0);
+    case QMI_OP_EXPERTS:
+        bytes = cuda_help_scratch(&op->experts, rows);
+        break;
+    default: break;
     }
+    bytes = larger(bytes, cuda_scratch_matvec(op, few));
+    return larger(bytes, rows > CUDA_VECTOR_ROWS ? cuda_scratch_matmul(op, rows) : 0);
 }
 
 static int64_t picks_scratch(const qmi_op *op, int32_t rows)
@@ -275,7 +280,7 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
     for (size_t i = 0; i < program->count; i++)
         if (program->ops[i].kind == QMI_OP_ATTEND)
             entry->page_tokens = program->ops[i].attend.page_tokens;
-    return cuda_lend_prepare(device, program, &entry->lent);
+    return cuda_lend_prepare(device, program, rows, &entry->lent);
 }
 
 /* Whether some op of the program may go to the library: those that take room for it. */
@@ -380,6 +385,8 @@ static size_t launch_op(const cuda_run *run, const qmi_program *program, size_t 
 typedef struct cuda_work {
     const qmi_program *program;
     cuda_lent *lent; /* with lent matrices: the ops that run; else NULL */
+    bool helped;     /* these are computed by the host */
+    bool recorded;   /* into a graph */
     const qmi_batch *batch;
     int64_t step_bytes;
     qmi_pick *picks; /* NULL: not wanted */
@@ -414,6 +421,31 @@ static bool wants_lent(const cuda_run *run, const cuda_work *work, size_t i, siz
     return op == i || (op == i + 1 && run->rows <= CUDA_VECTOR_ROWS && work->lent->ops[i].kind == QMI_OP_ROUTE);
 }
 
+/* Launches op i, and with it those that go together, among them lent ones, of which `*lent` were launched before. Returns the
+ * index of the last one in *last. */
+static int32_t launch_lent(qmi_device *device, const cuda_run *run, const cuda_work *work, const qmi_program *program, size_t i,
+                           size_t *lent, size_t *last)
+{
+    int32_t code = QM_OK;
+    *last = i;
+    if (!wants_lent(run, work, i, *lent)) {
+        *last = launch_op(run, program, i, work->picks);
+    } else if (!work->helped) {
+        code = cuda_lend_arrive(device, work->lent, *lent);
+        if (code >= 0) {
+            *last = launch_op(run, program, i, work->picks);
+            code = cuda_lend_leave(device, (*lent)++);
+        }
+    } else if (program->ops[i].kind == QMI_OP_ROUTE) {
+        launch_few(run, &program->ops[i]); /* alone: the host wants what it writes */
+    } else if (work->recorded) {
+        cuda_help_record(device, run, work->lent, (*lent)++);
+    } else {
+        code = cuda_help_now(device, run, work->lent, (*lent)++, work->program, work->batch->cancel);
+    }
+    return code;
+}
+
 /* Launch after launch. QM_ERROR_CANCELLED when the batch says so. */
 static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *work)
 {
@@ -428,23 +460,18 @@ static int32_t walk(qmi_device *device, const cuda_run *run, const cuda_work *wo
     launch_begin(device, run, work->step_bytes);
     if (device->profile)
         error = cuda_profile_start(device->profile, run, work->program);
-    if (work->lent) {
+    if (work->lent)
         program.ops = work->lent->ops;
+    if (work->lent && !work->helped)
         code = cuda_lend_start(device, work->lent);
-    }
     for (size_t i = 0; i < program.count && error == cudaSuccess && code >= 0; i++) {
         if (paced && i > 0 && program.ops[i].layer != program.ops[i - 1].layer) {
             error = keep_pace(device, layers++);
             if (is_cancelled(work->batch))
                 return QM_ERROR_CANCELLED;
         }
-        const bool comes = wants_lent(run, work, i, lent);
-        if (comes && (code = cuda_lend_arrive(device, work->lent, lent)) < 0)
-            break;
-        i = launch_op(i == 0 ? &first : run, &program, i, work->picks);
-        if (comes)
-            code = cuda_lend_leave(device, lent++);
-        if (device->profile)
+        code = launch_lent(device, i == 0 ? &first : run, work, &program, i, &lent, &i);
+        if (device->profile && code >= 0)
             error = cuda_profile_mark(device->profile, run, program.ops[i].kind);
     }
     if (code < 0)
@@ -484,14 +511,16 @@ static cuda_graph *find_graph(qmi_device *device, const cuda_graph_key *key)
 }
 
 /* Records what the walk launches. Other threads may use the card meanwhile. */
-static int32_t record(qmi_device *device, const cuda_run *run, const cuda_work *work, cudaGraphExec_t *out)
+static int32_t record(qmi_device *device, const cuda_run *run, cuda_work *work, cudaGraphExec_t *out)
 {
     cudaGraph_t graph = NULL;
     int32_t code = cuda_check(device, cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal),
                               "recording a graph");
     if (code < 0)
         return code;
+    work->recorded = true;
     code = walk(device, run, work);
+    work->recorded = false;
     cudaError_t error = cudaStreamEndCapture(device->stream, &graph);
     if (code >= 0)
         code = cuda_check(device, error, "recording a graph");
@@ -530,7 +559,11 @@ static int32_t replay(qmi_device *device, cuda_run *run, cuda_work *work)
         device->no_graphs = true;
         return walk(device, run, work);
     }
-    return code < 0 ? code : cuda_check(device, cudaGraphLaunch(graph->exec, device->stream), "launching a graph");
+    if (code >= 0 && work->helped)
+        cuda_help_begin(device);
+    if (code >= 0)
+        code = cuda_check(device, cudaGraphLaunch(graph->exec, device->stream), "launching a graph");
+    return code < 0 || !work->helped ? code : cuda_help_serve(device, work->lent, work->program, work->batch);
 }
 
 /* ---- a run ---- */
@@ -572,9 +605,16 @@ static int32_t check_batch(qmi_device *device, const qmi_program *program, const
 static int32_t finish(qmi_device *device, const cuda_run *run, const cuda_work *work, int32_t code)
 {
     /* also after a failure: what was launched reads the numbers of this batch */
+    char text[QMI_ERROR_SIZE];
+    if (code < 0)
+        qmi_error_copy(text);
     int32_t waited = cuda_check(device, cudaStreamSynchronize(device->stream), "computing");
     if (code == QM_ERROR_CANCELLED && waited >= 0)
         return qmi_fail(QM_ERROR_CANCELLED, "cancelled");
+    if (code >= 0 && waited >= 0 && work->helped)
+        waited = cuda_help_end(device);
+    if (code < 0)
+        qmi_error_restore(text);
     if (code >= 0)
         code = waited;
     if (code >= 0 && device->profile)
@@ -602,13 +642,18 @@ extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, 
         return code;
     fill(device->step.host, &at, batch, page_tokens);
     cuda_run run = start_run(device, workspace, batch, &at);
-    cuda_work work = { program, prepared->lent.ops ? &prepared->lent : NULL, batch, at.bytes,
-                       batch->picks ? device->picks_mapped : NULL };
-    if (run.single && !device->profile && !device->no_graphs && !work.lent)
+    cuda_work work = {};
+    work.program = program;
+    work.lent = prepared->lent.ops ? &prepared->lent : NULL;
+    work.helped = work.lent && batch->count <= device->help.table.rows;
+    work.batch = batch;
+    work.step_bytes = at.bytes;
+    work.picks = batch->picks ? device->picks_mapped : NULL;
+    if (run.single && !device->profile && !device->no_graphs && (!work.lent || work.helped))
         code = is_cancelled(batch) ? QM_ERROR_CANCELLED : replay(device, &run, &work);
     else
         code = walk(device, &run, &work);
-    if (work.lent)
+    if (work.lent && !work.helped)
         code = cuda_lend_end(device, code);
     return finish(device, &run, &work, code);
 }

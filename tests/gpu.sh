@@ -80,6 +80,8 @@ for library in $backends; do
     check "$kind: qwen35moe with experts of two layers on the CPU" "$build/tests/oracle" tests/data/oracle/qwen35moe.gguf \
         tests/data/oracle/qwen35moe.expect.gguf --bound 5e-3 --set devices=cuda:0,cpu --set host-experts=2 \
         --set "cuda-library=$library"
+    check "$kind: the default model with experts of three layers on the CPU" "$build/tests/oracle" examples/model/qwenmoe-py.gguf \
+        examples/model/heldout.expect.gguf --bound 1e-2 --set devices=cuda:0,cpu --set host-experts=3 --set "cuda-library=$library"
     check "$kind: sessions, jobs, memory" "$build/tests/gpu/check_card" cuda "$library" tests/data/tiny/hybrid.gguf
 done
 

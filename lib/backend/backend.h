@@ -11,6 +11,7 @@
 #include "base/alloc.h"
 #include "base/log.h"
 #include "base/os.h"
+#include "backend/helper.h"
 #include "backend/joint.h"
 #include "backend/program.h"
 
@@ -109,6 +110,8 @@ typedef struct qmi_backend {
     /* As `allocate`, for a block of that content. NULL: the device need not know. */
     int32_t (*allocate_content)(qmi_device *device, const qmi_content *content, int64_t bytes, const char *what, qmi_address *out);
     const qmi_joint *joint; /* how its devices sum without the host; NULL: they can't */
+    /* Who computes lent experts for batches of few rows: before the programs are prepared. NULL: they are always brought. */
+    void (*set_helper)(qmi_device *device, const qmi_helper *helper);
 } qmi_backend;
 
 static inline int32_t qmi_backend_allocate(const qmi_backend *backend, qmi_device *device, const qmi_content *content,

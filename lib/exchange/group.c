@@ -5,6 +5,7 @@
 #include <string.h>
 #include "exchange/exchange_host.h"
 #include "exchange/exchange_joint.h"
+#include "exchange/group_help.h"
 #include "exchange/group_inside.h"
 
 /* ---- opening and closing ---- */
@@ -68,6 +69,7 @@ static void free_group(qmi_group *group)
         qmi_cut_free(&group->programs[i].cut, &alloc);
         qmi_cut_free(&group->programs[i].wide, &alloc);
     }
+    qmi_group_help_stop(group);
     qmi_cut_maps_free(&group->maps, &alloc);
     qmi_piece_map_free(&group->whole_map, &alloc);
     qmi_delete(&alloc, group->blocks);
@@ -94,6 +96,7 @@ int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
     group->log = settings->log;
     group->sharing = settings->sharing;
     group->sizes = settings->sizes;
+    group->timeout_ns = settings->timeout_ns;
     group->count = settings->sharing.members;
     group->next = 4096; /* 0 is no address */
     for (int32_t i = 0; i < group->count; i++) {
@@ -199,15 +202,16 @@ static int32_t prepare_member(qmi_group *group, group_program *program, int32_t 
 {
     const group_member *member = &group->members[index];
     const qmi_part_of *part = &program->cut.parts[index], *wide = &program->wide.parts[index];
+    const bool narrow = !group->helps || index == group->sharing.expert_member;
     int32_t code = QM_OK, end = program->cut.slot_count + program->cut.own_slots;
-    for (int32_t i = program->cut.slot_count; i < end && code >= 0; i++) {
+    for (int32_t i = program->cut.slot_count; i < end && code >= 0 && !group->helps; i++) {
         int64_t bytes = rows * larger(part->slots[i].width, wide->slots[i].width) * (int64_t)sizeof(float);
         member->base.backend->release(member->base.device, program->own[index][i]);
         program->own[index][i] = 0;
         if (bytes > 0)
             code = member->base.backend->allocate(member->base.device, bytes, part->slots[i].name, &program->own[index][i]);
     }
-    if (code >= 0)
+    if (code >= 0 && narrow)
         code = prepare_part(member, part, rows);
     if (code >= 0 && program->has_wide)
         code = prepare_part(member, wide, rows);

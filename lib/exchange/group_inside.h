@@ -18,9 +18,15 @@ typedef struct group_program {
     qmi_cut cut;
     bool has_wide;                      /* for batches of many rows: the host's experts come to the cards (backend.h: lend) */
     qmi_cut wide;
+    qmi_program *helped;                /* where the host helps: its ops, each a program */
+    size_t helped_count;
     qmi_address own[QMI_RANKS_MAX][QMI_SLOTS_MAX]; /* the members' own slots */
     int32_t own_rows;
 } group_program;
+
+/* From so many rows more on the experts of a layer, some 450 MB of 35B-A3B, go to the card: 38 ms over a PCIe 3.0 bus of 16 lanes,
+ * in which a CPU of 16 cores computes about 300 rows. A constant, so that the same input gives the same bits. */
+#define QMI_GROUP_HELP_ROWS 255
 
 /* A batch as a member gets it: in pieces, one behind the other. */
 #define GROUP_PIECES 8
@@ -58,6 +64,7 @@ typedef struct group_member {
 typedef struct qmi_group {
     qmi_alloc alloc;
     qmi_log log;
+    int64_t timeout_ns;
     int32_t count;
     group_member members[QMI_RANKS_MAX];
     qmi_sharing sharing;
@@ -67,6 +74,8 @@ typedef struct qmi_group {
     qmi_exchange *ends[QMI_CIRCLES_MAX][QMI_RANKS_MAX]; /* by member */
     qmi_cut_maps maps;
     qmi_piece_map whole_map;            /* of what every member has all of */
+    bool helps;                         /* the host computes experts within the cards' runs (group_help.h) */
+    qmi_os_mutex *help_mutex;           /* it computes for one card at a time */
     int32_t program_count;
     group_program programs[QMI_GROUP_PROGRAMS];
     group_block *blocks;                /* ascending */

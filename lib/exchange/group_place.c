@@ -1,4 +1,5 @@
 /* Weights of a group: programs are cut, and each member gets its slices of matrices and vectors. */
+#include "exchange/group_help.h"
 #include "exchange/group_inside.h"
 
 #include <string.h>
@@ -317,5 +318,5 @@ int32_t qmi_group_place(qmi_device *device, const qmi_program *const *programs, 
     if (code >= 0)
         code = placers ? place_members(group, placers, source) : QM_ERROR_MEMORY;
     qmi_delete(&group->alloc, placers);
-    return code;
+    return code < 0 ? code : qmi_group_help_start(group);
 }

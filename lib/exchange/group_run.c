@@ -3,9 +3,6 @@
 
 #include <string.h>
 
-/* From so many rows on the experts of a layer, some 450 MB of 35B-A3B, go to the card: 38 ms over a PCIe 3.0 bus of 16 lanes, in
- * which a CPU of 16 cores computes about 300 rows. A constant, so that the same input gives the same bits. */
-#define WIDE_ROWS 256
 #define SPIN_NS 20000 /* a thread looks this long for the next turn before it sleeps: tokens follow each other in less */
 
 const group_program *qmi_group_find_program(const qmi_group *group, const qmi_program *whole)
@@ -164,23 +161,31 @@ static int32_t report(const qmi_group *group)
     return worst->at_fault && worst->code != QM_ERROR_CANCELLED ? qmi_fail_within(worst->code, worst->base.name) : worst->code;
 }
 
+/* A host that helps has no steps of its own, in no batch. */
+static bool takes_part(const qmi_group *group, int32_t index)
+{
+    return !group->helps || index != group->sharing.expert_member;
+}
+
 int32_t qmi_group_run(qmi_device *device, const qmi_program *program, const qmi_workspace *workspace, const qmi_batch *batch)
 {
     qmi_group *group = qmi_group_of(device);
     group->program = qmi_group_find_program(group, program);
     if (!group->program || group->program->own_rows < workspace->rows)
         return qmi_fail(QM_ERROR_STATE, "the devices are not prepared for this program and batches of %d rows", workspace->rows);
-    bool wide = group->program->has_wide && batch->count >= WIDE_ROWS;
+    bool wide = group->program->has_wide && (group->helps || batch->count > QMI_GROUP_HELP_ROWS);
     group->cut = wide ? &group->program->wide : &group->program->cut;
     int32_t code = qmi_group_cut_batch(group, workspace, batch);
     if (code < 0)
         return code;
     group->cancel = batch->cancel;
     for (int32_t i = 1; i < group->count; i++)
-        give_turn(&group->members[i]);
+        if (takes_part(group, i))
+            give_turn(&group->members[i]);
     run_member(group, 0);
     for (int32_t i = 1; i < group->count; i++)
-        wait_done(&group->members[i]);
+        if (takes_part(group, i))
+            wait_done(&group->members[i]);
     code = report(group);
     if (code >= 0 && batch->picks)
         qmi_group_join_picks(group, batch);

@@ -36,7 +36,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <chrono>
 #include <functional>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 
@@ -110,6 +112,16 @@ const char *emulator_kernel_name(const void *kernel);
 extern "C" void emulator_fail(int64_t allocation, int64_t call);
 extern "C" void emulator_lose(bool lost); /* every call of the runtime fails, as after a fault on a card, until it is false */
 extern "C" size_t emulator_allocated(void);
+
+/* While there is one, a thread waits for the stream, as a card would work by itself. */
+struct emulator_ahead {
+    explicit emulator_ahead(cudaStream_t stream) : waiter([stream]() { /* of two calls one may be told to fail */
+        if (cudaStreamSynchronize(stream) != cudaSuccess)
+            (void)cudaStreamSynchronize(stream);
+    }) {}
+    ~emulator_ahead() { waiter.join(); }
+    std::thread waiter;
+};
 
 /* The toolkit has these templates for nvcc only. */
 template <class... P>

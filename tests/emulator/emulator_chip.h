@@ -22,6 +22,21 @@ static inline uint2 chip_load8(const void *p, EMULATOR_PLACE) { return emulator_
 static inline uint32_t chip_load4(const void *p, EMULATOR_PLACE) { return emulator_load<uint32_t>(p, file, line); }
 static inline uint32_t chip_load2(const void *p, EMULATOR_PLACE) { return emulator_load<uint16_t>(p, file, line); }
 
+/* ---- words that card and host share ---- */
+EMULATOR_UNSEEN static inline void chip_tell_host(uint64_t *word, uint64_t value)
+{
+    __atomic_store_n(word, value, __ATOMIC_RELEASE);
+}
+EMULATOR_UNSEEN static inline uint64_t chip_hear_host(const uint64_t *word, uint64_t least, uint64_t limit_ns)
+{
+    const std::chrono::steady_clock::time_point start = std::chrono::steady_clock::now();
+    uint64_t value;
+    while ((value = __atomic_load_n(word, __ATOMIC_ACQUIRE)) < least &&
+           (uint64_t)(std::chrono::steady_clock::now() - start).count() < limit_ns)
+        std::this_thread::yield();
+    return value;
+}
+
 /* ---- copies to shared memory ---- */
 static inline void emulator_copy_some(void *to_shared, const void *from, unsigned bytes, bool real, const char *file, int line)
 {

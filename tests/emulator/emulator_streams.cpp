@@ -85,7 +85,8 @@ cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 
 cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
-    return cudaStreamSynchronize(stream);
+    std::unique_lock<std::recursive_mutex> lock(emulator_card.mutex, std::try_to_lock);
+    return lock ? cudaStreamSynchronize(stream) : cudaErrorNotReady; /* another thread waits for a stream */
 }
 
 cudaError_t cudaDeviceSynchronize(void)

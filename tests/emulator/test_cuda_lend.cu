@@ -1,5 +1,6 @@
-/* cuda/cuda_lend.cu on the emulator: experts that stay in the host's memory give the bits of experts on the card, whatever the
- * batch, after a cancelled run and after failures, of which none leaves anything behind. */
+/* cuda/cuda_lend.cu and cuda_help.cu on the emulator: experts that stay in the host's memory give the bits of experts on the
+ * card, whatever the batch, after a cancelled run and after failures, of which none leaves anything behind; and about the same
+ * numbers where the host computes them. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,13 +12,16 @@ extern "C" {
 #include <vector>
 #include "cuda_device.h"
 
-enum { WIDTH = 64, INNER = 32, EXPERTS = 6, TOP = 2, ROWS = 12, LAYERS = 3 };
+enum { WIDTH = 64, INNER = 32, EXPERTS = 6, TOP = 2, ROWS = 12, LAYERS = 3, SHARED = 3 };
 enum { HIDDEN, ROUTE, OUT };
 
 typedef std::vector<uint8_t> bytes;
 
 typedef struct scene {
     bytes gate[LAYERS], up[LAYERS], down[LAYERS]; /* as in a file */
+    bytes shared[LAYERS][SHARED];
+    bool has_shared;
+    const qmi_helper *helper;                     /* or NULL */
     std::vector<float> hidden, route;
     qmi_device *device;
     qmi_op ops[LAYERS];
@@ -41,10 +45,10 @@ static float random_float(void)
     return (float)(random_bits() % 2001) / 1000 - 1;
 }
 
-/* Q8_0 [EXPERTS][rows][columns] of small numbers. */
-static bytes random_matrix(int columns, int rows)
+/* Q8_0 [count][rows][columns] of small numbers. */
+static bytes random_matrix(int columns, int rows, int count)
 {
-    bytes out((size_t)(EXPERTS * rows * columns / 32 * 34));
+    bytes out((size_t)(count * rows * columns / 32 * 34));
     for (size_t i = 0; i < out.size(); i++)
         out[i] = i % 34 == 0 ? 0 : i % 34 == 1 ? 0x20 : (uint8_t)(random_bits() >> 8); /* the scale is 2^-7 */
     return out;
@@ -53,9 +57,12 @@ static bytes random_matrix(int columns, int rows)
 static int set_up(void **)
 {
     for (int layer = 0; layer < LAYERS; layer++) {
-        s.gate[layer] = random_matrix(WIDTH, INNER);
-        s.up[layer] = random_matrix(WIDTH, INNER);
-        s.down[layer] = random_matrix(INNER, WIDTH);
+        s.gate[layer] = random_matrix(WIDTH, INNER, EXPERTS);
+        s.up[layer] = random_matrix(WIDTH, INNER, EXPERTS);
+        s.down[layer] = random_matrix(INNER, WIDTH, EXPERTS);
+        s.shared[layer][0] = random_matrix(WIDTH, INNER, 1);
+        s.shared[layer][1] = random_matrix(WIDTH, INNER, 1);
+        s.shared[layer][2] = random_matrix(INNER, WIDTH, 1);
     }
     s.hidden.resize(ROWS * WIDTH);
     s.route.resize(ROWS * (2 * TOP + 1));
@@ -67,14 +74,14 @@ static int set_up(void **)
         route[1] = (float)(((int)route[0] + 1 + (int)(random_bits() % (EXPERTS - 1))) % EXPERTS);
         route[2] = 0.75f;
         route[3] = 0.25f;
-        route[4] = 1;
+        route[4] = 0.5f;
     }
     return 0;
 }
 
-static int32_t give(const bytes &data, int columns, int rows, bool lent, qmi_matrix *out)
+static int32_t give(const bytes &data, int columns, int rows, int count, bool lent, qmi_matrix *out)
 {
-    const qmi_matrix in_file = { QMI_TYPE_Q8_0, columns, rows, EXPERTS, 0 };
+    const qmi_matrix in_file = { QMI_TYPE_Q8_0, columns, rows, count, 0 };
     *out = in_file;
     return (lent ? qmi_cuda_lend : qmi_cuda_upload)(s.device, data.data(), out);
 }
@@ -88,8 +95,11 @@ static int32_t open_scene(int lent_from)
     int32_t code = qmi_cuda_open(&settings, &s.device);
     const int64_t layer = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, EXPERTS * INNER) +
                           qmi_cuda_matrix_bytes(&type, INNER, EXPERTS * WIDTH);
+    const int64_t shared = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, INNER) + qmi_cuda_matrix_bytes(&type, INNER, WIDTH);
     if (code >= 0)
-        code = qmi_cuda_upload_start(s.device, lent_from * layer, NULL, 0);
+        code = qmi_cuda_upload_start(s.device, lent_from * layer + (s.has_shared ? LAYERS * shared : 0), NULL, 0);
+    if (code >= 0 && s.helper)
+        qmi_cuda_set_helper(s.device, s.helper);
     s.program.ops = s.ops;
     s.program.count = LAYERS;
     s.program.slot_count = 3;
@@ -102,11 +112,17 @@ static int32_t open_scene(int lent_from)
         op.experts.route = ROUTE;
         op.experts.out = OUT;
         op.experts.top = TOP;
-        code = give(s.gate[i], WIDTH, INNER, i >= lent_from, &op.experts.gate);
+        code = give(s.gate[i], WIDTH, INNER, EXPERTS, i >= lent_from, &op.experts.gate);
         if (code >= 0)
-            code = give(s.up[i], WIDTH, INNER, i >= lent_from, &op.experts.up);
+            code = give(s.up[i], WIDTH, INNER, EXPERTS, i >= lent_from, &op.experts.up);
         if (code >= 0)
-            code = give(s.down[i], INNER, WIDTH, i >= lent_from, &op.experts.down);
+            code = give(s.down[i], INNER, WIDTH, EXPERTS, i >= lent_from, &op.experts.down);
+        if (code >= 0 && s.has_shared)
+            code = give(s.shared[i][0], WIDTH, INNER, 1, false, &op.experts.shared_gate);
+        if (code >= 0 && s.has_shared)
+            code = give(s.shared[i][1], WIDTH, INNER, 1, false, &op.experts.shared_up);
+        if (code >= 0 && s.has_shared)
+            code = give(s.shared[i][2], INNER, WIDTH, 1, false, &op.experts.shared_down);
         s.ops[i] = op;
     }
     if (code >= 0)
@@ -236,6 +252,144 @@ static void memory_is_counted(void **)
     close_scene();
 }
 
+/* ---- the host computes ---- */
+
+typedef struct host {
+    int questions, fail_at;    /* number of the question that fails, from 1 on; 0: none */
+    int32_t code;              /* with which */
+} host;
+
+static float weight_of(const bytes &matrix, int64_t row, int columns, int column)
+{
+    const uint8_t *block = &matrix[(size_t)((row * columns + column) / 32 * 34)];
+    return (float)(int8_t)block[2 + column % 32] / 128;
+}
+
+static float dot_of(const bytes &matrix, int64_t row, const float *x, int columns)
+{
+    double sum = 0;
+    for (int c = 0; c < columns; c++)
+        sum += weight_of(matrix, row, columns, c) * (double)x[c];
+    return (float)sum;
+}
+
+static int32_t compute(void *user, const qmi_program *program, size_t op, const qmi_help *help)
+{
+    host *h = (host *)user;
+    assert_ptr_equal(program, &s.program);
+    if (++h->questions == h->fail_at)
+        return h->code == QM_ERROR_CANCELLED ? h->code : qmi_fail(h->code, "the host is unwell");
+    for (int row = 0; row < help->rows; row++) {
+        const float *hidden = help->hidden + row * WIDTH, *route = help->route + row * (2 * TOP + 1);
+        float act[INNER], *out = help->out + row * WIDTH;
+        memset(out, 0, WIDTH * sizeof *out);
+        for (int k = 0; k < TOP; k++) {
+            const int64_t expert = (int64_t)route[k];
+            for (int i = 0; i < INNER; i++) {
+                const float gate = dot_of(s.gate[op], expert * INNER + i, hidden, WIDTH);
+                act[i] = gate / (1 + expf(-gate)) * dot_of(s.up[op], expert * INNER + i, hidden, WIDTH);
+            }
+            for (int i = 0; i < WIDTH; i++)
+                out[i] += route[TOP + k] * dot_of(s.down[op], expert * WIDTH + i, act, INNER);
+        }
+    }
+    return QM_OK;
+}
+
+static void assert_near(const std::vector<float> &got, const std::vector<float> &expected)
+{
+    double error = 0, size = 0;
+    assert_int_equal(got.size(), expected.size());
+    for (size_t i = 0; i < got.size(); i++) {
+        error += pow(got[i] - expected[i], 2);
+        size += pow(expected[i], 2);
+    }
+    assert_true(size > 1 && error < 1e-3 * size);
+}
+
+/* One row, some, and more than the kernels for few take; one row a sequence is recorded when it comes for the second time. The
+ * largest batch is none of the host's. */
+static void host_computes(void **)
+{
+    std::vector<float> expected[2][3], got;
+    host h = {};
+    const qmi_helper helper = { compute, &h, ROWS - 1, INT64_C(10000000000) };
+    for (int shared = 0; shared < 2; shared++) {
+        const int32_t own_shapes[] = { 1, ROWS - 1, ROWS };
+        s.has_shared = shared;
+        assert_int_equal(open_scene(LAYERS), QM_OK);
+        for (int i = 0; i < 3; i++)
+            assert_int_equal(run(own_shapes[i], i == 0, NULL, &expected[shared][i]), QM_OK);
+        close_scene();
+        s.helper = &helper;
+        assert_int_equal(open_scene(1), QM_OK);
+        for (int i : { 0, 0, 0, 1, 2, 0 }) {
+            h.questions = 0;
+            assert_int_equal(run(own_shapes[i], i == 0, NULL, &got), QM_OK);
+            assert_int_equal(h.questions, own_shapes[i] == ROWS ? 0 : LAYERS - 1);
+            assert_near(got, expected[shared][i]);
+        }
+        close_scene();
+        s.helper = NULL;
+    }
+    s.has_shared = false;
+    assert_true(expected[0][0] != expected[1][0]);
+}
+
+/* Be it in a run that is launched or in a recorded one: its code comes out, and the next run is right. */
+static void host_fails(void **)
+{
+    std::vector<float> expected, got;
+    host h = {};
+    const qmi_helper helper = { compute, &h, ROWS, INT64_C(10000000000) };
+    s.helper = &helper;
+    assert_int_equal(open_scene(0), QM_OK);
+    for (int again = 0; again < 3; again++)
+        for (int32_t code : { QM_ERROR_MEMORY, QM_ERROR_CANCELLED }) {
+            h.questions = 0;
+            h.fail_at = 2;
+            h.code = code;
+            assert_int_equal(run(1, true, NULL, &got), code);
+            assert_string_equal(qmi_error_text(), code == QM_ERROR_CANCELLED ? "cancelled" : "the host is unwell");
+            h.fail_at = 0;
+            assert_int_equal(run(1, true, NULL, &got), QM_OK);
+            if (expected.empty())
+                expected = got;
+            assert_memory_equal(got.data(), expected.data(), got.size() * sizeof(float));
+        }
+    close_scene();
+    s.helper = NULL;
+}
+
+/* Each call of the runtime fails once in a recorded run: an error or none, and no one waits for ever. */
+static void host_is_not_left_waiting(void **)
+{
+    std::vector<float> expected, got;
+    host h = {};
+    const qmi_helper helper = { compute, &h, ROWS, INT64_C(10000000000) };
+    int failed = 0;
+    s.helper = &helper;
+    assert_int_equal(open_scene(0), QM_OK);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(run(1, true, NULL, &expected), QM_OK);
+    for (int64_t n = 1; n < 12; n++) {
+        emulator_fail(0, n);
+        const int32_t code = run(1, true, NULL, &got);
+        emulator_fail(0, 0);
+        assert_true(code == QM_OK || code == QM_ERROR_DEVICE);
+        failed += code < 0;
+        if (run(1, true, NULL, &got) < 0) {
+            close_scene();
+            assert_int_equal(open_scene(0), QM_OK);
+            assert_int_equal(run(1, true, NULL, &got), QM_OK);
+        }
+        assert_memory_equal(got.data(), expected.data(), got.size() * sizeof(float));
+    }
+    assert_true(failed > 1);
+    close_scene();
+    s.helper = NULL;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -243,6 +397,9 @@ int main(void)
         cmocka_unit_test(goes_on_after_a_cancelled_run),
         cmocka_unit_test(survives_each_failure),
         cmocka_unit_test(memory_is_counted),
+        cmocka_unit_test(host_computes),
+        cmocka_unit_test(host_fails),
+        cmocka_unit_test(host_is_not_left_waiting),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }
