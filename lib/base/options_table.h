@@ -26,7 +26,7 @@ QMI_OPTION(THREADS, "threads", MODEL, INT, "0", 0, 1024, "",
            "threads that compute on the CPU; 0 takes one for each processor this process may use")
 QMI_OPTION(PIN, "pin", MODEL, BOOL, "1", 0, 1, "",
            "bind each computing thread to a processor of its own")
-QMI_OPTION(ISA, "isa", MODEL, CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512",
+QMI_OPTION(ISA, "isa", MODEL, CHOICE, "auto", 0, 0, "auto|scalar|avx2|avx512|amx",
            "highest instruction set whose kernels are used; auto takes the best this machine has")
 QMI_OPTION(READ_AHEAD, "read-ahead", MODEL, BOOL, "0", 0, 1, "",
            "read the whole file into memory while loading, with progress, instead of when it is first used")

@@ -503,6 +503,17 @@ bool qmi_os_pin_self(int32_t index)
     return false;
 }
 
+/* Linux saves tiles of a process only when it asks for that: ARCH_REQ_XCOMP_PERM with the number of the tiles' state, 18
+ * (Documentation/arch/x86/xstate.rst). */
+bool qmi_os_allow_tiles(void)
+{
+#if defined(__linux__) && defined(__x86_64__)
+    return syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+#else
+    return false;
+#endif
+}
+
 void qmi_os_spin_pause(void)
 {
 #if defined(__x86_64__) || defined(__i386__)

@@ -91,6 +91,9 @@ int32_t qmi_os_processor_count(void);                 /* the same, or fewer if i
 /* Binds the calling thread to the index-th of the processors it may run on; false if refused. A thread inherits the set of its
  * creator, so do this once a thread and never to the creator before. */
 bool qmi_os_pin_self(int32_t index);
+/* Lets the process use the tile registers of AMX, which is for good; false where there are none or the system refuses. Asking again
+ * is harmless. */
+bool qmi_os_allow_tiles(void);
 void qmi_os_spin_pause(void);                         /* inside a spinning loop */
 void qmi_os_yield(void);
 /* Sleeps while *word == expected (wake-ups may be spurious); the waker changes the word first, then calls wake_all. */

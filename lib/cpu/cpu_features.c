@@ -1,8 +1,10 @@
 /* Instruction sets: what is there, what is used. See cpu_features.h. */
 #include "cpu/cpu_features.h"
 
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
+#include "base/os.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -44,6 +46,8 @@ uint32_t qmi_cpu_features_present(void)
         features |= QMI_CPU_AVX512; /* F, DQ, BW, VL */
     if ((features & QMI_CPU_AVX512) && bit(seven.c, 11))
         features |= QMI_CPU_AVX512_VNNI;
+    if ((features & QMI_CPU_AVX512_VNNI) && (saved & 0x60000) == 0x60000 && bit(seven.d, 24) && bit(seven.d, 25))
+        features |= QMI_CPU_AMX; /* TILE, INT8 */
     if (features && seven.a >= 1 && bit(cpuid(7, 1).a, 4)) /* leaf 7 tells in eax its last part */
         features |= QMI_CPU_AVX_VNNI;
     return features;
@@ -81,12 +85,15 @@ void qmi_cpu_features_name(char *name, int32_t size)
 uint32_t qmi_cpu_features_chosen(const char *isa)
 {
     uint32_t present = qmi_cpu_features_present();
-    if (!isa || strcmp(isa, "auto") == 0) {
+    const bool any = !isa || strcmp(isa, "auto") == 0;
+    if (any || strcmp(isa, "amx") == 0) {
+        if ((present & QMI_CPU_AMX) && !qmi_os_allow_tiles())
+            present &= ~(uint32_t)QMI_CPU_AMX;
         /* The first processors with AVX-512 (without VNNI) run slower clocks while it is in use, and reading weights, which is
          * most of the work, is not faster with it. */
-        return present & QMI_CPU_AVX512_VNNI ? present : present & (QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI);
+        return any && !(present & QMI_CPU_AVX512_VNNI) ? present & (QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI) : present;
     }
     if (strcmp(isa, "avx512") == 0)
-        return present;
+        return present & ~(uint32_t)QMI_CPU_AMX;
     return strcmp(isa, "avx2") == 0 ? present & QMI_CPU_AVX2 : 0;
 }

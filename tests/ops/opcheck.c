@@ -222,44 +222,67 @@ static int run_part(const check_part *part, check_context *c, const arguments *a
 
 #if defined(__x86_64__)
 QMI_DECLARE_Q8_KERNELS(byavx512)
+QMI_DECLARE_Q8_KERNELS(amxbyc)
 
-/* The kernels of AVX-VNNI, whose instruction AVX-512 has in another encoding (dot_q8_avxvnni.c). */
-static void take_avx512s_encoding(qmi_cpu_kernels *kernels)
+#define TAKE(stem) \
+    kernels->dot[QMI_TYPE_Q8_0] = qmi_##stem##_dot_q8_0; \
+    kernels->dot[QMI_TYPE_Q4_0] = qmi_##stem##_dot_q4_0; \
+    kernels->dot[QMI_TYPE_Q5_0] = qmi_##stem##_dot_q5_0; \
+    kernels->dot[QMI_TYPE_IQ4_NL] = qmi_##stem##_dot_iq4_nl; \
+    kernels->dot[QMI_TYPE_IQ4_XS] = qmi_##stem##_dot_iq4_xs; \
+    kernels->dot[QMI_TYPE_Q4_K] = qmi_##stem##_dot_q4_k; \
+    kernels->dot[QMI_TYPE_Q5_K] = qmi_##stem##_dot_q5_k; \
+    kernels->dot[QMI_TYPE_Q6_K] = qmi_##stem##_dot_q6_k
+
+/* For instruction sets that are not there: AVX-VNNI's instruction in AVX-512's encoding, tiles in plain C. */
+static void take_twins(qmi_cpu_kernels *kernels, uint32_t absent)
 {
-    kernels->dot[QMI_TYPE_Q8_0] = qmi_byavx512_dot_q8_0;
-    kernels->dot[QMI_TYPE_Q4_0] = qmi_byavx512_dot_q4_0;
-    kernels->dot[QMI_TYPE_Q5_0] = qmi_byavx512_dot_q5_0;
-    kernels->dot[QMI_TYPE_IQ4_NL] = qmi_byavx512_dot_iq4_nl;
-    kernels->dot[QMI_TYPE_IQ4_XS] = qmi_byavx512_dot_iq4_xs;
-    kernels->dot[QMI_TYPE_Q4_K] = qmi_byavx512_dot_q4_k;
-    kernels->dot[QMI_TYPE_Q5_K] = qmi_byavx512_dot_q5_k;
-    kernels->dot[QMI_TYPE_Q6_K] = qmi_byavx512_dot_q6_k;
+    if (absent & QMI_CPU_AVX_VNNI) {
+        TAKE(byavx512);
+    }
+    if (absent & QMI_CPU_AMX) {
+        TAKE(amxbyc);
+    }
 }
 #else
-static void take_avx512s_encoding(qmi_cpu_kernels *kernels)
+static void take_twins(qmi_cpu_kernels *kernels, uint32_t absent)
 {
-    (void)kernels;
+    (void)kernels, (void)absent;
 }
 #endif
 
-static int run_isa(const char *isa, uint32_t features, const qmi_cpu_kernels *scalar, const arguments *a)
+typedef struct isa {
+    const char *name;
+    uint32_t features;
+    qmi_cpu_kernels kernels;
+    bool there;
+} isa;
+
+/* Whether one of the first `count` instruction sets has the same kernel. */
+static bool known(const check_part *part, const isa *at, const isa *isas, int64_t count)
 {
+    for (int64_t i = 0; i < count; i++)
+        if (isas[i].there && !part->differs(&isas[i].kernels, &at->kernels))
+            return true;
+    return false;
+}
+
+/* The first of isas is scalar. What an instruction set has from one before has been run. */
+static int run_isa(const isa *isas, const isa *at, const arguments *a)
+{
+    const int64_t before = a->isa && at > isas ? 1 : at - isas;
     const check_part *groups[] = { check_dot_parts, check_float_parts, check_attend_parts };
-    qmi_cpu_kernels tested;
     int failed = 0;
-    if (a->isa && strcmp(a->isa, isa))
+    if (!at->there || (a->isa && strcmp(a->isa, at->name)))
         return 0;
-    qmi_cpu_kernels_fill(&tested, features);
-    if (features & ~qmi_cpu_features_present())
-        take_avx512s_encoding(&tested);
-    check_context c = { .isa = isa, .tested = &tested, .scalar = scalar, .json = a->json };
+    check_context c = { .isa = at->name, .tested = &at->kernels, .scalar = &isas[0].kernels, .json = a->json };
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++) {
         for (const check_part *part = groups[g]; part->name; part++) {
-            if ((a->kernel && strcmp(a->kernel, part->name)) || (features && !part->differs(&tested, scalar)))
+            if ((a->kernel && strcmp(a->kernel, part->name)) || known(part, at, isas, before))
                 continue;
             if (a->list)
-                printf("%-16s %s\n", part->name, isa);
-            else if (features || a->bench)
+                printf("%-16s %s\n", part->name, at->name);
+            else if (at > isas || a->bench)
                 failed += run_part(part, &c, a);
         }
     }
@@ -268,14 +291,15 @@ static int run_isa(const char *isa, uint32_t features, const qmi_cpu_kernels *sc
 
 int main(int count, char **words)
 {
-    const struct { const char *name; uint32_t features; } sets[] = {
-        { "scalar", 0 }, { "avx2", QMI_CPU_AVX2 }, { "avx2-vnni", QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI },
-        { "avx512", QMI_CPU_AVX2 | QMI_CPU_AVX512 },
-        { "avx512-vnni", QMI_CPU_AVX2 | QMI_CPU_AVX512 | QMI_CPU_AVX512_VNNI } };
-    uint32_t present = qmi_cpu_features_present();
-    if (present & QMI_CPU_AVX512_VNNI) /* or its twin */
-        present |= QMI_CPU_AVX_VNNI;
-    qmi_cpu_kernels scalar;
+    isa isas[] = {
+        { .name = "scalar" }, { .name = "avx2", .features = QMI_CPU_AVX2 },
+        { .name = "avx2-vnni", .features = QMI_CPU_AVX2 | QMI_CPU_AVX_VNNI },
+        { .name = "avx512", .features = QMI_CPU_AVX2 | QMI_CPU_AVX512 },
+        { .name = "avx512-vnni", .features = QMI_CPU_AVX2 | QMI_CPU_AVX512 | QMI_CPU_AVX512_VNNI },
+        { .name = "amx", .features = QMI_CPU_AVX2 | QMI_CPU_AVX512 | QMI_CPU_AVX512_VNNI | QMI_CPU_AMX } };
+    uint32_t present = qmi_cpu_features_chosen("amx"), twins = 0;
+    if (present & QMI_CPU_AVX512_VNNI)
+        twins = QMI_CPU_AVX_VNNI | QMI_CPU_AMX;
     arguments a;
     int failed = 0;
     setvbuf(stdout, NULL, _IOLBF, 0); /* so that a crash shows which kernel it was */
@@ -283,10 +307,12 @@ int main(int count, char **words)
         return 2;
     if (!a.list && !a.json)
         printf("seed %llu\n", (unsigned long long)a.seed);
-    qmi_cpu_kernels_fill(&scalar, 0);
-    for (size_t i = 0; i < sizeof sets / sizeof *sets; i++)
-        if ((sets[i].features & ~present) == 0)
-            failed += run_isa(sets[i].name, sets[i].features, &scalar, &a);
+    for (size_t i = 0; i < sizeof isas / sizeof *isas; i++) {
+        isas[i].there = (isas[i].features & ~(present | twins)) == 0;
+        qmi_cpu_kernels_fill(&isas[i].kernels, isas[i].features);
+        take_twins(&isas[i].kernels, isas[i].features & ~present);
+        failed += run_isa(isas, &isas[i], &a);
+    }
     if (!a.list && !a.bench)
         printf(failed ? "%d kernels differ\n" : "all kernels agree\n", failed);
     return failed != 0;

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <cmocka.h>
 
+#include "base/os.h"
 #include "cpu/cpu_features.h"
 #include "cpu/kernels.h"
 
@@ -15,11 +16,14 @@ static void test_limits(void **state)
     uint32_t present = qmi_cpu_features_present();
     assert_int_equal(qmi_cpu_features_chosen("scalar"), 0);
     assert_int_equal(qmi_cpu_features_chosen("avx2"), present & QMI_CPU_AVX2);
-    assert_int_equal(qmi_cpu_features_chosen("avx512"), present);
+    assert_int_equal(qmi_cpu_features_chosen("avx512"), present & ~(uint32_t)QMI_CPU_AMX);
+    assert_int_equal(qmi_cpu_features_chosen("amx"), qmi_os_allow_tiles() ? present : present & ~(uint32_t)QMI_CPU_AMX);
     assert_int_equal(qmi_cpu_features_chosen("auto") & ~present, 0);
     assert_int_equal(qmi_cpu_features_chosen(NULL), qmi_cpu_features_chosen("auto"));
     if (present & QMI_CPU_AVX512_VNNI)
         assert_true(present & QMI_CPU_AVX512);
+    if (present & QMI_CPU_AMX)
+        assert_true(present & QMI_CPU_AVX512_VNNI);
     if (present & QMI_CPU_AVX_VNNI)
         assert_true(present & QMI_CPU_AVX2);
     if (present & QMI_CPU_AVX512)
@@ -35,11 +39,11 @@ static void test_limits(void **state)
 static void test_tables(void **state)
 {
     (void)state;
-    static const char *const isas[] = { "scalar", "avx2", "avx512", "auto" };
+    static const char *const isas[] = { "scalar", "avx2", "avx512", "amx", "auto" };
     qmi_cpu_kernels scalar, kernels;
     qmi_cpu_kernels_fill(&scalar, 0);
     assert_string_equal(scalar.isa, "scalar");
-    for (int i = 0; i < 4; i++) {
+    for (int i = 0; i < 5; i++) {
         qmi_cpu_kernels_fill(&kernels, qmi_cpu_features_chosen(isas[i]));
         for (int type = 0; type < QMI_TYPE_COUNT; type++) {
             assert_true(!scalar.dot[type] || kernels.dot[type]);

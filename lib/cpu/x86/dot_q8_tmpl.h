@@ -16,35 +16,12 @@
 #include <stdbool.h>
 #include <string.h>
 #include "cpu/kernels.h"
+#include "cpu/x86/dot_q8.h"
 #include "quant/quant_blocks.h"
 
 #define INLINE static ROWS_INLINE
-#define PIECE 256         /* columns that are unpacked at a time: a super-block */
-#define TOKENS_MOST 64    /* whose sums and activations of a piece are kept (24 KB of activations) */
-#define ROWS_MOST 64      /* with so many rows the activations of a piece are used before those of the next are packed */
 #define TOKENS_FEW 2      /* up to so many: dot_q8_few.h */
 #define PIECES_FEW 8      /* whose whole numbers are kept then */
-
-/* ROWS rows by PIECE columns. */
-typedef struct q8_weights {
-    _Alignas(64) uint8_t bytes[PIECE / 4][ROWS][4];  /* q, or q + 2^shift where the format's is signed */
-    float scales[PIECE / 16][ROWS];                  /* by sub-block */
-    float minima[PIECE / 32][ROWS];                  /* negative */
-    uint16_t halves[PIECE / 32][ROWS];               /* for the unpacking: scales on their way */
-    uint32_t words[PIECE / 32][ROWS];                /* fifth bits likewise */
-} q8_weights;
-
-/* PIECE columns of a token. */
-typedef struct q8_input {
-    _Alignas(64) int8_t values[PIECE];
-    int32_t start[PIECE / 16];   /* by sub-block: what the whole number begins with, -2^shift * sum of x */
-    float scales[PIECE / 32];
-    float sums[PIECE / 32];      /* input scale * float(sum of x) */
-} q8_input;
-
-typedef struct q8_sums {    /* of a token */
-    _Alignas(64) float sum[ROWS], less[ROWS];
-} q8_sums;
 
 typedef struct q8_piece {   /* of ROWS rows: the whole numbers, and what scales are made of, as dot_q8_few*.h lay them out */
     _Alignas(64) int32_t numbers[TOKENS_FEW][ROWS][16];
@@ -63,8 +40,7 @@ typedef struct q8_few {     /* pieces of ROWS rows whose whole numbers are there
 typedef struct q8_type {
     /* Sub-blocks of a piece whose columns begin at byte `at` of each row: `blocks` of 32 columns. */
     void (*unpack)(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
-    void (*multiply)(const q8_weights *weights, const q8_input *inputs, int32_t sub_blocks, int32_t tokens,
-                     q8_sums *sums);
+    q8_multiply *multiply;
     /* Few tokens: pieces of row r of ROWS, ascending; then what becomes of them. */
     void (*row_sums)(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to);
     void (*scale_sums)(const q8_few *few, int32_t tokens, q8_sums *sums);
@@ -296,7 +272,8 @@ static void dot_rows(const q8_type *type, const qmi_cpu_tile *tile, int32_t firs
 }
 
 /* Many tokens: a piece of their activations is packed for ROWS_MOST rows. */
-static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_scratch *scratch)
+static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_multiply *multiply,
+                       q8_scratch *scratch)
 {
     for (int32_t row = 0; row < tile->rows; row += ROWS_MOST) {
         int32_t groups = ((tile->rows - row < ROWS_MOST ? tile->rows - row : ROWS_MOST) + ROWS - 1) / ROWS;
@@ -309,8 +286,8 @@ static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t fi
                 for (int32_t r = 0; r < ROWS; r++)
                     fetch(rows[r] + (piece + 1) * type->piece_bytes, type->piece_bytes);
                 type->unpack(rows, piece * type->piece_bytes, blocks_of(tile, piece), &scratch->weights);
-                type->multiply(&scratch->weights, scratch->inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
-                               scratch->sums[g]);
+                multiply(&scratch->weights, scratch->inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
+                         scratch->sums[g]);
             }
         }
         for (int32_t g = 0; g < groups; g++)
@@ -318,26 +295,35 @@ static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t fi
     }
 }
 
-static void dot(const q8_type *type, const qmi_cpu_tile *tile)
+/* tiles: NULL for the instance's own vectors. */
+static void dot(const q8_type *type, const qmi_cpu_tile *tile, const q8_tiles *tiles)
 {
     q8_scratch scratch;
     for (int32_t t = 0; t < tile->tokens; t += TOKENS_MOST) {
         int32_t tokens = tile->tokens - t < TOKENS_MOST ? tile->tokens - t : TOKENS_MOST;
-        if (tokens <= TOKENS_FEW)
+        if (tokens <= TOKENS_FEW) {
             dot_rows(type, tile, t, tokens, &scratch);
-        else
-            dot_pieces(type, tile, t, tokens, &scratch);
+        } else if (!tiles) {
+            dot_pieces(type, tile, t, tokens, type->multiply, &scratch);
+        } else {
+            tiles->begin(tokens);
+            dot_pieces(type, tile, t, tokens, tiles->multiply, &scratch);
+            tiles->end();
+        }
     }
 }
 
-
 #define SIGNED_SHIFT (EIGHT_BITS_SIGNED ? 0 : 7)
 #define DEFINE_DOT(stem, multiply, units, sub_block, shift, piece_bytes) \
-    void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
+    void NAME(dot_by_##stem)(const qmi_cpu_tile *tile, const q8_tiles *tiles) \
     { \
         static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, units, \
                                       sub_block, shift, piece_bytes }; \
-        dot(&type, tile); \
+        dot(&type, tile, tiles); \
+    } \
+    void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
+    { \
+        NAME(dot_by_##stem)(tile, NULL); \
     }
 DEFINE_DOT(q8_0, multiply_8, NULL, 32, SIGNED_SHIFT, 8 * sizeof(qmi_block_q8_0))
 DEFINE_DOT(q4_0, multiply_4, UNITS_OF_BLOCKS, 32, 3, 8 * sizeof(qmi_block_q4_0))

@@ -71,4 +71,8 @@ void qmi_cpu_kernels_avx512(qmi_cpu_kernels *kernels, uint32_t features)
     SET_FLOAT_KERNELS(avx512);
     if (features & QMI_CPU_AVX512_VNNI)
         SET_Q8_KERNELS(vnni);
+    if (features & QMI_CPU_AMX) {
+        kernels->isa = "amx";
+        SET_Q8_KERNELS(amx);
+    }
 }

@@ -39,7 +39,7 @@
     void qmi_##isa##_convolve(const qmi_cpu_convolution *work); \
     void qmi_##isa##_delta(const qmi_cpu_delta *work);
 
-/* Products with Q8 activations: plain AVX2, and with dot products of bytes of AVX-VNNI or AVX-512. */
+/* Products with Q8 activations: plain AVX2, with dot products of bytes of AVX-VNNI or AVX-512, and besides those with AMX. */
 #define QMI_DECLARE_Q8_KERNELS(isa) \
     void qmi_##isa##_dot_q8_0(const qmi_cpu_tile *tile); \
     void qmi_##isa##_dot_q4_0(const qmi_cpu_tile *tile); \
@@ -55,6 +55,7 @@ QMI_DECLARE_FLOAT_KERNELS(avx512)
 QMI_DECLARE_Q8_KERNELS(avx2)
 QMI_DECLARE_Q8_KERNELS(avxvnni)
 QMI_DECLARE_Q8_KERNELS(vnni)
+QMI_DECLARE_Q8_KERNELS(amx)
 void qmi_avx2_quantize(const float *x, void *row, int64_t columns, int64_t first, int64_t count);
 
 #endif
