@@ -503,6 +503,16 @@ bool qmi_os_pin_self(int32_t index)
     return false;
 }
 
+int64_t qmi_os_last_cache(void)
+{
+#ifdef _SC_LEVEL3_CACHE_SIZE
+    long bytes = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    return bytes > 0 ? bytes : 0;
+#else
+    return 0;
+#endif
+}
+
 /* Linux saves tiles of a process only when it asks for that: ARCH_REQ_XCOMP_PERM with the number of the tiles' state, 18
  * (Documentation/arch/x86/xstate.rst). */
 bool qmi_os_allow_tiles(void)

@@ -65,6 +65,7 @@ void qmi_os_block_free(void *block);
 int64_t qmi_os_machine_memory(void);  /* bytes of RAM that are built in; 0 if unknown */
 int64_t qmi_os_memory_total(void);    /* bytes of RAM this process may use (the control group's limit if there is one) */
 int64_t qmi_os_memory_available(void);
+int64_t qmi_os_last_cache(void);      /* bytes of a processor's last, largest cache; 0 if unknown */
 
 /* ---- time, random ---- */
 int64_t qmi_os_time_ns(void);         /* monotonic */
