@@ -158,25 +158,6 @@ INLINE void sum_blocks(const bool of_16, const int bits, const __m256i w[8], con
 #define UNITS_OF_BLOCKS NULL
 #define UNITS_OF_SUPER NULL
 
-#define DEFINE_ROW_SUMS(stem, of_16, bits, piece_bytes) \
-    static void row_sums_##stem(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to) \
-    { \
-        for (; pieces > 0; pieces--, row += piece_bytes, x += tokens, to++) { \
-            __m256i w[8]; \
-            row_##stem(row, w); \
-            for (int32_t t = 0; t < tokens; t++) \
-                sum_blocks(of_16, bits, w, &x[t], to->numbers[t][r]); \
-        } \
-    }
-DEFINE_ROW_SUMS(q8_0, false, 8, 8 * sizeof(qmi_block_q8_0))
-DEFINE_ROW_SUMS(q4_0, false, 4, 8 * sizeof(qmi_block_q4_0))
-DEFINE_ROW_SUMS(q5_0, false, 5, 8 * sizeof(qmi_block_q5_0))
-DEFINE_ROW_SUMS(iq4_nl, false, 8, 8 * sizeof(qmi_block_iq4_nl))
-DEFINE_ROW_SUMS(iq4_xs, false, 8, sizeof(qmi_block_iq4_xs))
-DEFINE_ROW_SUMS(q4_k, false, 4, sizeof(qmi_block_q4_k))
-DEFINE_ROW_SUMS(q5_k, false, 5, sizeof(qmi_block_q5_k))
-DEFINE_ROW_SUMS(q6_k, true, 6, sizeof(qmi_block_q6_k))
-
 /* ---- from there on as multiply_few ---- */
 
 #define DEFINE_BLOCK_SCALES(stem) \
@@ -216,31 +197,32 @@ INLINE void scale_piece(const bool of_16, const bool minima, const q8_weights *w
     }
 }
 
+typedef void row_of(const uint8_t *row, __m256i w[8]);
 typedef void unpack_scales(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
 
-INLINE void scale_all(unpack_scales *scales, const bool of_16, const bool minima, const q8_few *few, const int32_t tokens,
-                      q8_sums *to)
+INLINE void multiply_rows(row_of *read, unpack_scales *scales, const bool of_16, const bool minima, const int bits,
+                          const int32_t piece_bytes, const q8_few *few, const int tokens, q8_sums *to)
 {
     q8_weights weights;
+    _Alignas(32) int32_t numbers[TOKENS_FEW][ROWS][16];
     floats sum[TOKENS_FEW], less[TOKENS_FEW];
     const q8_input *x = few->inputs;
-    const q8_piece *piece = few->pieces;
-    const int sub_block = of_16 ? 16 : 32;
+    const uint8_t *ahead = few->ahead;
     for (int t = 0; t < tokens; t++) {
         sum[t] = f_load(to[t].sum);
         less[t] = f_load(to[t].less);
     }
-    int64_t at = few->at, columns = few->columns;
-    for (; columns >= PIECE; columns -= PIECE, at += few->piece_bytes, x += tokens, piece++) {
-        scales(few->rows, at, PIECE / 32, &weights);
+    for (int32_t p = 0; p < few->pieces; p++, x += tokens) {
+        for (int r = 0; r < ROWS; r++, ahead += piece_bytes) {
+            __m256i w[8];
+            fetch(ahead, piece_bytes);
+            read(few->rows[r] + p * piece_bytes, w);
+            for (int32_t t = 0; t < tokens; t++)
+                sum_blocks(of_16, bits, w, &x[t], numbers[t][r]);
+        }
+        scales(few->rows, p * piece_bytes, few->blocks, &weights);
         for (int t = 0; t < tokens; t++)
-            scale_piece(of_16, minima, &weights, piece->numbers[t], &x[t], PIECE / sub_block, &sum[t], &less[t]);
-    }
-    if (columns > 0) {
-        scales(few->rows, at, (int32_t)columns / 32, &weights);
-        for (int t = 0; t < tokens; t++)
-            scale_piece(of_16, minima, &weights, piece->numbers[t], &x[t], (int32_t)columns / sub_block, &sum[t],
-                        &less[t]);
+            scale_piece(of_16, minima, &weights, numbers[t], &x[t], few->blocks * (of_16 ? 2 : 1), &sum[t], &less[t]);
     }
     for (int t = 0; t < tokens; t++) {
         f_store(to[t].sum, sum[t]);
@@ -248,19 +230,19 @@ INLINE void scale_all(unpack_scales *scales, const bool of_16, const bool minima
     }
 }
 
-#define DEFINE_SCALE_SUMS(stem, scales, of_16, minima) \
-    static void scale_sums_##stem(const q8_few *few, int32_t tokens, q8_sums *sums) \
+#define DEFINE_MULTIPLY_ROWS(stem, scales, of_16, minima, bits, piece_bytes) \
+    static void multiply_rows_##stem(const q8_few *few, int32_t tokens, q8_sums *sums) \
     { \
         if (tokens == 1) \
-            scale_all(scales, of_16, minima, few, 1, sums); \
+            multiply_rows(row_##stem, scales, of_16, minima, bits, piece_bytes, few, 1, sums); \
         else \
-            scale_all(scales, of_16, minima, few, tokens, sums); \
+            multiply_rows(row_##stem, scales, of_16, minima, bits, piece_bytes, few, 2, sums); \
     }
-DEFINE_SCALE_SUMS(q8_0, scales_q8_0, false, false)
-DEFINE_SCALE_SUMS(q4_0, scales_q4_0, false, false)
-DEFINE_SCALE_SUMS(q5_0, scales_q5_0, false, false)
-DEFINE_SCALE_SUMS(iq4_nl, scales_iq4_nl, false, false)
-DEFINE_SCALE_SUMS(iq4_xs, scales_iq4_xs, false, false)
-DEFINE_SCALE_SUMS(q4_k, scales_super, false, true)
-DEFINE_SCALE_SUMS(q5_k, scales_super, false, true)
-DEFINE_SCALE_SUMS(q6_k, scales_q6_k, true, false)
+DEFINE_MULTIPLY_ROWS(q8_0, scales_q8_0, false, false, 8, 8 * sizeof(qmi_block_q8_0))
+DEFINE_MULTIPLY_ROWS(q4_0, scales_q4_0, false, false, 4, 8 * sizeof(qmi_block_q4_0))
+DEFINE_MULTIPLY_ROWS(q5_0, scales_q5_0, false, false, 5, 8 * sizeof(qmi_block_q5_0))
+DEFINE_MULTIPLY_ROWS(iq4_nl, scales_iq4_nl, false, false, 8, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_MULTIPLY_ROWS(iq4_xs, scales_iq4_xs, false, false, 8, sizeof(qmi_block_iq4_xs))
+DEFINE_MULTIPLY_ROWS(q4_k, scales_super, false, true, 4, sizeof(qmi_block_q4_k))
+DEFINE_MULTIPLY_ROWS(q5_k, scales_super, false, true, 5, sizeof(qmi_block_q5_k))
+DEFINE_MULTIPLY_ROWS(q6_k, scales_q6_k, true, false, 6, sizeof(qmi_block_q6_k))

@@ -1,8 +1,8 @@
 /* Products with few tokens, as when decoding, for dot_q8_tmpl.h, which includes it: vectors of 512 bits.
  *
- * Rows are read one after another. Of each row's piece the products are added up to what rows have in lanes only as far as it
- * takes no lane to another 16 bytes; ROWS rows together are then turned so that a vector has a sub-block of each row. The whole
- * numbers are those of dot_q8_tmpl.h and go the same way on.
+ * Of each row's piece the products are added up to what rows have in lanes only as far as it takes no lane to another 16 bytes;
+ * ROWS rows together are then turned so that a vector has a sub-block of each row. The whole numbers are those of dot_q8_tmpl.h
+ * and go the same way on.
  *
  * A piece is multiplied as four vectors of columns, w[0] .. w[3], whose order suits the format; the activations are packed in
  * the same one. What w[0], w[1] and w[2], w[3] have in one lane of 16 bytes is of one sub-block, but for Q8_0 and Q6_K. */
@@ -18,6 +18,12 @@ INLINE __m256i load_half_vector(const void *from)
 {
     return _mm256_loadu_si256((const __m256i *)from);
 }
+
+typedef struct q8_piece { /* of ROWS rows: the whole numbers of each token, and what scales are made of */
+    _Alignas(64) int32_t numbers[TOKENS_FEW][ROWS][16];
+    uint8_t heads[ROWS][16];
+    _Alignas(32) uint16_t d[ROWS];
+} q8_piece;
 
 /* 16 bytes of each of four blocks from one on */
 INLINE ints load_four(const uint8_t *q, int32_t block_bytes)
@@ -145,30 +151,23 @@ INLINE ints add_short_pairs(ints a, ints b)
     return _mm512_madd_epi16(_mm512_packs_epi32(a, b), _mm512_set1_epi16(1));
 }
 
-INLINE ints products_of(ints sum, ints w, const q8_input *x, int part)
-{
-    return i_dot(sum, w, i_load(x->values + 64 * part));
-}
-
 /* bits: of the weights. A sum of 8 products is up to (2^bits - 1) * 127 * 8, which 16 bits hold when there are 5, and two of them
- * when there are 4. Of an even row: two numbers of two sub-blocks in each 16 bytes; of an odd one: both rows' sums. */
-INLINE void sum_split(const int bits, const bool odd, const ints w[4], const q8_input *x, int32_t *to)
+ * when there are 4. Two numbers of each of two sub-blocks in 16 bytes. */
+INLINE ints sum_split(const int bits, const ints w[4], const ints x[4])
 {
-    ints a = products_of(products_of(i_zero(), w[0], x, 0), w[1], x, 1);
-    ints b = products_of(products_of(i_zero(), w[2], x, 2), w[3], x, 3);
-    ints sums = bits <= 5 ? add_short_pairs(a, b) : add_pairs(a, b);
-    if (odd)
-        sums = bits <= 4 ? add_short_pairs(i_load(to), sums) : add_pairs(i_load(to), sums);
-    i_store(to, sums);
+    ints a = i_dot(i_dot(i_zero(), w[0], x[0]), w[1], x[1]);
+    ints b = i_dot(i_dot(i_zero(), w[2], x[2]), w[3], x[3]);
+    return bits <= 5 ? add_short_pairs(a, b) : add_pairs(a, b);
 }
 
-INLINE void sum_q6_k(const ints w[4], const q8_input *x, int32_t *to)
+/* 16 numbers. Of 6 bits, so a sum of 4 products fits 16 bits. */
+INLINE ints sum_q6_k(const ints w[4], const ints x[4])
 {
     ints sums[4];
     UNROLL
     for (int i = 0; i < 4; i++)
-        sums[i] = products_of(i_zero(), w[i], x, i);
-    i_store(to, add_pairs(add_short_pairs(sums[0], sums[1]), add_short_pairs(sums[2], sums[3])));
+        sums[i] = i_dot(i_zero(), w[i], x[i]);
+    return add_pairs(add_short_pairs(sums[0], sums[1]), add_short_pairs(sums[2], sums[3]));
 }
 
 INLINE __m256i add_pairs_256(__m256i a, __m256i b)
@@ -179,51 +178,50 @@ INLINE __m256i add_pairs_256(__m256i a, __m256i b)
 }
 
 /* Blocks of Q8_0 are not together, so vectors have one each: 8 numbers. */
-INLINE void sum_q8_0(const __m256i w[8], const q8_input *x, int32_t *to)
+INLINE __m256i sum_q8_0(const __m256i w[8], const __m256i x[8])
 {
     __m256i sums[8];
     UNROLL
     for (int b = 0; b < 8; b++)
-        sums[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w[b], load_half_vector(x->values + 32 * b));
+        sums[b] = _mm256_dpbusd_epi32(_mm256_setzero_si256(), w[b], x[b]);
     UNROLL
     for (int i = 0; i < 4; i++)
         sums[i] = add_pairs_256(sums[2 * i], sums[2 * i + 1]);
     __m256i low = add_pairs_256(sums[0], sums[1]), high = add_pairs_256(sums[2], sums[3]);
-    _mm256_store_si256((__m256i *)(void *)to, _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20),
-                                                               _mm256_permute2x128_si256(low, high, 0x31)));
+    return _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
 }
 
 /* ---- what scales are made of: 16 bytes of each piece ---- */
 
 /* The half floats of 8 blocks. */
-INLINE __m128i halves_of_18(const uint8_t *row)
+INLINE __m128i halves_of(const uint8_t *row, const int block_bytes)
 {
-    const __m512i at = _mm512_castsi128_si512(_mm_setr_epi16(0, 9, 18, 27, 36, 45, 54, 63));
-    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(load_bytes(row), at, load_bytes(row + 64)));
+    __m128i a = _mm_cvtsi32_si128((int)qmi_load_u16(row)), b = _mm_cvtsi32_si128((int)qmi_load_u16(row + 4 * block_bytes));
+    a = _mm_insert_epi16(a, (int)qmi_load_u16(row + block_bytes), 1);
+    b = _mm_insert_epi16(b, (int)qmi_load_u16(row + 5 * block_bytes), 1);
+    a = _mm_insert_epi16(a, (int)qmi_load_u16(row + 2 * block_bytes), 2);
+    b = _mm_insert_epi16(b, (int)qmi_load_u16(row + 6 * block_bytes), 2);
+    a = _mm_insert_epi16(a, (int)qmi_load_u16(row + 3 * block_bytes), 3);
+    b = _mm_insert_epi16(b, (int)qmi_load_u16(row + 7 * block_bytes), 3);
+    return _mm_unpacklo_epi64(a, b);
 }
 
-INLINE __m128i halves_q5_0(const uint8_t *row)
+INLINE __m128i head_of_18(const uint8_t *row)
 {
-    const __m512i first = _mm512_castsi128_si512(_mm_setr_epi16(0, 11, 22, 33, 44, 55, 0, 0));
-    const __m512i last = _mm512_castsi128_si512(_mm_setr_epi16(0, 1, 2, 3, 4, 5, 42, 53));
-    __m512i six = _mm512_permutex2var_epi16(load_bytes(row), first, load_bytes(row + 64));
-    return _mm512_castsi512_si128(_mm512_permutex2var_epi16(six, last, load_bytes(row + 112)));
+    return halves_of(row, 18);
 }
 
-INLINE __m128i halves_q8_0(const uint8_t *row)
+INLINE __m128i head_q5_0(const uint8_t *row)
 {
-    const __m512i at = _mm512_castsi128_si512(_mm_setr_epi16(0, 17, 32, 49, 0, 17, 32, 49));
-    __m512i low = _mm512_permutex2var_epi16(load_bytes(row), at, load_bytes(row + 68));
-    __m512i high = _mm512_permutex2var_epi16(load_bytes(row + 136), at, load_bytes(row + 204));
-    return _mm_blend_epi16(_mm512_castsi512_si128(low), _mm512_castsi512_si128(high), 0xF0);
+    return halves_of(row, sizeof(qmi_block_q5_0));
 }
 
-INLINE __m128i first_bytes(const uint8_t *row)
+INLINE __m128i head_of_super(const uint8_t *row)
 {
     return _mm_loadu_si128((const __m128i *)(const void *)row);
 }
 
-/* ---- the pieces of a row ---- */
+/* ---- a piece of ROWS rows ---- */
 
 /* Where row r's head lies, so that its words are turned as load_rows turns them; Q8_0's numbers likewise. */
 INLINE int32_t slot_of(int32_t r)
@@ -237,65 +235,96 @@ INLINE int32_t pair_of(int32_t r)
     return r / 4 + r / 2 % 2 * 4;
 }
 
-typedef __m128i head_of(const uint8_t *row);
-
-INLINE void put_head(head_of *head, const uint8_t *row, int32_t r, q8_piece *to)
+INLINE void put_head(__m128i head, int32_t r, q8_piece *to)
 {
-    _mm_store_si128((__m128i *)(void *)to->heads[slot_of(r)], head(row));
+    _mm_store_si128((__m128i *)(void *)to->heads[slot_of(r)], head);
 }
 
+typedef __m128i head_of(const uint8_t *row);
 typedef void row_of(const uint8_t *row, ints w[4]);
 
-INLINE void row_split(row_of *read, head_of *head, const int bits, const int32_t piece_bytes, const uint8_t *row, int32_t r,
-                      int32_t pieces, const q8_input *x, const int32_t tokens, q8_piece *to)
+INLINE void load_values(const q8_input *x, const int tokens, ints values[TOKENS_FEW][4])
 {
-    for (; pieces > 0; pieces--, row += piece_bytes, x += tokens, to++) {
-        ints w[4];
-        put_head(head, row, r, to);
-        read(row, w);
-        for (int32_t t = 0; t < tokens; t++)
-            sum_split(bits, r % 2 == 1, w, &x[t], to->numbers[t][pair_of(r)]);
+    UNROLL
+    for (int t = 0; t < tokens; t++)
+        UNROLL
+        for (int i = 0; i < 4; i++)
+            values[t][i] = i_load(x[t].values + 64 * i);
+}
+
+INLINE void sum_rows_split(row_of *read, head_of *head, const int bits, const int32_t piece_bytes, const q8_few *few, int64_t at,
+                           const uint8_t *ahead, const q8_input *x, const int tokens, q8_piece *to)
+{
+    ints values[TOKENS_FEW][4], w[4], even[TOKENS_FEW];
+    load_values(x, tokens, values);
+    for (int r = 0; r < ROWS; r += 2, ahead += 2 * piece_bytes) {
+        const uint8_t *a = few->rows[r] + at, *b = few->rows[r + 1] + at;
+        fetch(ahead, 2 * piece_bytes);
+        put_head(head(a), r, to);
+        read(a, w);
+        UNROLL
+        for (int t = 0; t < tokens; t++)
+            even[t] = sum_split(bits, w, values[t]);
+        put_head(head(b), r + 1, to);
+        read(b, w);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            ints odd = sum_split(bits, w, values[t]);
+            i_store(to->numbers[t][pair_of(r)], bits <= 4 ? add_short_pairs(even[t], odd) : add_pairs(even[t], odd));
+        }
     }
 }
 
-#define DEFINE_SPLIT(stem, head, bits, piece_bytes) \
-    static void row_sums_##stem(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to) \
-    { \
-        if (tokens == 1) \
-            row_split(row_##stem, head, bits, piece_bytes, row, r, pieces, x, 1, to); \
-        else \
-            row_split(row_##stem, head, bits, piece_bytes, row, r, pieces, x, tokens, to); \
-    }
-DEFINE_SPLIT(q4_0, halves_of_18, 4, 8 * sizeof(qmi_block_q4_0))
-DEFINE_SPLIT(q5_0, halves_q5_0, 5, 8 * sizeof(qmi_block_q5_0))
-DEFINE_SPLIT(iq4_nl, halves_of_18, 8, 8 * sizeof(qmi_block_iq4_nl))
-DEFINE_SPLIT(iq4_xs, first_bytes, 8, sizeof(qmi_block_iq4_xs))
-DEFINE_SPLIT(q4_k, first_bytes, 4, sizeof(qmi_block_q4_k))
-DEFINE_SPLIT(q5_k, first_bytes, 5, sizeof(qmi_block_q5_k))
+typedef void rows_of(const q8_few *few, int64_t at, const uint8_t *ahead, const q8_input *x, const int tokens, q8_piece *to);
 
-static void row_sums_q8_0(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to)
+#define DEFINE_SUM_ROWS(stem, head, bits, piece_bytes) \
+    INLINE void sum_rows_##stem(const q8_few *few, int64_t at, const uint8_t *ahead, const q8_input *x, const int tokens, \
+                                q8_piece *to) \
+    { \
+        sum_rows_split(row_##stem, head, bits, piece_bytes, few, at, ahead, x, tokens, to); \
+    }
+DEFINE_SUM_ROWS(q4_0, head_of_18, 4, 8 * sizeof(qmi_block_q4_0))
+DEFINE_SUM_ROWS(q5_0, head_q5_0, 5, 8 * sizeof(qmi_block_q5_0))
+DEFINE_SUM_ROWS(iq4_nl, head_of_18, 8, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_SUM_ROWS(iq4_xs, head_of_super, 8, sizeof(qmi_block_iq4_xs))
+DEFINE_SUM_ROWS(q4_k, head_of_super, 4, sizeof(qmi_block_q4_k))
+DEFINE_SUM_ROWS(q5_k, head_of_super, 5, sizeof(qmi_block_q5_k))
+
+INLINE void sum_rows_q6_k(const q8_few *few, int64_t at, const uint8_t *ahead, const q8_input *x, const int tokens, q8_piece *to)
 {
-    for (; pieces > 0; pieces--, row += 8 * sizeof(qmi_block_q8_0), x += tokens, to++) {
-        __m256i w[8];
-        put_head(halves_q8_0, row, r, to);
+    ints values[TOKENS_FEW][4], w[4];
+    load_values(x, tokens, values);
+    for (int r = 0; r < ROWS; r++, ahead += sizeof(qmi_block_q6_k)) {
+        const qmi_block_q6_k *block = (const qmi_block_q6_k *)(few->rows[r] + at);
+        fetch(ahead, sizeof *block);
+        put_head(head_of_super((const uint8_t *)block->scales), r, to);
+        memcpy(&to->d[r], block->d, sizeof block->d);
+        row_q6_k((const uint8_t *)block, w);
+        UNROLL
+        for (int t = 0; t < tokens; t++)
+            i_store(to->numbers[t][r], sum_q6_k(w, values[t]));
+    }
+}
+
+INLINE void sum_rows_q8_0(const q8_few *few, int64_t at, const uint8_t *ahead, const q8_input *x, const int tokens, q8_piece *to)
+{
+    const int32_t piece_bytes = 8 * sizeof(qmi_block_q8_0);
+    __m256i values[TOKENS_FEW][8], w[8];
+    UNROLL
+    for (int t = 0; t < tokens; t++)
         UNROLL
         for (int b = 0; b < 8; b++)
-            w[b] = _mm256_xor_si256(load_half_vector(((const qmi_block_q8_0 *)row)[b].q), _mm256_set1_epi8(-128));
-        for (int32_t t = 0; t < tokens; t++)
-            sum_q8_0(w, &x[t], &to->numbers[t][0][0] + 8 * slot_of(r));
-    }
-}
-
-static void row_sums_q6_k(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to)
-{
-    for (; pieces > 0; pieces--, row += sizeof(qmi_block_q6_k), x += tokens, to++) {
-        const qmi_block_q6_k *block = (const qmi_block_q6_k *)row;
-        ints w[4];
-        put_head(first_bytes, (const uint8_t *)block->scales, r, to);
-        memcpy(&to->d[r], block->d, sizeof block->d);
-        row_q6_k(row, w);
-        for (int32_t t = 0; t < tokens; t++)
-            sum_q6_k(w, &x[t], to->numbers[t][r]);
+            values[t][b] = load_half_vector(x[t].values + 32 * b);
+    for (int r = 0; r < ROWS; r++, ahead += piece_bytes) {
+        const qmi_block_q8_0 *block = (const qmi_block_q8_0 *)(few->rows[r] + at);
+        fetch(ahead, piece_bytes);
+        put_head(halves_of(block->d, sizeof *block), r, to);
+        UNROLL
+        for (int b = 0; b < 8; b++)
+            w[b] = _mm256_xor_si256(load_half_vector(block[b].q), _mm256_set1_epi8(-128));
+        UNROLL
+        for (int t = 0; t < tokens; t++)
+            _mm256_store_si256((__m256i *)(void *)(&to->numbers[t][0][0] + 8 * slot_of(r)), sum_q8_0(w, values[t]));
     }
 }
 
@@ -453,28 +482,22 @@ INLINE void scale_piece(turn_of *turn, const bool of_16, const bool minima, cons
     }
 }
 
-INLINE void scale_all(scales_of *scales, turn_of *turn, const bool of_16, const bool minima, const q8_few *few,
-                      const int32_t tokens, q8_sums *to)
+INLINE void multiply_rows(rows_of *sum_rows, scales_of *scales, turn_of *turn, const bool of_16, const bool minima,
+                          const int32_t piece_bytes, const q8_few *few, const int tokens, q8_sums *to)
 {
-    const int sub_block = of_16 ? 16 : 32;
-    const q8_input *x = few->inputs;
-    const q8_piece *piece = few->pieces;
+    q8_piece piece;
     q8_weights weights;
     floats sum[TOKENS_FEW], less[TOKENS_FEW];
+    const q8_input *x = few->inputs;
     for (int t = 0; t < tokens; t++) {
         sum[t] = f_load(to[t].sum);
         less[t] = f_load(to[t].less);
     }
-    int64_t columns = few->columns;
-    for (; columns >= PIECE; columns -= PIECE, piece++, x += tokens) {
-        scales(piece, &weights);
+    for (int32_t p = 0; p < few->pieces; p++, x += tokens) {
+        sum_rows(few, p * piece_bytes, few->ahead + p * ROWS * piece_bytes, x, tokens, &piece);
+        scales(&piece, &weights);
         for (int t = 0; t < tokens; t++)
-            scale_piece(turn, of_16, minima, &weights, piece->numbers[t], &x[t], PIECE / sub_block, &sum[t], &less[t]);
-    }
-    if (columns > 0) {
-        scales(piece, &weights);
-        for (int t = 0; t < tokens; t++)
-            scale_piece(turn, of_16, minima, &weights, piece->numbers[t], &x[t], (int32_t)columns / sub_block, &sum[t], &less[t]);
+            scale_piece(turn, of_16, minima, &weights, piece.numbers[t], &x[t], few->blocks * (of_16 ? 2 : 1), &sum[t], &less[t]);
     }
     for (int t = 0; t < tokens; t++) {
         f_store(to[t].sum, sum[t]);
@@ -482,19 +505,19 @@ INLINE void scale_all(scales_of *scales, turn_of *turn, const bool of_16, const 
     }
 }
 
-#define DEFINE_SCALE_SUMS(stem, scales, turn, of_16, minima) \
-    static void scale_sums_##stem(const q8_few *few, int32_t tokens, q8_sums *sums) \
+#define DEFINE_MULTIPLY_ROWS(stem, scales, turn, of_16, minima, piece_bytes) \
+    static void multiply_rows_##stem(const q8_few *few, int32_t tokens, q8_sums *sums) \
     { \
         if (tokens == 1) \
-            scale_all(scales, turn, of_16, minima, few, 1, sums); \
+            multiply_rows(sum_rows_##stem, scales, turn, of_16, minima, piece_bytes, few, 1, sums); \
         else \
-            scale_all(scales, turn, of_16, minima, few, tokens, sums); \
+            multiply_rows(sum_rows_##stem, scales, turn, of_16, minima, piece_bytes, few, 2, sums); \
     }
-DEFINE_SCALE_SUMS(q8_0, scales_of_blocks, turn_q8_0, false, false)
-DEFINE_SCALE_SUMS(q4_0, scales_of_blocks, turn_blocks, false, false)
-DEFINE_SCALE_SUMS(q5_0, scales_of_blocks, turn_blocks, false, false)
-DEFINE_SCALE_SUMS(iq4_nl, scales_of_blocks, turn_blocks, false, false)
-DEFINE_SCALE_SUMS(iq4_xs, scales_of_iq4_xs, turn_blocks, false, false)
-DEFINE_SCALE_SUMS(q4_k, scales_of_super, turn_super, false, true)
-DEFINE_SCALE_SUMS(q5_k, scales_of_super, turn_super, false, true)
-DEFINE_SCALE_SUMS(q6_k, scales_of_q6_k, turn_q6_k, true, false)
+DEFINE_MULTIPLY_ROWS(q8_0, scales_of_blocks, turn_q8_0, false, false, 8 * sizeof(qmi_block_q8_0))
+DEFINE_MULTIPLY_ROWS(q4_0, scales_of_blocks, turn_blocks, false, false, 8 * sizeof(qmi_block_q4_0))
+DEFINE_MULTIPLY_ROWS(q5_0, scales_of_blocks, turn_blocks, false, false, 8 * sizeof(qmi_block_q5_0))
+DEFINE_MULTIPLY_ROWS(iq4_nl, scales_of_blocks, turn_blocks, false, false, 8 * sizeof(qmi_block_iq4_nl))
+DEFINE_MULTIPLY_ROWS(iq4_xs, scales_of_iq4_xs, turn_blocks, false, false, sizeof(qmi_block_iq4_xs))
+DEFINE_MULTIPLY_ROWS(q4_k, scales_of_super, turn_super, false, true, sizeof(qmi_block_q4_k))
+DEFINE_MULTIPLY_ROWS(q5_k, scales_of_super, turn_super, false, true, sizeof(qmi_block_q5_k))
+DEFINE_MULTIPLY_ROWS(q6_k, scales_of_q6_k, turn_q6_k, true, false, sizeof(qmi_block_q6_k))

@@ -21,30 +21,21 @@
 
 #define INLINE static ROWS_INLINE
 #define TOKENS_FEW 2      /* up to so many: dot_q8_few.h */
-#define PIECES_FEW 8      /* whose whole numbers are kept then */
+#define INPUTS_FEW 96     /* pieces of activations that are kept then */
 
-typedef struct q8_piece {   /* of ROWS rows: the whole numbers, and what scales are made of, as dot_q8_few*.h lay them out */
-    _Alignas(64) int32_t numbers[TOKENS_FEW][ROWS][16];
-    uint8_t heads[ROWS][16];
-    _Alignas(64) uint16_t d[ROWS];
-} q8_piece;
-
-typedef struct q8_few {     /* pieces of ROWS rows whose whole numbers are there */
-    const uint8_t *const *rows;
-    int64_t at, columns;    /* they begin at byte `at` of each row */
-    const q8_input *inputs; /* [pieces][tokens] */
-    const q8_piece *pieces;
-    int32_t piece_bytes;
+typedef struct q8_few {        /* successive pieces of ROWS rows, for few tokens */
+    const uint8_t *rows[ROWS]; /* where the first begins */
+    const uint8_t *ahead;      /* what is read next: piece_bytes a piece and row */
+    const q8_input *inputs;    /* [pieces][tokens] */
+    int32_t pieces, blocks;    /* blocks: of 32 columns in each piece; the bytes are there for 8 */
 } q8_few;
 
 typedef struct q8_type {
     /* Sub-blocks of a piece whose columns begin at byte `at` of each row: `blocks` of 32 columns. */
     void (*unpack)(const uint8_t *const row[ROWS], int64_t at, int32_t blocks, q8_weights *to);
     q8_multiply *multiply;
-    /* Few tokens: pieces of row r of ROWS, ascending; then what becomes of them. */
-    void (*row_sums)(const uint8_t *row, int32_t r, int32_t pieces, const q8_input *x, int32_t tokens, q8_piece *to);
-    void (*scale_sums)(const q8_few *few, int32_t tokens, q8_sums *sums);
-    const uint8_t *units;        /* the order of 16 columns each in which row_sums wants values; NULL: as they are */
+    void (*multiply_rows)(const q8_few *few, int32_t tokens, q8_sums *sums);
+    const uint8_t *units;        /* the order of 16 columns each in which multiply_rows wants values; NULL: as they are */
     int32_t sub_block;           /* columns */
     int32_t shift;               /* 0: weights are as they are */
     int32_t piece_bytes;         /* of a row */
@@ -176,6 +167,12 @@ DEFINE_MULTIPLY(multiply_5, 8, false, 5)
 #define multiply_5 multiply_8
 #endif
 
+INLINE void fetch(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
+}
+
 #include "cpu/x86/dot_q8_unpack.h"
 #if ROWS == 16
 #include "cpu/x86/dot_q8_few_512.h"
@@ -187,7 +184,6 @@ DEFINE_MULTIPLY(multiply_5, 8, false, 5)
 
 typedef struct q8_scratch {
     q8_weights weights;
-    q8_piece pieces[PIECES_FEW];
     q8_input inputs[TOKENS_MOST];
     q8_sums sums[ROWS_MOST / ROWS][TOKENS_MOST];
 } q8_scratch;
@@ -216,98 +212,110 @@ INLINE void write_sums(const qmi_cpu_tile *tile, int32_t row, int32_t first, int
                 tile->rows - row < ROWS ? tile->rows - row : ROWS, tile->add);
 }
 
-INLINE void fetch(const uint8_t *from, int64_t bytes)
-{
-    for (int64_t b = 0; b < bytes; b += 64)
-        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
-}
+/* ---- few tokens ---- */
 
-/* Activations in the order that row_sums wants. */
-static void arrange(const q8_type *type, q8_input *inputs, int64_t count)
+typedef struct q8_scratch_few {
+    q8_input inputs[INPUTS_FEW];
+    q8_sums sums[TOKENS_FEW];
+    uint8_t last[ROWS][PIECE / 32 * sizeof(qmi_block_q8_0)]; /* what rows have beyond whole pieces, and zeros */
+} q8_scratch_few;
+
+static void pack_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, int64_t piece, int64_t count,
+                     q8_input *to)
 {
-    for (int64_t i = 0; type->units && i < count; i++) {
-        __m128i values[PIECE / 16], *to = (__m128i *)(void *)inputs[i].values;
-        memcpy(values, to, sizeof values);
-        for (int u = 0; u < PIECE / 16; u++)
-            to[u] = values[type->units[u]];
+    for (int64_t p = piece; p < piece + count; p++, to += tokens) {
+        pack_tokens(type, tile, first, tokens, p, to);
+        for (int32_t t = 0; type->units && t < tokens; t++) {
+            __m128i values[PIECE / 16], *arranged = (__m128i *)(void *)to[t].values;
+            memcpy(values, arranged, sizeof values);
+            for (int u = 0; u < PIECE / 16; u++)
+                arranged[u] = values[type->units[u]];
+        }
     }
 }
 
-/* Few tokens: rows are read one after another, by PIECES_FEW pieces. */
-static void dot_rows(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_scratch *scratch)
+/* What a group of rows has of pieces [piece, piece + count). */
+static void multiply_part(const q8_type *type, const qmi_cpu_tile *tile, const uint8_t *const rows[ROWS], int32_t tokens,
+                          int64_t piece, int64_t count, const q8_input *inputs, q8_scratch_few *scratch)
 {
-    const int64_t pieces = pieces_of(tile), whole = tile->columns / PIECE;
-    const size_t last_bytes = (size_t)(tile->row_bytes - whole * type->piece_bytes);
-    const bool packed_once = pieces * tokens <= TOKENS_MOST;
-    uint8_t last[PIECE / 32 * sizeof(qmi_block_q8_0)] = { 0 }; /* what a row has beyond whole pieces, and zeros */
-    for (int64_t p = 0; packed_once && p < pieces; p++)
-        pack_tokens(type, tile, first, tokens, p, &scratch->inputs[p * tokens]);
-    arrange(type, scratch->inputs, packed_once ? pieces * tokens : 0);
+    const int64_t whole = tile->columns / PIECE, from = piece * type->piece_bytes;
+    q8_few few = { .ahead = rows[0] + ROWS * (tile->row_bytes + from), .inputs = inputs, .blocks = PIECE / 32 };
+    few.pieces = (int32_t)((piece + count < whole ? piece + count : whole) - piece);
+    for (int32_t r = 0; r < ROWS; r++)
+        few.rows[r] = rows[r] + from;
+    if (few.pieces > 0)
+        type->multiply_rows(&few, tokens, scratch->sums);
+    if (piece + count == whole)
+        return;
+    for (int32_t r = 0; r < ROWS; r++) {
+        memcpy(scratch->last[r], rows[r] + whole * type->piece_bytes, (size_t)(tile->row_bytes - whole * type->piece_bytes));
+        few.rows[r] = scratch->last[r];
+    }
+    few.inputs += few.pieces * tokens;
+    few.pieces = 1;
+    few.blocks = blocks_of(tile, whole);
+    type->multiply_rows(&few, tokens, scratch->sums);
+}
+
+static void dot_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens)
+{
+    const int64_t pieces = pieces_of(tile), most = INPUTS_FEW / tokens;
+    q8_scratch_few scratch;
+    memset(scratch.last, 0, tile->columns % PIECE ? sizeof scratch.last : 0);
+    if (pieces <= most)
+        pack_few(type, tile, first, tokens, 0, pieces, scratch.inputs);
     for (int32_t row = 0; row < tile->rows; row += ROWS) {
         const uint8_t *rows[ROWS];
-        int32_t count = tile->rows - row < ROWS ? tile->rows - row : ROWS;
         find_rows(tile, row, rows);
-        memset(scratch->sums[0], 0, (size_t)tokens * sizeof scratch->sums[0][0]);
-        for (int64_t piece = 0, next; piece < pieces; piece = next) {
-            q8_input *inputs = packed_once ? &scratch->inputs[piece * tokens] : scratch->inputs;
-            next = piece + PIECES_FEW < pieces ? piece + PIECES_FEW : pieces;
-            int64_t left = tile->columns - piece * PIECE, columns = (next - piece) * PIECE;
-            int32_t most = (int32_t)((next < whole ? next : whole) - piece);
-            for (int64_t p = piece; !packed_once && p < next; p++)
-                pack_tokens(type, tile, first, tokens, p, &inputs[(p - piece) * tokens]);
-            arrange(type, inputs, packed_once ? 0 : (next - piece) * tokens);
-            for (int32_t r = 0; r < (count + 1) / 2 * 2; r++) {
-                fetch(rows[r] + ROWS * tile->row_bytes + piece * type->piece_bytes, (next - piece) * type->piece_bytes);
-                type->row_sums(rows[r] + piece * type->piece_bytes, r, most, inputs, tokens, scratch->pieces);
-                if (next > whole) {
-                    memcpy(last, rows[r] + whole * type->piece_bytes, last_bytes);
-                    type->row_sums(last, r, 1, &inputs[most * tokens], tokens, &scratch->pieces[most]);
-                }
-            }
-            type->scale_sums(&(q8_few){ rows, piece * type->piece_bytes, columns < left ? columns : left, inputs, scratch->pieces,
-                                        type->piece_bytes }, tokens, scratch->sums[0]);
+        memset(scratch.sums, 0, sizeof scratch.sums);
+        for (int64_t piece = 0, count; piece < pieces; piece += count) {
+            count = pieces - piece < most ? pieces - piece : most;
+            if (pieces > most)
+                pack_few(type, tile, first, tokens, piece, count, scratch.inputs);
+            multiply_part(type, tile, rows, tokens, piece, count, scratch.inputs, &scratch);
         }
-        write_sums(tile, row, first, tokens, scratch->sums[0]);
+        write_sums(tile, row, first, tokens, scratch.sums);
     }
 }
 
-/* Many tokens: a piece of their activations is packed for ROWS_MOST rows. */
-static void dot_pieces(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_multiply *multiply,
-                       q8_scratch *scratch)
+/* ---- many ---- */
+
+/* A piece of their activations is packed for ROWS_MOST rows. */
+static void dot_many(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_multiply *multiply)
 {
+    q8_scratch scratch;
     for (int32_t row = 0; row < tile->rows; row += ROWS_MOST) {
         int32_t groups = ((tile->rows - row < ROWS_MOST ? tile->rows - row : ROWS_MOST) + ROWS - 1) / ROWS;
-        memset(scratch->sums, 0, (size_t)groups * sizeof scratch->sums[0]);
+        memset(scratch.sums, 0, (size_t)groups * sizeof scratch.sums[0]);
         for (int64_t piece = 0; piece < pieces_of(tile); piece++) {
-            pack_tokens(type, tile, first, tokens, piece, scratch->inputs);
+            pack_tokens(type, tile, first, tokens, piece, scratch.inputs);
             for (int32_t g = 0; g < groups; g++) {
                 const uint8_t *rows[ROWS];
                 find_rows(tile, row + g * ROWS, rows);
                 for (int32_t r = 0; r < ROWS; r++)
                     fetch(rows[r] + (piece + 1) * type->piece_bytes, type->piece_bytes);
-                type->unpack(rows, piece * type->piece_bytes, blocks_of(tile, piece), &scratch->weights);
-                multiply(&scratch->weights, scratch->inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
-                         scratch->sums[g]);
+                type->unpack(rows, piece * type->piece_bytes, blocks_of(tile, piece), &scratch.weights);
+                multiply(&scratch.weights, scratch.inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
+                         scratch.sums[g]);
             }
         }
         for (int32_t g = 0; g < groups; g++)
-            write_sums(tile, row + g * ROWS, first, tokens, scratch->sums[g]);
+            write_sums(tile, row + g * ROWS, first, tokens, scratch.sums[g]);
     }
 }
 
 /* tiles: NULL for the instance's own vectors. */
 static void dot(const q8_type *type, const qmi_cpu_tile *tile, const q8_tiles *tiles)
 {
-    q8_scratch scratch;
     for (int32_t t = 0; t < tile->tokens; t += TOKENS_MOST) {
         int32_t tokens = tile->tokens - t < TOKENS_MOST ? tile->tokens - t : TOKENS_MOST;
         if (tokens <= TOKENS_FEW) {
-            dot_rows(type, tile, t, tokens, &scratch);
+            dot_few(type, tile, t, tokens);
         } else if (!tiles) {
-            dot_pieces(type, tile, t, tokens, type->multiply, &scratch);
+            dot_many(type, tile, t, tokens, type->multiply);
         } else {
             tiles->begin(tokens);
-            dot_pieces(type, tile, t, tokens, tiles->multiply, &scratch);
+            dot_many(type, tile, t, tokens, tiles->multiply);
             tiles->end();
         }
     }
@@ -317,8 +325,7 @@ static void dot(const q8_type *type, const qmi_cpu_tile *tile, const q8_tiles *t
 #define DEFINE_DOT(stem, multiply, units, sub_block, shift, piece_bytes) \
     void NAME(dot_by_##stem)(const qmi_cpu_tile *tile, const q8_tiles *tiles) \
     { \
-        static const q8_type type = { unpack_##stem, multiply, row_sums_##stem, scale_sums_##stem, units, \
-                                      sub_block, shift, piece_bytes }; \
+        static const q8_type type = { unpack_##stem, multiply, multiply_rows_##stem, units, sub_block, shift, piece_bytes }; \
         dot(&type, tile, tiles); \
     } \
     void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
