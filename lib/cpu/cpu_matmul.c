@@ -130,8 +130,8 @@ void qmi_cpu_multiply(const qmi_cpu_worker *w, const qmi_cpu_product *product)
     const qmi_cpu_dot dot = w->kernels->dot[matrix->type];
     const int format = w->kernels->format[matrix->type];
     int64_t row_bytes = qmi_quant_row_bytes(matrix->type, matrix->columns);
-    qmi_cpu_tile tile = { .weights = (const char *)(uintptr_t)matrix->data + product->first * row_bytes, .row_bytes = row_bytes,
-                          .columns = matrix->columns, .input_bytes = product->inputs.bytes[format],
+    qmi_cpu_tile tile = { .weights = qmi_cpu_row_of(matrix, product->first), .row_bytes = row_bytes,
+                          .columns = matrix->columns, .next = product->next, .input_bytes = product->inputs.bytes[format],
                           .out_stride = product->out_stride, .rows = (int32_t)product->rows, .add = product->add };
     for (int64_t t = 0; t < product->tokens; t += QMI_CPU_TOKENS) {
         tile.tokens = (int32_t)qmi_cpu_least(product->tokens - t, QMI_CPU_TOKENS);

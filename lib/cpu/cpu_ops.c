@@ -159,11 +159,12 @@ static void run_glu(qmi_cpu_worker *w, const qmi_op *op)
         int64_t first = item * chunk, count = qmi_cpu_least(chunk, rows - first);
         for (int64_t t = 0; t < w->batch->count; t += QMI_CPU_TOKENS) {
             qmi_cpu_product product = {
-                .matrix = &glu->gate, .first = first, .rows = count, .inputs = inputs_from(&inputs, t),
+                .matrix = &glu->gate, .first = first, .rows = count, .next = qmi_cpu_row_of(&glu->up, first), .inputs = inputs_from(&inputs, t),
                 .tokens = qmi_cpu_least(QMI_CPU_TOKENS, w->batch->count - t), .out = room.gate, .out_stride = QMI_CPU_CHUNK_MAX,
                 .unpacked = room.project.unpacked };
             qmi_cpu_multiply(w, &product);
             product.matrix = &glu->up;
+            product.next = qmi_cpu_row_of(&glu->gate, first + count);
             product.out = room.up;
             qmi_cpu_multiply(w, &product);
             for (int64_t i = 0; i < product.tokens; i++)

@@ -120,6 +120,7 @@ typedef struct qmi_cpu_product {
     const qmi_matrix *matrix;
     int64_t first;          /* row, counted through all matrices of a stack */
     int64_t rows;
+    const void *next;       /* weights that come after these: qmi_cpu_row_of; NULL: the rows behind */
     qmi_cpu_inputs inputs;
     const int32_t *order;   /* [tokens] rows of the inputs; NULL: 0, 1, ... */
     int64_t tokens;
@@ -128,6 +129,11 @@ typedef struct qmi_cpu_product {
     bool add;
     float *unpacked;        /* own scratch for a row, when the matrix's type has no kernel: qmi_cpu_unpacked_lay_out */
 } qmi_cpu_product;
+
+static inline const void *qmi_cpu_row_of(const qmi_matrix *matrix, int64_t row)
+{
+    return (const char *)(uintptr_t)matrix->data + row * qmi_quant_row_bytes(matrix->type, matrix->columns);
+}
 
 float *qmi_cpu_unpacked_lay_out(int64_t columns, qmi_cpu_room *own);
 void qmi_cpu_multiply(const qmi_cpu_worker *w, const qmi_cpu_product *product);

@@ -202,18 +202,20 @@ static int64_t inner_chunk(const qmi_cpu_worker *w)
     return w->batch->count < 32 ? INNER_CHUNK / 2 : INNER_CHUNK;
 }
 
-/* One item of the first phase: rows [first, first + chunk) of gate and up for all tokens of an expert. */
+/* One item of the first phase: rows [first, first + chunk) of gate and up for all tokens of an expert. next: what is read then. */
 static void inner_rows(const qmi_cpu_worker *w, const experts_room *room, const expert *e, const qmi_cpu_inputs *inputs,
-                       int64_t first)
+                       int64_t first, const void *next)
 {
     int64_t rows = qmi_cpu_least(inner_chunk(w), e->inner - first);
     for (int32_t from = 0; from < e->count; from += QMI_CPU_TOKENS) {
-        qmi_cpu_product product = { .matrix = e->gate, .first = e->gate_first + first, .rows = rows, .inputs = *inputs,
+        qmi_cpu_product product = { .matrix = e->gate, .first = e->gate_first + first, .rows = rows,
+                                    .next = qmi_cpu_row_of(e->up, e->up_first + first), .inputs = *inputs,
                                     .order = room->token + e->start + from,
                                     .tokens = qmi_cpu_least(QMI_CPU_TOKENS, e->count - from), .out = room->gate,
                                     .out_stride = INNER_CHUNK, .unpacked = room->unpacked };
         qmi_cpu_multiply(w, &product);
         product.matrix = e->up;
+        product.next = next;
         product.first = e->up_first + first;
         product.out = room->up;
         qmi_cpu_multiply(w, &product);
@@ -253,12 +255,12 @@ static void outer_rows(const qmi_cpu_worker *w, const qmi_op_experts *op, const 
                        int64_t rows)
 {
     for (int32_t i = 0; i < active; i++) {
-        expert e = expert_of(op, room, room->active[i]);
+        expert e = expert_of(op, room, room->active[i]), after = expert_of(op, room, room->active[(i + 1) % active]);
         const char *acts = room->acts + e.start * room->acts_bytes;
         qmi_cpu_multiply(w, &(qmi_cpu_product){
             .matrix = e.down, .first = e.down_first + first, .rows = rows,
-            .inputs = { { acts, acts }, { room->acts_bytes, room->acts_bytes } }, .tokens = e.count,
-            .out = room->down + (int64_t)e.start * OUTER_CHUNK, .out_stride = OUTER_CHUNK, .unpacked = room->unpacked });
+            .next = qmi_cpu_row_of(after.down, after.down_first + first + (i + 1 < active ? 0 : rows)), .inputs = { { acts, acts }, { room->acts_bytes, room->acts_bytes } },
+            .tokens = e.count, .out = room->down + (int64_t)e.start * OUTER_CHUNK, .out_stride = OUTER_CHUNK, .unpacked = room->unpacked });
     }
     add_weighted(w, op, room, first, rows);
 }
@@ -271,6 +273,16 @@ static unsigned input_formats(const qmi_cpu_worker *w, const qmi_op_experts *op)
     if (op->shared_gate.data)
         formats |= qmi_cpu_format_bit(w, &op->shared_gate) | qmi_cpu_format_bit(w, &op->shared_up);
     return formats;
+}
+
+/* The expert of an item of the first phase, and the first of its rows. */
+static int64_t find_item(const qmi_op_experts *op, const experts_room *room, int64_t items, int64_t inner, int64_t item, expert *e)
+{
+    int64_t per_expert = qmi_cpu_ceil(inner_width(op), inner);
+    int64_t routed = items - (op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner) : 0);
+    bool shared = item >= routed;
+    *e = expert_of(op, room, shared ? (int32_t)op->gate.count : room->active[item / per_expert]);
+    return (shared ? item - routed : item % per_expert) * inner;
 }
 
 static void run_experts(qmi_cpu_worker *w, const qmi_op *operation)
@@ -286,10 +298,10 @@ static void run_experts(qmi_cpu_worker *w, const qmi_op *operation)
     int64_t per_shared = op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner) : 0;
     int64_t items = (active - (op->shared_gate.data ? 1 : 0)) * per_expert + per_shared;
     for (int64_t item; qmi_cpu_next(w, items, &item);) {
-        bool last = item >= items - per_shared;
-        int32_t index = last ? (int32_t)op->gate.count : room.active[item / per_expert];
-        expert e = expert_of(op, &room, index);
-        inner_rows(w, &room, &e, &inputs, (last ? item - (items - per_shared) : item % per_expert) * inner);
+        expert e, after;
+        int64_t first = find_item(op, &room, items, inner, item, &e), then = item + 1 < items ? item + 1 : item;
+        int64_t after_first = find_item(op, &room, items, inner, then, &after);
+        inner_rows(w, &room, &e, &inputs, first, qmi_cpu_row_of(after.gate, after.gate_first + after_first));
     }
     qmi_cpu_barrier(w);
 

@@ -54,6 +54,7 @@ typedef struct qmi_cpu_tile {
     const void *weights;    /* the first row, in the type's blocks */
     int64_t row_bytes;      /* from one row to the next */
     int64_t columns;        /* a multiple of the type's block */
+    const void *next;       /* weights that are read after these: may be fetched ahead. NULL: what lies behind these */
     const void *inputs;     /* rows in the type's format */
     int64_t input_bytes;    /* from one to the next; Q8: a multiple of 64 */
     const int32_t *order;   /* [tokens]: input t is row order[t]; NULL: row t */

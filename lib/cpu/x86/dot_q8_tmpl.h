@@ -234,12 +234,12 @@ static void pack_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t firs
     }
 }
 
-/* What a group of rows has of pieces [piece, piece + count). */
-static void multiply_part(const q8_type *type, const qmi_cpu_tile *tile, const uint8_t *const rows[ROWS], int32_t tokens,
-                          int64_t piece, int64_t count, const q8_input *inputs, q8_scratch_few *scratch)
+/* What a group of rows has of pieces [piece, piece + count). next: what is read after all its pieces. */
+static void multiply_part(const q8_type *type, const qmi_cpu_tile *tile, const uint8_t *const rows[ROWS], const uint8_t *next,
+                          int32_t tokens, int64_t piece, int64_t count, const q8_input *inputs, q8_scratch_few *scratch)
 {
     const int64_t whole = tile->columns / PIECE, from = piece * type->piece_bytes;
-    q8_few few = { .ahead = rows[0] + ROWS * (tile->row_bytes + from), .inputs = inputs, .blocks = PIECE / 32 };
+    q8_few few = { .ahead = next + ROWS * from, .inputs = inputs, .blocks = PIECE / 32 };
     few.pieces = (int32_t)((piece + count < whole ? piece + count : whole) - piece);
     for (int32_t r = 0; r < ROWS; r++)
         few.rows[r] = rows[r] + from;
@@ -265,14 +265,16 @@ static void dot_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first
     if (pieces <= most)
         pack_few(type, tile, first, tokens, 0, pieces, scratch.inputs);
     for (int32_t row = 0; row < tile->rows; row += ROWS) {
-        const uint8_t *rows[ROWS];
+        const uint8_t *rows[ROWS], *next = tile->next;
         find_rows(tile, row, rows);
+        if (!next || row + ROWS < tile->rows)
+            next = rows[0] + ROWS * tile->row_bytes;
         memset(scratch.sums, 0, sizeof scratch.sums);
         for (int64_t piece = 0, count; piece < pieces; piece += count) {
             count = pieces - piece < most ? pieces - piece : most;
             if (pieces > most)
                 pack_few(type, tile, first, tokens, piece, count, scratch.inputs);
-            multiply_part(type, tile, rows, tokens, piece, count, scratch.inputs, &scratch);
+            multiply_part(type, tile, rows, next, tokens, piece, count, scratch.inputs, &scratch);
         }
         write_sums(tile, row, first, tokens, scratch.sums);
     }
