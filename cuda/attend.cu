@@ -1,6 +1,6 @@
 /* Attention: chooses the kernels and how many blocks share a head's tokens; appends keys and values; merges partial results; and
  * computes heads of unusual size. */
-#include "attend_types.cuh"
+#include "attend_window.cuh"
 
 #define WARPS 4
 #define THREADS (WARPS * QMI_WARP)
@@ -115,17 +115,23 @@ static __global__ void __launch_bounds__(THREADS) attend_merge(attend_arguments 
 static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
 {
     __shared__ float weight[THREADS];
-    CHIP_SHARED(float, query);
+    CHIP_SHARED(float, query); /* with a correction a second one, of the packed keys' basis */
     const int warp = threadIdx.x / QMI_WARP, lane = threadIdx.x % QMI_WARP, size = a.head_size;
     const int row = blockIdx.x, head = blockIdx.y, kv_head = head / a.group;
     chip_let_next_start();
     chip_wait_for_previous();
     const float *from = a.query + ((int64_t)row * a.heads + head) * a.query_step;
     const int position = a.step.position[row];
-    const uint64_t *pages = a.step.pages + a.step.sequences[a.step.sequence[row]].page_first;
+    const cuda_sequence s = a.step.sequences[a.step.sequence[row]];
+    const uint64_t *pages = a.step.pages + s.page_first;
+    const int packed = a.window ? attend_packed(a, position + 1) : position + 1;
+    const bool groups = a.key_type == QMI_KV_Q2;
     if (warp == 0) {
-        for (int i = lane; i < size; i += QMI_WARP)
+        for (int i = lane; i < size; i += QMI_WARP) {
             query[i] = from[i];
+            if (a.correction)
+                query[size + i] = __half2float(a.prepared[((int64_t)row * a.heads + head) * size + i]) / a.scale;
+        }
         attend_turn(query, size, a.query_norm, a.query_epsilon, a.rotary, a.frequency, position, lane);
         if (a.rotate_keys)
             attend_spread_any(query, size, false, lane);
@@ -136,10 +142,18 @@ static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
         const int count = min(THREADS, position + 1 - first);
         for (int i = warp; i < THREADS; i += WARPS) {
             float score = 0;
-            if (i < count) {
-                const uint64_t key = attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, first + i), false);
+            const int t = first + i;
+            if (t < packed && groups) {
+                const uint8_t *keys = attend_group_of(a, pages[t / QMI_KV_GROUP], kv_head);
+                const float *own = query + (a.correction ? size : 0);
                 for (int d = lane; d < size; d += QMI_WARP)
-                    score += query[d] * attend_value(a.key_type, key, size, d);
+                    score += own[d] * attend_group_value(keys, size, t % QMI_KV_GROUP, d);
+            } else if (i < count) {
+                const bool whole = t < packed;
+                const uint64_t key = whole ? attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, t), false)
+                                           : attend_in_window(a, s, false, kv_head, t);
+                for (int d = lane; d < size; d += QMI_WARP)
+                    score += query[d] * attend_value(whole ? a.key_type : QMI_KV_F16, key, size, d);
             }
             score = chip_warp_sum(score);
             if (lane == 0)
@@ -162,11 +176,13 @@ static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
         for (int k = 0; k < OWN; k++)
             y[k] *= before;
         for (int i = 0; i < count; i++) {
-            const uint64_t value = attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, first + i), true);
+            const bool whole = first + i < packed;
+            const uint64_t value = whole ? attend_address<ATTEND_ANY>(a, attend_place_of(a, pages, kv_head, first + i), true)
+                                         : attend_in_window(a, s, true, kv_head, first + i);
 #pragma unroll
             for (int k = 0; k < OWN; k++)
                 if (k * THREADS + (int)threadIdx.x < size)
-                    y[k] += weight[i] * attend_value(a.value_type, value, size, k * THREADS + threadIdx.x);
+                    y[k] += weight[i] * attend_value(whole ? a.value_type : QMI_KV_F16, value, size, k * THREADS + threadIdx.x);
         }
         __syncthreads();
     }
@@ -183,14 +199,16 @@ static __global__ void __launch_bounds__(THREADS) attend_any(attend_arguments a)
 /* ---- splits ----
  * Cost of a launch in steps of 64 tokens: each wave of blocks passes over its tokens and has a start of about three steps;
  * merging is another kernel. Up to 64 steps a split, so that the tokens of one long sequence among short ones are not one
- * block's alone. */
+ * block's alone. `taken`: splits that others have. */
 #define STEP 64
+#define WINDOW_SPLITS_MOST 16
 
-static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident)
+static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident, int32_t taken)
 {
     const int64_t places = (int64_t)run->processors * resident; /* blocks that run at a time */
-    const int64_t steps = (run->longest + STEP - 1) / STEP, room = ATTEND_PARTIALS / ((int64_t)run->rows * op->heads);
-    int64_t limit = steps < ATTEND_SPLITS_MOST ? steps : ATTEND_SPLITS_MOST, best = 1, best_cost = INT64_MAX, best_each = steps;
+    const int64_t steps = (run->longest + STEP - 1) / STEP;
+    const int64_t room = ATTEND_PARTIALS / ((int64_t)run->rows * op->heads) - taken, most = ATTEND_SPLITS_MOST - taken;
+    int64_t limit = steps < most ? steps : most, best = 1, best_cost = INT64_MAX, best_each = steps;
     limit = limit < room ? limit : room;
     for (int64_t splits = 1; splits <= limit; splits++) {
         const int64_t waves = (blocks * splits + places - 1) / places, each = (steps + splits - 1) / splits;
@@ -207,6 +225,18 @@ static int32_t splits_of(const cuda_run *run, const qmi_op_attend *op, int64_t b
 static int32_t head_blocks(const qmi_op_attend *op, int32_t most)
 {
     return (op->heads / op->kv_heads + most - 1) / most;
+}
+
+static bool has_kernels(const qmi_op_attend *op)
+{
+    return op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
+}
+
+/* By the kernels for one row a sequence, which append, and turn their results back, themselves. With a window a row has two
+ * splits at least. */
+static bool is_decode(const cuda_run *run, const qmi_op_attend *op)
+{
+    return run->single && has_kernels(op) && (!op->window || 2 * (int64_t)run->rows * op->heads <= ATTEND_PARTIALS);
 }
 
 static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *op)
@@ -241,23 +271,34 @@ static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *o
     a.value_bytes = (int32_t)qmi_kv_head_bytes(op->value_type, op->head_size);
     a.rotate_keys = op->rotate_keys;
     a.rotate_values = op->rotate_values;
-    a.head_blocks = head_blocks(op, run->single ? attend_decode_heads() : attend_prefill_heads());
+    a.window = op->window;
+    a.ring = op->window + QMI_KV_GROUP;
+    a.window_offset = op->window_offset;
+    a.correction = cuda_vector(&op->correction);
+    a.packs = op->window && run->packs;
+    a.head_blocks = head_blocks(op, is_decode(run, op) ? attend_decode_heads() : attend_prefill_heads());
     a.block_heads = (a.group + a.head_blocks - 1) / a.head_blocks;
     a.splits = 1;
     return a;
 }
 
-/* Partial results first: their rows of a multiple of 64 values keep what follows aligned. */
-static void share(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident, attend_arguments *a)
+/* Scratch: with a window the batch's own keys and values, and with a correction queries; then partial results, whose rows of a
+ * multiple of 64 values keep what follows aligned. */
+static int64_t fresh_bytes(const qmi_op_attend *op, int64_t rows)
 {
-    a->splits = splits_of(run, op, blocks, resident);
-    a->partial = (float *)run->scratch;
-    a->marks = a->partial + (int64_t)a->rows * a->heads * a->splits * a->head_size;
+    return op->window ? (2 * op->kv_heads * rows * op->head_size * (int64_t)sizeof(__half) + 255) & ~INT64_C(255) : 0;
 }
 
-static bool has_kernels(const qmi_op_attend *op)
+static int64_t prepared_bytes(const qmi_op_attend *op, int64_t rows) /* the plan knows no address of a correction */
 {
-    return op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
+    return op->key_type == QMI_KV_Q2 ? (2 * op->heads * rows * op->head_size * (int64_t)sizeof(__half) + 255) & ~INT64_C(255) : 0;
+}
+
+static void share(const cuda_run *run, const qmi_op_attend *op, int64_t blocks, int32_t resident, attend_arguments *a)
+{
+    a->splits = splits_of(run, op, blocks, resident, a->window_splits) + a->window_splits;
+    a->partial = (float *)(run->scratch + fresh_bytes(op, a->rows) + prepared_bytes(op, a->rows));
+    a->marks = a->partial + (int64_t)a->rows * a->heads * a->splits * a->head_size;
 }
 
 static void append(const cuda_run *run, const attend_arguments *a)
@@ -274,24 +315,34 @@ static void turn_back(const cuda_run *run, const attend_arguments *a)
                 attend_turn_back, *a);
 }
 
-/* Decode turns its results back itself. */
 static bool turns_back_later(const cuda_run *run, const qmi_op_attend *op)
 {
-    return op->rotate_values && !(run->single && has_kernels(op));
+    return op->rotate_values && !is_decode(run, op);
+}
+
+/* Enough for 64 tokens each, a chunk a warp: copies from the window are not far ahead of the products. */
+static int32_t window_splits(const cuda_run *run, const qmi_op_attend *op)
+{
+    const int64_t room = ATTEND_PARTIALS / ((int64_t)run->rows * op->heads) / 2;
+    int32_t splits = (op->window + 2 * STEP - 2) / STEP;
+    splits = splits < WINDOW_SPLITS_MOST ? splits : WINDOW_SPLITS_MOST;
+    return splits < room ? splits : (int32_t)room;
 }
 
 static void attend(const cuda_run *run, const qmi_op_attend *op, attend_arguments a)
 {
     const bool halves = op->key_type == QMI_KV_F16 && op->value_type == QMI_KV_F16 && !op->rotate_keys && !op->rotate_values;
-    const int taken = halves ? ATTEND_HALVES : ATTEND_ANY;
+    const int taken = op->window ? ATTEND_WINDOW : halves ? ATTEND_HALVES : ATTEND_ANY;
     a.gated = a.gated && !turns_back_later(run, op);
     if (!has_kernels(op)) {
-        cuda_launch(run, dim3(a.rows, a.heads), THREADS, sizeof(float) * (size_t)a.head_size, attend_any, a);
+        cuda_launch(run, dim3(a.rows, a.heads), THREADS, (a.correction ? 2 : 1) * sizeof(float) * (size_t)a.head_size, attend_any,
+                    a);
         return;
     }
-    if (run->single) {
-        const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized &&
+    if (is_decode(run, op)) {
+        const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized && !op->window &&
                            op->page_tokens % 16 == 0 && op->key_offset % 16 == 0 && op->value_offset % 16 == 0;
+        a.window_splits = op->window ? window_splits(run, op) : 0;
         share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, codes ? attend_decode_resident() : 1, &a);
         attend_decode(run, &a, codes ? ATTEND_CODES : taken);
     } else {
@@ -306,9 +357,20 @@ static void attend(const cuda_run *run, const qmi_op_attend *op, attend_argument
 void cuda_attend(const cuda_run *run, const qmi_op_attend *op)
 {
     attend_arguments a = arguments_of(run, op);
-    if (!run->single || !has_kernels(op))
+    const bool decode = is_decode(run, op);
+    a.fresh = (__half *)run->scratch;
+    a.prepared = (__half *)(run->scratch + fresh_bytes(op, a.rows));
+    if (!decode && op->window)
+        attend_window_append(run, &a);
+    else if (!decode)
         append(run, &a);
+    if (a.correction)
+        attend_window_prepare(run, &a);
+    if (a.packs)
+        attend_window_pack(run, &a);
     attend(run, op, a);
+    if (op->window && (!decode || run->moves))
+        attend_window_keep(run, &a, !decode);
     if (turns_back_later(run, op))
         turn_back(run, &a);
 }
@@ -317,7 +379,8 @@ int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows)
 {
     const int64_t most = (int64_t)rows * op->heads * ATTEND_SPLITS_MOST;
     const int64_t partials = most < ATTEND_PARTIALS ? most : ATTEND_PARTIALS;
-    return has_kernels(op) ? partials * (op->head_size + 2) * (int64_t)sizeof(float) : 0;
+    return fresh_bytes(op, rows) + prepared_bytes(op, rows) +
+           (has_kernels(op) ? partials * (op->head_size + 2) * (int64_t)sizeof(float) : 0);
 }
 
 cudaError_t cuda_attend_setup(void)
@@ -326,6 +389,8 @@ cudaError_t cuda_attend_setup(void)
     cudaError_t error = cudaGetDevice(&device);
     if (error == cudaSuccess)
         error = cudaDeviceGetAttribute(&shared_most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    if (error == cudaSuccess)
+        error = attend_window_setup();
     if (error == cudaSuccess)
         error = attend_decode_setup(shared_most);
     return error == cudaSuccess ? attend_prefill_setup(shared_most) : error;

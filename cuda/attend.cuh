@@ -5,6 +5,8 @@
  *   attend_prefill.cu  several rows a sequence (attend_prefill.cuh: what it shares with the next)
  *   attend_group.cu    the same on sm_90a
  *   attend_types.cuh   types of stored keys and values: packing, unpacking to halves, turning
+ *   attend_window.cu   with a window of tokens that are not packed yet: appending, packing, keeping (attend_window.cuh: where
+ *                      such tokens lie)
  *
  * Keys and values are multiplied as halves on tensor cores, sums and softmax are float32. The softmax counts in powers of two:
  * the queries are multiplied by log2(e) / sqrt(head_size). A head's tokens may be shared by several blocks ("splits"), each of
@@ -35,9 +37,16 @@ typedef struct attend_arguments {
     int32_t key_type, value_type;   /* qmi_kv_type */
     int32_t key_bytes, value_bytes; /* of a record */
     bool rotate_keys, rotate_values;
+    int32_t window, ring;      /* tokens kept as f16 before they are packed, and those that the state has room for; 0: none */
+    int64_t window_offset;
+    const float *correction;   /* [kv_heads][T, T^-T][head_size][head_size] or NULL */
+    __half *fresh;             /* [keys, values][kv_heads][rows][head_size]: the batch's own, where a sequence has several rows */
+    __half *prepared;          /* with a correction: queries times `scale`, [T^-T q, q][rows][heads][head_size] */
+    bool packs;                /* the launch before packs tokens */
     int32_t block_heads;       /* query heads that a block takes; a group has head_blocks times that or less */
     int32_t head_blocks;
     int32_t splits;
+    int32_t window_splits;     /* of those the last ones, in decode: tokens that are not packed */
     float *marks;              /* [rows][heads][splits] largest score and sum; no token: -infinity, 0 */
     float *partial;            /* [rows][heads][splits][head_size] */
 } attend_arguments;
@@ -63,6 +72,7 @@ static __device__ __forceinline__ int attend_warp(void)
 #define ATTEND_HALVES 0
 #define ATTEND_ANY 1
 #define ATTEND_CODES 2
+#define ATTEND_WINDOW 3 /* as ATTEND_ANY where tokens are packed; the latest ones are halves */
 
 static __device__ __forceinline__ __half attend_half(float x)
 {

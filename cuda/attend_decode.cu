@@ -9,7 +9,7 @@
  * Floors (heads of 256, f16, one key-value head): a token is 1 KB, 29 ns of the processor's share of 4.6 TB/s (H200); a chunk
  * needs 32 products of 16 x 8 x 16 and 16 KB from shared memory, which takes one warp about 0.5 us and four warps a quarter of
  * the time that the bytes need. Short context: three dependent loads (position, page, keys), about 1 us. */
-#include "attend_types.cuh"
+#include "attend_window.cuh"
 
 #define WARPS 4
 #define HEADS 8
@@ -37,9 +37,11 @@ struct decode_work {
     int row, split, kv_head, first_head, heads, position;
     int chunk, chunks_end; /* the split's */
     bool owns;             /* the row's position */
+    bool packed;           /* its tokens are: always without a window */
 };
 
-static __device__ __forceinline__ decode_work decode_work_of(const attend_arguments &a)
+/* With a window: the tokens that are packed are shared by the first splits, the others by the last window_splits. */
+template <int T> static __device__ __forceinline__ decode_work decode_work_of(const attend_arguments &a)
 {
     decode_work w;
     w.row = blockIdx.x / a.splits;
@@ -49,10 +51,24 @@ static __device__ __forceinline__ decode_work decode_work_of(const attend_argume
     const int first = blockIdx.y % a.head_blocks * a.block_heads;
     w.first_head = w.kv_head * a.group + first;
     w.heads = min(a.block_heads, a.group - first);
-    const int chunks = w.position / CHUNK + 1, each = max((chunks + a.splits - 1) / a.splits, WARPS);
-    w.chunk = w.split * each;
+    int chunks = w.position / CHUNK + 1, from = 0, split = w.split, splits = a.splits;
+    w.packed = true;
+    if (T == ATTEND_WINDOW) {
+        const int packed = attend_packed(a, w.position + 1) / CHUNK;
+        splits -= a.window_splits;
+        w.packed = split < splits;
+        if (w.packed)
+            chunks = packed;
+        else {
+            from = packed;
+            split -= splits;
+            splits = a.window_splits;
+        }
+    }
+    const int each = max((chunks - from + splits - 1) / splits, WARPS);
+    w.chunk = from + split * each;
     w.chunks_end = min(chunks, w.chunk + each);
-    w.owns = w.chunk < chunks && w.chunks_end == chunks;
+    w.owns = (T != ATTEND_WINDOW || !w.packed) && w.chunk < chunks && w.chunks_end == chunks;
     return w;
 }
 
@@ -146,27 +162,33 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
         for (int k = 0; k < QUERIES; k++)
             attend_spread<D>(m->head[warp + k * WARPS], false, lane);
     }
+    const bool corrected = T == ATTEND_WINDOW && w.packed && a.correction;
 #pragma unroll
     for (int k = 0; k < QUERIES; k++)
 #pragma unroll
         for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
             const float2 x = *(const float2 *)(m->head[warp + k * WARPS] + i);
-            *(uint32_t *)(m->query + attend_piece<HEADS>(warp + k * WARPS, i / 8) + i % 8) =
-                attend_halves(x.x * a.scale, x.y * a.scale);
+            uint32_t pair = attend_halves(x.x * a.scale, x.y * a.scale);
+            if (corrected) {
+                const int head = w.first_head + min(warp + k * WARPS, w.heads - 1);
+                pair = *(const uint32_t *)(a.prepared + ((int64_t)w.row * a.heads + head) * D + i);
+            }
+            *(uint32_t *)(m->query + attend_piece<HEADS>(warp + k * WARPS, i / 8) + i % 8) = pair;
         }
     if (!w.owns || warp > 1)
         return;
-    const uint64_t to = attend_address<T>(a, attend_place_of(a, pages, w.kv_head, w.position), warp == 1);
-    if (T != ATTEND_HALVES) {
-        if (warp == 0 ? a.rotate_keys : a.rotate_values)
-            attend_spread<D>(m->head[KEY + warp], false, lane);
+    const uint64_t to = T == ATTEND_WINDOW
+                            ? attend_in_ring(a, a.step.sequences[w.row].next_state, warp == 1, w.kv_head, w.position)
+                            : attend_address<T>(a, attend_place_of(a, pages, w.kv_head, w.position), warp == 1);
+    if (T != ATTEND_HALVES && (warp == 0 ? a.rotate_keys : a.rotate_values))
+        attend_spread<D>(m->head[KEY + warp], false, lane);
+    if (T != ATTEND_HALVES && T != ATTEND_WINDOW)
         attend_append_head(warp == 0 ? a.key_type : a.value_type, to, m->head[KEY + warp], D, appends, lane);
-    }
 #pragma unroll
     for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
         const float2 x = *(const float2 *)(m->head[KEY + warp] + i);
         *(uint32_t *)(m->fresh[warp] + i) = attend_halves(x.x, x.y);
-        if (T == ATTEND_HALVES && appends)
+        if ((T == ATTEND_HALVES || T == ATTEND_WINDOW) && appends)
             *(uint32_t *)(to + 2 * i) = attend_halves(x.x, x.y);
     }
 }
@@ -178,15 +200,20 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     CHIP_SHARED(memory, m);
     const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
     chip_let_next_start();
-    const decode_work w = decode_work_of(a);
+    const decode_work w = decode_work_of<T>(a);
     const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
+    if (T == ATTEND_WINDOW && a.packs)
+        chip_wait_for_previous();
 
     /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this
      * run: their copies needn't wait for the kernel before. */
     const int parts = 2 * max((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS, 0);
     auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
     auto place_of = [&](int part) {
-        return attend_place_of(a, pages, w.kv_head, min(chunk_of(part) * CHUNK + lane % CHUNK, w.position));
+        const int token = min(chunk_of(part) * CHUNK + lane % CHUNK, w.packed ? w.position : max(w.position - 1, 0));
+        if (T == ATTEND_WINDOW)
+            return attend_window_place(a, a.step.sequences[w.row], pages, w.kv_head, token, w.packed);
+        return attend_place_of(a, pages, w.kv_head, token);
     };
     attend_place place = place_of(0), place_ahead = place_of(2);
     int ahead = 0, ahead_slot = 0;
@@ -197,6 +224,9 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
                 attend_fetch_codes(m->ring[warp][ahead_slot],
                                    __shfl_sync(~0u, (unsigned long long)attend_address<T>(a, place, ahead & 1), 0),
                                    min(real, CHUNK) * (ahead & 1 ? a.value_bytes : a.key_bytes), lane);
+            else if constexpr (T == ATTEND_WINDOW)
+                attend_window_fetch<D, CHUNK, CHUNK>(a, (__half *)m->ring[warp][ahead_slot], 0, place, w.packed, ahead & 1, real,
+                                                     lane);
             else
                 attend_fetch<T, D, CHUNK, CHUNK>(a, (__half *)m->ring[warp][ahead_slot], 0, place, ahead & 1, real, lane);
         }
@@ -405,6 +435,8 @@ void attend_decode(const cuda_run *run, const attend_arguments *a, int taken)
         launch_type<ATTEND_HALVES>(run, a);
     else if (taken == ATTEND_CODES)
         launch_type<ATTEND_CODES>(run, a);
+    else if (taken == ATTEND_WINDOW)
+        launch_type<ATTEND_WINDOW>(run, a);
     else
         launch_type<ATTEND_ANY>(run, a);
 }
@@ -439,6 +471,7 @@ cudaError_t attend_decode_setup(int32_t shared_most)
         set_up_size<ATTEND_HALVES, 64>, set_up_size<ATTEND_HALVES, 128>, set_up_size<ATTEND_HALVES, 256>,
         set_up_size<ATTEND_CODES, 64>, set_up_size<ATTEND_CODES, 128>, set_up_size<ATTEND_CODES, 256>,
         set_up_size<ATTEND_ANY, 64>, set_up_size<ATTEND_ANY, 128>, set_up_size<ATTEND_ANY, 256>,
+        set_up_size<ATTEND_WINDOW, 64>, set_up_size<ATTEND_WINDOW, 128>, set_up_size<ATTEND_WINDOW, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

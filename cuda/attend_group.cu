@@ -62,7 +62,7 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
     chip_let_next_start();
     if (warp == 0) {
         prefill_work w = {};
-        const bool is = prefill_work_of(a, PAIRS, lane, &w);
+        const bool is = prefill_work_of<T>(a, PAIRS, lane, &w);
         if (lane == 0) {
             work = w;
             found = is;
@@ -77,37 +77,41 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
         prefill_store_nothing(a, w);
         return;
     }
-    auto place_of = [&](int step) {
-        return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
-    };
+    auto place_of = [&](int step) { return prefill_place<T>(a, w, step, warp * own + lane % own); };
     attend_place key_place = place_of(w.step), value_place = key_place;
     auto fetch_keys = [&](int step) { /* and where the next ones are */
         if (step < w.steps_end)
-            attend_fetch<T, D, TOKENS, own>(a, m->keys[(step - w.step) & 1], warp * own, key_place, false,
-                                            w.last + 1 - step * TOKENS - warp * own, lane);
+            prefill_fetch<T, D, own>(a, w, m->keys[(step - w.step) & 1], step, warp * own, key_place, false, lane);
         key_place = place_of(step + 1);
     };
     auto fetch_values = [&](int step) {
         if (step < w.steps_end)
-            attend_fetch<T, D, TOKENS, own>(a, m->values[(step - w.step) & 1], warp * own, value_place, true,
-                                            w.last + 1 - step * TOKENS - warp * own, lane);
+            prefill_fetch<T, D, own>(a, w, m->values[(step - w.step) & 1], step, warp * own, value_place, true, lane);
         value_place = place_of(step + 1);
     };
     fetch_keys(w.step);
     chip_copy_commit();
 
     const int pairs = w.rows * w.heads, first_pair = 16 * warp, group_pair = first_pair & ~63;
-    if (first_pair < pairs)
+    const bool prepared = T == ATTEND_WINDOW && a.correction; /* two bases: the second one comes where packed tokens end */
+    if (prepared)
+        prefill_prepared<D, PAIRS>(a, w, m->query, w.step < w.packed, first_pair, lane);
+    else if (first_pair < pairs)
         prefill_queries<D, PAIRS>(a, w, m->query, (float *)m->keys[1] + warp * BATCH * D, first_pair, lane);
+    chip_copy_commit();
     const int position[2] = { first_pair + g < pairs ? w.position + (first_pair + g) / w.heads : -1,
                               first_pair + g + 8 < pairs ? w.position + (first_pair + g + 8) / w.heads : -1 };
     /* Steps in which the group sees a token; none: it has no pairs. */
     const int last = w.position + min(group_pair + 63, pairs - 1) / w.heads;
-    const int end = group_pair < pairs ? min(w.steps_end, last / TOKENS + 1) : w.step;
+    const int end = group_pair < pairs ? min(w.steps_end, prefill_steps<T>(w, last)) : w.step;
     const uint64_t query = chip_group_rows(m->query + 64 * group_pair);
     const uint64_t keys = chip_group_rows(m->keys[0]), values = chip_group_strips<STRIP>(m->values[0]);
     float out[D / 8][4] = {}, scores[TOKENS / 8][4] = {}, before[2], largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
     uint32_t weights[TOKENS / 16][4] = {};
+    auto soften = [&](int step) {
+        const int limit[2] = { prefill_limit<T>(a, w, position[0], step), prefill_limit<T>(a, w, position[1], step) };
+        prefill_softmax(scores, before, largest, sum, limit, prefill_token<T>(w, step) + 2 * t);
+    };
 
     chip_copy_wait<0>();
     chip_group_publish();
@@ -119,11 +123,16 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
         group_scores<D>(scores, query, keys);
         chip_group_wait<0>();
         chip_group_keep(&scores[0][0], TOKENS / 2);
-        prefill_softmax(scores, before, largest, sum, position, w.step * TOKENS + 2 * t);
+        soften(w.step);
         prefill_pack(weights, scores);
     }
     for (int step = w.step; step < w.steps_end; step++) {
         const int now = (step - w.step) & 1;
+        if (prepared && step + 1 == w.packed && step + 1 < w.steps_end) {
+            __syncthreads(); /* the queries so far are done with */
+            prefill_prepared<D, PAIRS>(a, w, m->query, false, first_pair, lane);
+            chip_copy_commit();
+        }
         chip_copy_wait<0>();
         chip_group_publish();
         __syncthreads(); /* the step's values and the next keys are there; its keys and the values before it are done with */
@@ -135,7 +144,7 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
             group_mix<D>(out, weights, chip_group_step(values, now * (int)sizeof m->values[0]));
             chip_group_wait<1>();
             chip_group_keep(&scores[0][0], TOKENS / 2);
-            prefill_softmax(scores, before, largest, sum, position, (step + 1) * TOKENS + 2 * t);
+            soften(step + 1);
             chip_group_keep(&scores[0][0], TOKENS / 2);
             if (prefill_rescales(before)) { /* a branch that the assembler can't move the wait before, up to the other one */
                 chip_group_wait<0>();
@@ -185,6 +194,8 @@ bool attend_group(const cuda_run *run, const attend_arguments *a, int taken, uin
         return false;
     if (taken == ATTEND_HALVES)
         launch_type<ATTEND_HALVES>(run, a, blocks);
+    else if (taken == ATTEND_WINDOW)
+        launch_type<ATTEND_WINDOW>(run, a, blocks);
     else
         launch_type<ATTEND_ANY>(run, a, blocks);
     return true;
@@ -208,6 +219,7 @@ cudaError_t attend_group_setup(int32_t shared_most)
     cudaError_t (*const each[])(int32_t) = {
         set_up<ATTEND_HALVES, 64>, set_up<ATTEND_HALVES, 128>, set_up<ATTEND_HALVES, 256>,
         set_up<ATTEND_ANY, 64>, set_up<ATTEND_ANY, 128>, set_up<ATTEND_ANY, 256>,
+        set_up<ATTEND_WINDOW, 64>, set_up<ATTEND_WINDOW, 128>, set_up<ATTEND_WINDOW, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

@@ -69,7 +69,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     static_assert(BATCH * WARPS * D * sizeof(float) <= sizeof m->tile[0][0] * STAGES, "queries on their way take the free tiles");
     prefill_work w = {};
     chip_let_next_start();
-    const bool found = prefill_work_of(a, 16 * WARPS, lane, &w);
+    const bool found = prefill_work_of<T>(a, 16 * WARPS, lane, &w);
     chip_wait_for_previous();
     if (!found)
         return;
@@ -77,12 +77,10 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         prefill_store_nothing(a, w);
         return;
     }
-    auto place_of = [&](int step) {
-        return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + warp * own + lane % own, w.last));
-    };
+    auto place_of = [&](int step) { return prefill_place<T>(a, w, step, warp * own + lane % own); };
     attend_place place = place_of(w.step);
     auto fetch = [&](__half *tile, int step, bool value) {
-        attend_fetch<T, D, TOKENS, own>(a, tile, warp * own, place, value, w.last + 1 - step * TOKENS - warp * own, lane);
+        prefill_fetch<T, D, own>(a, w, tile, step, warp * own, place, value, lane);
     };
     fetch(m->tile[0][0], w.step, false);
     if (STAGES == 2) {
@@ -94,19 +92,27 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
     const int first_pair = 16 * warp, pairs = w.rows * w.heads;
     const bool active = first_pair < pairs;
     float *room = (float *)(STAGES == 2 ? m->tile[STAGES - 1][0] : m->tile[0][1]); /* needed later */
-    if (active)
+    const bool prepared = T == ATTEND_WINDOW && a.correction; /* two bases: the second one comes where packed tokens end */
+    if (active && prepared)
+        prefill_prepared<D, 16 * WARPS>(a, w, m->query, w.step < w.packed, first_pair, lane);
+    else if (active)
         prefill_queries<D, 16 * WARPS>(a, w, m->query, room + warp * BATCH * D, first_pair, lane);
+    chip_copy_commit();
 
     const attend_offsets rows_first = attend_rows_first(lane), values_first = attend_values_first(lane);
     const __half *query = m->query + 64 * first_pair;
     const int position[2] = { first_pair + g < pairs ? w.position + (first_pair + g) / w.heads : -1,
                               first_pair + g + 8 < pairs ? w.position + (first_pair + g + 8) / w.heads : -1 };
-    const int last = w.position + min(first_pair + 15, pairs - 1) / w.heads; /* that the warp sees */
+    const int end = prefill_steps<T>(w, w.position + min(first_pair + 15, pairs - 1) / w.heads); /* that the warp sees */
     float out[D / 8][4] = {}, largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 };
     uint32_t weights[TOKENS / 16][4] = {};
     for (int step = w.step; step < w.steps_end; step++) {
         const int stage = STAGES == 2 ? (step - w.step) & 1 : 0;
-        const bool takes = active && step * TOKENS <= last;
+        const bool takes = active && step < end;
+        if (prepared && active && step == w.packed && step > w.step) {
+            prefill_prepared<D, 16 * WARPS>(a, w, m->query, false, first_pair, lane);
+            chip_copy_commit();
+        }
         chip_copy_wait<0>();
         __syncthreads();
         if (STAGES == 1) {
@@ -121,7 +127,8 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP, 1) attend_prefill_ker
         if (takes) {
             float scores[TOKENS / 8][4], before[2];
             prefill_scores<D, WARPS>(scores, query, m->tile[stage][0], rows_first, values_first);
-            prefill_softmax(scores, before, largest, sum, position, step * TOKENS + 2 * t);
+            const int limit[2] = { prefill_limit<T>(a, w, position[0], step), prefill_limit<T>(a, w, position[1], step) };
+            prefill_softmax(scores, before, largest, sum, limit, prefill_token<T>(w, step) + 2 * t);
             prefill_pack(weights, scores);
             if (prefill_rescales(before))
                 prefill_rescale<D>(out, before);
@@ -177,6 +184,8 @@ void attend_prefill(const cuda_run *run, const attend_arguments *a, int taken)
         return;
     if (taken == ATTEND_HALVES)
         launch_type<ATTEND_HALVES>(run, a, blocks);
+    else if (taken == ATTEND_WINDOW)
+        launch_type<ATTEND_WINDOW>(run, a, blocks);
     else
         launch_type<ATTEND_ANY>(run, a, blocks);
 }
@@ -205,7 +214,8 @@ cudaError_t attend_prefill_setup(int32_t shared_most)
     cudaError_t (*const each[])(int32_t) = {
         set_up<ATTEND_HALVES, 64, 8, 2>, set_up<ATTEND_HALVES, 128, 8, 2>, set_up<ATTEND_HALVES, 256, 8, 2>,
         set_up<ATTEND_HALVES, 256, 4, 1>, set_up<ATTEND_ANY, 64, 8, 2>, set_up<ATTEND_ANY, 128, 8, 2>,
-        set_up<ATTEND_ANY, 256, 8, 2>, set_up<ATTEND_ANY, 256, 4, 1>,
+        set_up<ATTEND_ANY, 256, 8, 2>, set_up<ATTEND_ANY, 256, 4, 1>, set_up<ATTEND_WINDOW, 64, 8, 2>,
+        set_up<ATTEND_WINDOW, 128, 8, 2>, set_up<ATTEND_WINDOW, 256, 8, 2>, set_up<ATTEND_WINDOW, 256, 4, 1>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

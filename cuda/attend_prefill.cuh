@@ -3,7 +3,7 @@
 #ifndef QMI_CUDA_ATTEND_PREFILL_CUH
 #define QMI_CUDA_ATTEND_PREFILL_CUH
 
-#include "attend_types.cuh"
+#include "attend_window.cuh"
 
 #define TOKENS 64     /* of a step */
 #define BATCH 8       /* queries that a warp has on their way at a time: they fit into tiles that are needed later */
@@ -35,16 +35,69 @@ static __device__ __forceinline__ int prefill_sequence(const attend_arguments &a
     return -1;
 }
 
-/* What a block computes. */
+/* What a block computes. With a window some tokens are packed for its later rows only, so steps are of two kinds: first those of
+ * the tokens that are packed for any row, then those of the tokens that are not for any; what a row sees otherwise is masked. */
 struct prefill_work {
     int row, rows, position;   /* first row and its position */
     int kv_head, first_head, heads, split;
     int step, steps_end;       /* of 64 tokens, the split's */
     int last;                  /* position of the last row */
+    int packed, back;          /* steps of packed tokens; less `back` the others' number is that of their tokens */
     const uint64_t *pages;
+    cuda_sequence sequence;
 };
 
+template <int T> static __device__ __forceinline__ bool prefill_packed(const prefill_work &w, int step)
+{
+    return T != ATTEND_WINDOW || step < w.packed;
+}
+
+/* First token of a step. */
+template <int T> static __device__ __forceinline__ int prefill_token(const prefill_work &w, int step)
+{
+    return (prefill_packed<T>(w, step) ? step : step - w.back) * TOKENS;
+}
+
+/* Steps up to the one that has the token at a position. */
+template <int T> static __device__ __forceinline__ int prefill_steps(const prefill_work &w, int position)
+{
+    return position / TOKENS + 1 + (T == ATTEND_WINDOW ? w.back : 0);
+}
+
+/* The position that limits what a row at `position` sees in a step; -1: nothing. */
+template <int T>
+static __device__ __forceinline__ int prefill_limit(const attend_arguments &a, const prefill_work &w, int position, int step)
+{
+    if (T != ATTEND_WINDOW)
+        return position;
+    const bool packed = prefill_packed<T>(w, step);
+    return packed == (prefill_token<T>(w, step) < attend_packed(a, position + 1)) ? position : -1;
+}
+
+/* Where a lane's token of a step lies. */
+template <int T>
+static __device__ __forceinline__ attend_place prefill_place(const attend_arguments &a, const prefill_work &w, int step,
+                                                             int token)
+{
+    if (T != ATTEND_WINDOW)
+        return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + token, w.last));
+    return attend_window_place(a, w.sequence, w.pages, w.kv_head, min(prefill_token<T>(w, step) + token, w.last),
+                               prefill_packed<T>(w, step));
+}
+
+template <int T, int D, int COUNT>
+static __device__ __forceinline__ void prefill_fetch(const attend_arguments &a, const prefill_work &w, __half *tile, int step,
+                                                     int first, attend_place place, bool value, int lane)
+{
+    const int real = w.last + 1 - prefill_token<T>(w, step) - first;
+    if constexpr (T == ATTEND_WINDOW)
+        attend_window_fetch<D, TOKENS, COUNT>(a, tile, first, place, prefill_packed<T>(w, step), value, real, lane);
+    else
+        attend_fetch<T, D, TOKENS, COUNT>(a, tile, first, place, value, real, lane);
+}
+
 /* False: nothing. The tiles of a sequence come in descending order: the last ones see most tokens. */
+template <int T>
 static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a, int pairs, int lane, prefill_work *w)
 {
     const int rows_each = pairs / a.block_heads, head_places = a.kv_heads * a.head_blocks;
@@ -59,15 +112,33 @@ static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a
     w->position = s.start + first;
     w->last = w->position + w->rows - 1;
     w->pages = a.step.pages + s.page_first;
+    w->sequence = s;
+    if (T == ATTEND_WINDOW) {
+        w->packed = attend_packed(a, w->last + 1) / TOKENS;
+        w->back = w->packed - attend_packed(a, w->position + 1) / TOKENS;
+    }
     w->kv_head = place / a.head_blocks;
     const int first_head = place % a.head_blocks * a.block_heads;
     w->first_head = w->kv_head * a.group + first_head;
     w->heads = min(a.block_heads, a.group - first_head);
     w->split = blockIdx.x / head_places % a.splits;
-    const int steps = w->last / TOKENS + 1, each = (steps + a.splits - 1) / a.splits;
+    const int steps = prefill_steps<T>(*w, w->last), each = (steps + a.splits - 1) / a.splits;
     w->step = w->split * each;
     w->steps_end = min(steps, w->step + each);
     return true;
+}
+
+/* The warp's 16 queries as they were prepared, in the basis of packed keys or not. Wait for them like cp.async. */
+template <int D, int PAIRS>
+static __device__ __forceinline__ void prefill_prepared(const attend_arguments &a, const prefill_work &w, __half *tile,
+                                                        bool packed, int first, int lane)
+{
+    const int row = (first + lane % 16) / w.heads, head = first + lane % 16 - row * w.heads;
+    const bool real = row < w.rows;
+    const int64_t index = ((int64_t)((packed ? 0 : a.rows) + w.row + row) * a.heads + w.first_head + head) * D;
+    __syncwarp(); /* what was there is done with */
+    attend_fetch_halves<D, PAIRS, 16>(tile, first, (uint64_t)(a.prepared + (real ? index : 0)), min(w.rows * w.heads - first, 16),
+                                      lane);
 }
 
 /* The warp's 16 queries: normalised, turned, to the tile as halves. room: BATCH * D floats of the warp's own. */

@@ -13,7 +13,7 @@ static __device__ __forceinline__ constexpr bool attend_quantized(int type)
 /* Bytes of a block's part of the planes of low and of high bits. */
 static __device__ __forceinline__ constexpr int attend_low(int type)
 {
-    return type == QMI_KV_Q8_0 ? 32 : 16;
+    return type == QMI_KV_Q8_0 ? 32 : type == QMI_KV_Q2 ? 8 : 16;
 }
 
 static __device__ __forceinline__ constexpr int attend_high(int type)
@@ -23,7 +23,7 @@ static __device__ __forceinline__ constexpr int attend_high(int type)
 
 static __device__ __forceinline__ constexpr int attend_bits(int type)
 {
-    return type == QMI_KV_Q8_0 ? 8 : type == QMI_KV_Q6 ? 6 : type == QMI_KV_Q5 ? 5 : 4;
+    return type == QMI_KV_Q8_0 ? 8 : type == QMI_KV_Q6 ? 6 : type == QMI_KV_Q5 ? 5 : type == QMI_KV_Q2 ? 2 : 4;
 }
 
 static __device__ __forceinline__ float attend_bfloat(uint32_t bits)
@@ -53,12 +53,45 @@ static __device__ __forceinline__ float attend_value(int type, uint64_t record, 
     const float scale = __half2float(*(const __half *)(high + blocks * attend_high(type) + 2 * block));
     if (type == QMI_KV_Q8_0)
         return scale * (float)(int8_t)bytes[i];
+    if (type == QMI_KV_Q2)
+        return scale * ((float)(bytes[8 * block + n % 8] >> 2 * (n / 8) & 3) - 1.5f);
     int code = bytes[16 * block + n % 16] >> (n & 16) / 4 & 15;
     if (type == QMI_KV_Q6)
         code |= (high[8 * block + n % 8] >> 2 * (n / 8) & 3) << 4;
     else if (type == QMI_KV_Q5)
         code |= (high[4 * block + n / 8] >> n % 8 & 1) << 4;
     return scale * (float)(code - (1 << (attend_bits(type) - 1)));
+}
+
+/* The code whose code - 3 / 2 is nearest. */
+static __device__ __forceinline__ int attend_nearest_of_four(float x)
+{
+    return x < 0 ? (x < -1 ? 0 : 1) : x < 1 ? 2 : 3;
+}
+
+/* Two bits, of which a block has `count` numbers (kv_type.c says how). */
+static __device__ __forceinline__ float attend_pack_two_bits(uint64_t record, int blocks, int block, int count, float x,
+                                                             bool writes, int lane)
+{
+    const bool bad = __any_sync(~0u, !(fabsf(x) <= 3.402823466e38f)), real = lane < count;
+    float wanted = chip_warp_sum(fabsf(x)) * (1.25f / (float)count);
+    for (int round = 0; round < 5 && wanted > 0; round++) {
+        const float level = real ? (float)attend_nearest_of_four(x / wanted) - 1.5f : 0;
+        const float product = chip_warp_sum(level * x), square = chip_warp_sum(level * level);
+        wanted = product / square;
+    }
+    __half scale = __float2half_rn(wanted);
+    const float d = __half2float(scale);
+    const bool spoilt = bad || !(fabsf(d) <= 65504.f);
+    if (spoilt)
+        scale = __ushort_as_half(0x7E00);
+    const int code = spoilt || !(d > 0) || !real ? 0 : attend_nearest_of_four(x / d);
+    const int a = __shfl_down_sync(~0u, code, 8), b = __shfl_down_sync(~0u, code, 16), c = __shfl_down_sync(~0u, code, 24);
+    if (writes && lane < 8)
+        ((uint8_t *)record)[8 * block + lane] = (uint8_t)(code | a << 2 | b << 4 | c << 6);
+    if (writes && lane == 0)
+        *(__half *)((uint8_t *)record + 8 * blocks + 2 * block) = scale;
+    return __half2float(scale) * ((float)code - 1.5f);
 }
 
 /* A lane has a number of a block (of those beyond the head: 0): stored in the record of `blocks` where `writes`. Returns what
@@ -111,7 +144,9 @@ static __device__ __forceinline__ void attend_append_head(int type, uint64_t rec
     for (int block = 0; block < blocks; block++) {
         const int i = block * QMI_KV_BLOCK + lane;
         float x = i < size ? head[i] : 0;
-        if (attend_quantized(type))
+        if (type == QMI_KV_Q2)
+            x = attend_pack_two_bits(record, blocks, block, min(size - block * QMI_KV_BLOCK, QMI_KV_BLOCK), x, writes, lane);
+        else if (attend_quantized(type))
             x = attend_pack(type, record, blocks, block, x, writes, lane);
         else if (type == QMI_KV_F16)
             x = __half2float(attend_half(x));
@@ -220,6 +255,33 @@ static __device__ __forceinline__ uint4 attend_scaled(uint2 codes, int zero, __h
     return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
 }
 
+/* Eight codes of two bits in bits 4 and 5 of the bytes, less 3 / 2: 64 + code is a half that has the code there. */
+static __device__ __forceinline__ uint4 attend_levels(uint2 codes)
+{
+    const __half2 one = __floats2half2_rn(1, 1), base = __floats2half2_rn(-65.5f, -65.5f);
+    const uint32_t x = codes.x & 0x30303030u, y = codes.y & 0x30303030u;
+    uint32_t pairs[4] = { __byte_perm(x, 0x54545454u, 0x4140), __byte_perm(x, 0x54545454u, 0x4342),
+                          __byte_perm(y, 0x54545454u, 0x4140), __byte_perm(y, 0x54545454u, 0x4342) };
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        const __half2 level = __hfma2(*(const __half2 *)&pairs[i], one, base);
+        pairs[i] = *(const uint32_t *)&level;
+    }
+    return make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+}
+
+static __device__ __forceinline__ uint32_t attend_multiply_add(uint32_t x, uint32_t by, uint32_t more)
+{
+    const __half2 y = __hfma2(*(const __half2 *)&x, *(const __half2 *)&by, *(const __half2 *)&more);
+    return *(const uint32_t *)&y;
+}
+
+/* Codes of two bits at `place` (0 .. 3) of each byte, moved to the bits 4 and 5. */
+static __device__ __forceinline__ uint32_t attend_two_bits(uint32_t codes, int place)
+{
+    return place < 3 ? codes << (4 - 2 * place) : codes >> 2;
+}
+
 /* Values 8 piece .. 8 piece + 7 of a record, as halves. */
 template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_of(uint64_t record, int piece)
 {
@@ -245,6 +307,13 @@ template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_
     if constexpr (TYPE == QMI_KV_Q8_0) {
         uint2 c = attend_eight<D>(bytes + 8 * piece);
         return attend_scaled(make_uint2(c.x ^ 0x80808080u, c.y ^ 0x80808080u), 128, scale); /* bytes from -128 on */
+    }
+    if constexpr (TYPE == QMI_KV_Q2) {
+        const uint2 c = attend_eight<D>(bytes + 8 * block);
+        const uint4 level = attend_levels(make_uint2(attend_two_bits(c.x, quarter), attend_two_bits(c.y, quarter)));
+        const uint32_t by = attend_pair(__half2float(scale), __half2float(scale));
+        return make_uint4(attend_multiply_add(level.x, by, 0), attend_multiply_add(level.y, by, 0),
+                          attend_multiply_add(level.z, by, 0), attend_multiply_add(level.w, by, 0));
     }
     uint2 c = attend_eight<D>(bytes + low * block + 8 * (quarter & 1));
     const int shift = 4 * (quarter >> 1);
@@ -279,6 +348,60 @@ static __device__ __forceinline__ void attend_fetch_type(const attend_arguments 
     }
 }
 
+/* COUNT heads of halves, the first `real` of which exist, to rows first_row ... Lane r has the address of the r'th. Wait for them
+ * like cp.async. */
+template <int D, int ROWS, int COUNT>
+static __device__ __forceinline__ void attend_fetch_halves(__half *tile, int first_row, uint64_t address, int real, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
+#pragma unroll
+    for (int i = 0; i < COUNT; i += together) {
+        const int row = i + lane / pieces, piece = lane % pieces;
+        const uint64_t from = __shfl_sync(~0u, (unsigned long long)address, row) + 16 * piece;
+        chip_copy16(tile + attend_piece<ROWS>(first_row + row, piece), (const void *)from, row < real);
+    }
+}
+
+/* COUNT (8 or 16) tokens of a group of keys of q2, from its token `token` on, to rows first_row ...; a warp together. */
+template <int D, int ROWS, int COUNT>
+static __device__ __forceinline__ void attend_fetch_group(__half *tile, int first_row, const uint8_t *group, int token, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces, words = COUNT / 4;
+    const int piece = lane % pieces, own = lane / pieces; /* tokens own, own + together, ... */
+    const uint8_t *codes = group + 128 * piece + (token & 15);
+    const uint4 s = *(const uint4 *)(group + 16 * D + 16 * piece), z = *(const uint4 *)(group + 18 * D + 16 * piece);
+    const uint32_t by[4] = { s.x, s.y, s.z, s.w }, centre[4] = { z.x, z.y, z.z, z.w };
+    uint32_t channel[8][words];
+#pragma unroll
+    for (int i = 0; i < 8; i++) {
+        if constexpr (COUNT == 16) {
+            const uint4 c = *(const uint4 *)(codes + 16 * i);
+            channel[i][0] = c.x, channel[i][1] = c.y, channel[i][2] = c.z, channel[i][3] = c.w;
+        } else {
+            const uint2 c = *(const uint2 *)(codes + 16 * i);
+            channel[i][0] = c.x, channel[i][1] = c.y;
+        }
+#pragma unroll
+        for (int j = 0; j < words; j++)
+            channel[i][j] = attend_two_bits(channel[i][j], token >> 4);
+    }
+    const __half2 one = __floats2half2_rn(1, 1), base = __floats2half2_rn(-65.5f, -65.5f);
+#pragma unroll
+    for (int j = 0; j < COUNT; j += together) {
+        const int row = j + own;
+        const uint32_t byte = (uint32_t)row & 3, select = byte | (4 + byte) << 8; /* of a channel, and of the next one */
+        uint32_t pairs[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            const uint32_t codes = __byte_perm(channel[2 * i][j / 4], channel[2 * i + 1][j / 4], select | select << 4);
+            const uint32_t half = chip_pick(codes, 0x00300030u, 0x54005400u);
+            const __half2 level = __hfma2(*(const __half2 *)&half, one, base);
+            pairs[i] = attend_multiply_add(*(const uint32_t *)&level, by[i], centre[i]);
+        }
+        *(uint4 *)(tile + attend_piece<ROWS>(first_row + row, piece)) = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+    }
+}
+
 /* Copies COUNT tokens of D values, of which the first `real` exist (the others: zeros), to rows first_row ... Lane r holds the
  * place of the first_row + r'th; a warp copies them all. Halves arrive like cp.async: wait for them. */
 template <int T, int D, int ROWS, int COUNT>
@@ -286,16 +409,9 @@ static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, _
                                                     bool value, int real, int lane)
 {
     static_assert(T == ATTEND_HALVES || T == ATTEND_ANY, "what becomes a tile of halves on its way");
-    if constexpr (T == ATTEND_HALVES) {
-        constexpr int pieces = D / 8, together = QMI_WARP / pieces;
-        const uint64_t address = attend_address<T>(a, place, value);
-#pragma unroll
-        for (int i = 0; i < COUNT; i += together) {
-            const int row = i + lane / pieces, piece = lane % pieces;
-            const uint64_t from = __shfl_sync(~0u, (unsigned long long)address, row) + 16 * piece;
-            chip_copy16(tile + attend_piece<ROWS>(first_row + row, piece), (const void *)from, row < real);
-        }
-    } else {
+    if constexpr (T == ATTEND_HALVES)
+        attend_fetch_halves<D, ROWS, COUNT>(tile, first_row, attend_address<T>(a, place, value), real, lane);
+    else {
         switch (value ? a.value_type : a.key_type) {
         case QMI_KV_F32: attend_fetch_type<QMI_KV_F32, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         case QMI_KV_F16: attend_fetch_type<QMI_KV_F16, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
@@ -303,6 +419,7 @@ static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, _
         case QMI_KV_Q8_0: attend_fetch_type<QMI_KV_Q8_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         case QMI_KV_Q6: attend_fetch_type<QMI_KV_Q6, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         case QMI_KV_Q5: attend_fetch_type<QMI_KV_Q5, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_Q2: attend_fetch_type<QMI_KV_Q2, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         default: attend_fetch_type<QMI_KV_Q4_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
         }
     }
@@ -341,6 +458,7 @@ static __device__ __forceinline__ void attend_unpack(int type, __half *tile, con
     case QMI_KV_Q8_0: attend_unpack_type<QMI_KV_Q8_0, D, ROWS>(tile, records, real, lane); break;
     case QMI_KV_Q6: attend_unpack_type<QMI_KV_Q6, D, ROWS>(tile, records, real, lane); break;
     case QMI_KV_Q5: attend_unpack_type<QMI_KV_Q5, D, ROWS>(tile, records, real, lane); break;
+    case QMI_KV_Q2: attend_unpack_type<QMI_KV_Q2, D, ROWS>(tile, records, real, lane); break;
     default: attend_unpack_type<QMI_KV_Q4_0, D, ROWS>(tile, records, real, lane); break;
     }
     __syncwarp();

@@ -64,6 +64,7 @@ typedef struct cuda_run {
     cuda_step step;
     int32_t rows, outputs, sequences; /* of this batch, known to the host: sizes of launches */
     bool single;               /* every sequence has one row */
+    bool packs, moves;         /* with a window: tokens leave it; a sequence's state moves */
     int32_t longest;           /* an upper bound of every row's position + 1 (rounded up when recorded as a graph) */
     int32_t processors;        /* multiprocessors */
     int32_t shared_most;       /* bytes of shared memory a block may have */

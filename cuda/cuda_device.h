@@ -19,6 +19,7 @@ typedef struct cuda_prepared {
     const qmi_program *program;
     int32_t rows;              /* of the largest batch */
     int32_t page_tokens;       /* 0: no op has pages */
+    int32_t window;            /* of tokens that are not packed; 0: none */
     cuda_lent lent;
 } cuda_prepared;
 
@@ -36,7 +37,7 @@ typedef struct cuda_graph_key {
     qmi_address slots[QMI_SLOTS_MAX];
     int64_t step_bytes;        /* copied to the card: those of the batch, rounded up */
     int32_t rows, outputs, longest;
-    int32_t picks;
+    int32_t picks, packs, moves;
 } cuda_graph_key;
 
 #define CUDA_GRAPHS 16         /* a batch size each, of some lengths; about a megabyte of the card each */

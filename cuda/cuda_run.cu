@@ -227,9 +227,8 @@ extern "C" int64_t qmi_cuda_scratch_bytes(const qmi_program *program, int32_t ro
         return qmi_fail(QM_ERROR_ARGUMENT, "batches of %d rows are out of range (1 .. %d)", rows, ROWS_MOST);
     for (size_t i = 0; i < program->count; i++) {
         const qmi_op *op = &program->ops[i];
-        if (op->kind == QMI_OP_ATTEND && op->attend.window)
-            return qmi_fail(QM_ERROR_UNSUPPORTED, "keys and values of type q2 are computed by the CPU only so far; set kv-type to "
-                            "q4_0, or device to cpu");
+        if (op->kind == QMI_OP_ATTEND && op->attend.moments)
+            return qmi_fail(QM_ERROR_UNSUPPORTED, "corrections of keys are fitted by the CPU; set device to cpu");
         bytes = larger(bytes, larger(op_scratch(op, rows), picks_scratch(op, rows)));
     }
     return bytes;
@@ -276,10 +275,12 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
     }
     entry->program = program;
     entry->rows = rows;
-    entry->page_tokens = 0;
+    entry->page_tokens = entry->window = 0;
     for (size_t i = 0; i < program->count; i++)
-        if (program->ops[i].kind == QMI_OP_ATTEND)
+        if (program->ops[i].kind == QMI_OP_ATTEND) {
             entry->page_tokens = program->ops[i].attend.page_tokens;
+            entry->window = program->ops[i].attend.window;
+        }
     return cuda_lend_prepare(device, program, rows, &entry->lent);
 }
 
@@ -545,6 +546,8 @@ static int32_t replay(qmi_device *device, cuda_run *run, cuda_work *work)
     key.outputs = run->outputs;
     key.longest = run->longest;
     key.picks = work->picks != NULL;
+    key.packs = run->packs;
+    key.moves = run->moves;
     cuda_graph *graph = find_graph(device, &key);
     const bool first = !graph->key.program;
     int32_t code = QM_OK;
@@ -567,6 +570,16 @@ static int32_t replay(qmi_device *device, cuda_run *run, cuda_work *work)
 }
 
 /* ---- a run ---- */
+
+/* What the batch does to windows. */
+static void look_at_windows(const qmi_batch *batch, int32_t window, cuda_run *run)
+{
+    for (int32_t i = 0; i < batch->sequence_count && window; i++) {
+        const qmi_sequence *s = &batch->sequences[i];
+        run->packs = run->packs || qmi_kv_packed(window, s->start + s->count) > qmi_kv_packed(window, s->start);
+        run->moves = run->moves || s->state != s->next_state;
+    }
+}
 
 static cuda_run start_run(const qmi_device *device, const qmi_workspace *workspace, const qmi_batch *batch, const step_layout *at)
 {
@@ -642,6 +655,7 @@ extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, 
         return code;
     fill(device->step.host, &at, batch, page_tokens);
     cuda_run run = start_run(device, workspace, batch, &at);
+    look_at_windows(batch, prepared->window, &run);
     cuda_work work = {};
     work.program = program;
     work.lent = prepared->lent.ops ? &prepared->lent : NULL;
