@@ -65,14 +65,29 @@ check() {
     fi
 }
 
-# build TIER COMPILER OPTION...: configures build-tests/TIER and builds $targets of it, or all. A failure counts as a failed test.
-targets=
+# What the tests of a suite need, of all that a build folder can build.
+needed() { # TIER SUITE
+    meson introspect --tests --targets "$builds/$1" | python3 -c '
+import json, os, sys
+build, suite, facts = *sys.argv[1:], json.load(sys.stdin)
+tests = [test for test in facts["tests"] if suite in [name.split(":")[-1] for name in test["suite"]]]
+wanted = {target for test in tests for target in test["depends"]} | {test["cmd"][0] for test in tests}
+for target in facts["targets"]:
+    if target["id"] in wanted or target["filename"][0] in wanted:
+        print(os.path.relpath(target["filename"][0], build))' "$builds/$1" "$2"
+}
+
+# build TIER COMPILER OPTION...: configures build-tests/TIER and builds $targets of it, what the tests of $suite need, or all. A
+# failure counts as a failed test.
+targets= suite=
 build() {
-    tier=$1 compiler=$2 wanted=$targets targets=
+    tier=$1 compiler=$2 wanted=$targets
     shift 2
     say "$tier: building"
     [ -f "$builds/$tier/build.ninja" ] ||
         check "$tier: configure" env CC="$compiler" meson setup "$builds/$tier" -Dwerror=true "$@" || return 1
+    [ -z "$suite" ] || wanted=$(needed "$tier" "$suite")
+    targets= suite=
     check "$tier: build" ninja -C "$builds/$tier" $wanted || return 1
 }
 
@@ -165,8 +180,9 @@ tier_address() {
 }
 
 tier_thread() {
+    suite=threads
     build thread gcc --buildtype=debugoptimized -Dcuda=disabled -Db_sanitize=thread || return
-    run_tests thread --timeout-multiplier 8 --suite threads
+    run_tests thread --no-rebuild --timeout-multiplier 8 --suite threads
 }
 
 tier_fuzz() {
