@@ -15,8 +15,8 @@ enum {
 /* What processor and operating system both support. */
 uint32_t qmi_cpu_features_present(void);
 
-/* Those of them to use. isa: "scalar", "avx2", "avx512", "amx": nothing above it (AVX_VNNI is above avx2); "auto" or NULL: what is
- * fastest, so that an instruction set which is there but does not pay is left out. Tiles (amx, auto) are asked for from the
+/* Those of them to use. isa: "scalar", "avx2", "avx512", "amx": nothing above it (AVX_VNNI is above avx2); "auto" or NULL: what
+ * is fastest, so that an instruction set which is there but does not pay is left out. Tiles (amx, auto) are asked for from the
  * operating system, and left out where it refuses them. */
 uint32_t qmi_cpu_features_chosen(const char *isa);
 

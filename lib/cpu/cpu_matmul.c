@@ -103,9 +103,10 @@ float *qmi_cpu_unpacked_lay_out(int64_t columns, qmi_cpu_room *own)
     return qmi_cpu_take(own, columns, sizeof(float));
 }
 
-int64_t qmi_cpu_chunk(int64_t rows, int32_t threads, int64_t unit, int64_t most)
+int64_t qmi_cpu_chunk(int64_t rows, int64_t tokens, int32_t threads, int64_t unit, int64_t most)
 {
-    int64_t chunk = qmi_cpu_ceil(qmi_cpu_ceil(rows, 8 * (int64_t)threads), unit) * unit;
+    int64_t total = rows * qmi_cpu_ceil(tokens, QMI_CPU_TOKENS), items = tokens <= QMI_CPU_PRIVATE_ROWS ? 16 : 8;
+    int64_t chunk = qmi_cpu_ceil(qmi_cpu_ceil(total, items * threads), unit) * unit;
     return chunk < most ? chunk : most;
 }
 

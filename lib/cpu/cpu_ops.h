@@ -14,6 +14,7 @@
 #define QMI_CPU_BATCH 512          /* rows from which products gain nothing more from a larger batch */
 #define QMI_CPU_TOKENS 64          /* of a tile: their activations stay in the second-level cache while rows pass by */
 #define QMI_CPU_CHUNK_MAX 64       /* rows of a matrix that are one item of work */
+#define QMI_CPU_ROWS 16            /* that kernels of quantized weights take together, or 8: items are whole multiples */
 #define QMI_CPU_PRIVATE_ROWS 2     /* up to so many rows each worker prepares activations for itself, which is quicker than
                                       sharing them and meeting at a barrier */
 
@@ -139,7 +140,8 @@ float *qmi_cpu_unpacked_lay_out(int64_t columns, qmi_cpu_room *own);
 void qmi_cpu_multiply(const qmi_cpu_worker *w, const qmi_cpu_product *product);
 
 /* Rows of an item of work, a multiple of `unit`, at most `most`: a few items a worker, so that one who is held up does not hold
- * up all. */
-int64_t qmi_cpu_chunk(int64_t rows, int32_t threads, int64_t unit, int64_t most);
+ * up all; when decoding, some more, since the last item's time is much of an op's. An item is for QMI_CPU_TOKENS of `tokens`
+ * tokens: a kernel prepares activations once for all its rows, so with many tokens, items of few rows would cost more. */
+int64_t qmi_cpu_chunk(int64_t rows, int64_t tokens, int32_t threads, int64_t unit, int64_t most);
 
 #endif

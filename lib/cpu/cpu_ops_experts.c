@@ -73,7 +73,7 @@ static void run_route(qmi_cpu_worker *w, const qmi_op *op)
     const qmi_op_route *route = &op->route;
     qmi_cpu_room shared = { w->shared, 0 }, own = { w->own, 0 };
     route_room room = route_lay_out(route, w->batch->count, &shared, &own);
-    int64_t experts = route->router.rows, chunk = qmi_cpu_chunk(experts, w->threads, 8, QMI_CPU_CHUNK_MAX);
+    int64_t experts = route->router.rows, chunk = qmi_cpu_chunk(experts, w->batch->count, w->threads, 8, QMI_CPU_CHUNK_MAX);
     int64_t chunks = qmi_cpu_ceil(experts, chunk);
     const qmi_matrix *gate = route->shared_gate.data ? &route->shared_gate : NULL;
     qmi_cpu_inputs inputs = qmi_cpu_inputs_prepare(w, &(qmi_cpu_inputs_work){
@@ -202,16 +202,24 @@ static int64_t inner_chunk(const qmi_cpu_worker *w)
     return w->batch->count < 32 ? INNER_CHUNK / 2 : INNER_CHUNK;
 }
 
-/* One item of the first phase: rows [first, first + chunk) of gate and up for all tokens of an expert. next: what is read then. */
-static void inner_rows(const qmi_cpu_worker *w, const experts_room *room, const expert *e, const qmi_cpu_inputs *inputs,
-                       int64_t first, const void *next)
+/* An item of the first phase: rows [first, first + chunk) of gate and up for pairs [from, to) of an expert. */
+typedef struct inner_item {
+    expert expert;
+    int64_t first;
+    int32_t from, to;
+} inner_item;
+
+/* next: what is read then. */
+static void inner_rows(const qmi_cpu_worker *w, const experts_room *room, const inner_item *item, const qmi_cpu_inputs *inputs,
+                       const void *next)
 {
-    int64_t rows = qmi_cpu_least(inner_chunk(w), e->inner - first);
-    for (int32_t from = 0; from < e->count; from += QMI_CPU_TOKENS) {
+    const expert *e = &item->expert;
+    int64_t first = item->first, rows = qmi_cpu_least(inner_chunk(w), e->inner - first);
+    for (int32_t from = item->from; from < item->to; from += QMI_CPU_TOKENS) {
         qmi_cpu_product product = { .matrix = e->gate, .first = e->gate_first + first, .rows = rows,
                                     .next = qmi_cpu_row_of(e->up, e->up_first + first), .inputs = *inputs,
                                     .order = room->token + e->start + from,
-                                    .tokens = qmi_cpu_least(QMI_CPU_TOKENS, e->count - from), .out = room->gate,
+                                    .tokens = qmi_cpu_least(QMI_CPU_TOKENS, item->to - from), .out = room->gate,
                                     .out_stride = INNER_CHUNK, .unpacked = room->unpacked };
         qmi_cpu_multiply(w, &product);
         product.matrix = e->up;
@@ -259,8 +267,9 @@ static void outer_rows(const qmi_cpu_worker *w, const qmi_op_experts *op, const 
         const char *acts = room->acts + e.start * room->acts_bytes;
         qmi_cpu_multiply(w, &(qmi_cpu_product){
             .matrix = e.down, .first = e.down_first + first, .rows = rows,
-            .next = qmi_cpu_row_of(after.down, after.down_first + first + (i + 1 < active ? 0 : rows)), .inputs = { { acts, acts }, { room->acts_bytes, room->acts_bytes } },
-            .tokens = e.count, .out = room->down + (int64_t)e.start * OUTER_CHUNK, .out_stride = OUTER_CHUNK, .unpacked = room->unpacked });
+            .next = qmi_cpu_row_of(after.down, after.down_first + first + (i + 1 < active ? 0 : rows)),
+            .inputs = { { acts, acts }, { room->acts_bytes, room->acts_bytes } }, .tokens = e.count,
+            .out = room->down + (int64_t)e.start * OUTER_CHUNK, .out_stride = OUTER_CHUNK, .unpacked = room->unpacked });
     }
     add_weighted(w, op, room, first, rows);
 }
@@ -275,14 +284,26 @@ static unsigned input_formats(const qmi_cpu_worker *w, const qmi_op_experts *op)
     return formats;
 }
 
-/* The expert of an item of the first phase, and the first of its rows. */
-static int64_t find_item(const qmi_op_experts *op, const experts_room *room, int64_t items, int64_t inner, int64_t item, expert *e)
+/* Items of the shared expert. It has more tokens than others by far, so they are cut as its rows are. */
+static int64_t shared_items(const qmi_cpu_worker *w, const qmi_op_experts *op)
 {
-    int64_t per_expert = qmi_cpu_ceil(inner_width(op), inner);
-    int64_t routed = items - (op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner) : 0);
-    bool shared = item >= routed;
-    *e = expert_of(op, room, shared ? (int32_t)op->gate.count : room->active[item / per_expert]);
-    return (shared ? item - routed : item % per_expert) * inner;
+    int64_t chunks = op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner_chunk(w)) : 0;
+    return chunks * qmi_cpu_ceil(w->batch->count, QMI_CPU_TOKENS);
+}
+
+/* Those of routed experts come first. */
+static inner_item find_item(const qmi_cpu_worker *w, const qmi_op_experts *op, const experts_room *room, int64_t routed,
+                            int64_t index)
+{
+    int64_t inner = inner_chunk(w), per_expert = qmi_cpu_ceil(inner_width(op), inner);
+    if (index < routed) {
+        expert e = expert_of(op, room, room->active[index / per_expert]);
+        return (inner_item){ e, index % per_expert * inner, 0, e.count };
+    }
+    int64_t parts = qmi_cpu_ceil(w->batch->count, QMI_CPU_TOKENS), cut = index - routed;
+    int32_t from = (int32_t)(cut % parts) * QMI_CPU_TOKENS;
+    return (inner_item){ expert_of(op, room, (int32_t)op->gate.count), cut / parts * inner, from,
+                         (int32_t)qmi_cpu_least(from + QMI_CPU_TOKENS, w->batch->count) };
 }
 
 static void run_experts(qmi_cpu_worker *w, const qmi_op *operation)
@@ -294,18 +315,16 @@ static void run_experts(qmi_cpu_worker *w, const qmi_op *operation)
         .x = qmi_cpu_row(w, op->hidden, 0), .columns = op->gate.columns, .formats = input_formats(w, op), .room = room.inputs });
     int32_t active = sort_pairs(w, op, &room);
 
-    int64_t inner = inner_chunk(w), per_expert = qmi_cpu_ceil(inner_width(op), inner);
-    int64_t per_shared = op->shared_gate.data ? qmi_cpu_ceil(op->shared_gate.rows, inner) : 0;
-    int64_t items = (active - (op->shared_gate.data ? 1 : 0)) * per_expert + per_shared;
-    for (int64_t item; qmi_cpu_next(w, items, &item);) {
-        expert e, after;
-        int64_t first = find_item(op, &room, items, inner, item, &e), then = item + 1 < items ? item + 1 : item;
-        int64_t after_first = find_item(op, &room, items, inner, then, &after);
-        inner_rows(w, &room, &e, &inputs, first, qmi_cpu_row_of(after.gate, after.gate_first + after_first));
+    int64_t per_expert = qmi_cpu_ceil(inner_width(op), inner_chunk(w));
+    int64_t routed = (active - (op->shared_gate.data ? 1 : 0)) * per_expert, items = routed + shared_items(w, op);
+    for (int64_t index; qmi_cpu_next(w, items, &index);) {
+        inner_item item = find_item(w, op, &room, routed, index);
+        inner_item after = find_item(w, op, &room, routed, index + 1 < items ? index + 1 : index);
+        inner_rows(w, &room, &item, &inputs, qmi_cpu_row_of(after.expert.gate, after.expert.gate_first + after.first));
     }
     qmi_cpu_barrier(w);
 
-    int64_t rows = op->down.rows, chunk = qmi_cpu_chunk(rows, w->threads, 8, OUTER_CHUNK);
+    int64_t rows = op->down.rows, chunk = qmi_cpu_chunk(rows, w->batch->count, w->threads, QMI_CPU_ROWS, OUTER_CHUNK);
     for (int64_t item; qmi_cpu_next(w, qmi_cpu_ceil(rows, chunk), &item);)
         outer_rows(w, op, &room, active, item * chunk, qmi_cpu_least(chunk, rows - item * chunk));
 }

@@ -365,13 +365,17 @@ static void run_timed(void *argument)
 
 static void bench_delta(check_context *c)
 {
-    timed t = { c, make_recurrence(c, 128, 128, 1) };
-    t.r.work.next_state = outputs(t.r.state, 0);
-    t.r.work.out = outputs(t.r.outs, 0);
-    check_bench(c, "128 x 128, 1 token", 2.0 * 128 * 128 * 4, run_timed, &t);
-    check_watched_free(t.r.work.next_state);
-    check_watched_free(t.r.work.out);
-    end_recurrence(&t.r);
+    for (int32_t tokens = 1; tokens <= 64; tokens *= 64) {
+        timed t = { c, make_recurrence(c, 128, 128, tokens) };
+        char shape[32];
+        t.r.work.next_state = outputs(t.r.state, 0);
+        t.r.work.out = outputs(t.r.outs, 0);
+        snprintf(shape, sizeof shape, "128 x 128, %d tokens", tokens);
+        check_bench(c, shape, 2.0 * 128 * 128 * 4 * tokens, run_timed, &t);
+        check_watched_free(t.r.work.next_state);
+        check_watched_free(t.r.work.out);
+        end_recurrence(&t.r);
+    }
 }
 
 #define DIFFERS(stem, entry) \

@@ -228,6 +228,8 @@ static void check_type(check_context *c, uint32_t type)
     /* more than what a kernel keeps at a time: of rows, of tokens, of columns */
     check_shape(c, type, 3 * block, 67, 5);
     check_shape(c, type, block == 1 ? 40 : block, 3, 75);
+    check_shape(c, type, block == 1 ? 40 : block == 32 ? 9 * block : block, 3, 33);
+    check_shape(c, type, block == 1 ? 40 : block, 3, 17);
     check_shape(c, type, 8448 + block, 3, 2);
     check_not_finite(c, type, block == 1 ? 37 : 2 * block);
 }

@@ -1,4 +1,6 @@
 /* Bodies of the recurrent layers' kernels. Included after vector_*.h and float_tmpl.h (v_sigmoid). */
+#include <stdbool.h>
+#include <string.h>
 #include "cpu/kernels.h"
 
 /* LANES channels (n of them) at all times */
@@ -23,9 +25,12 @@ void NAME(convolve)(const qmi_cpu_convolution *work)
 }
 
 /* Vectors of columns together. One token reads the state from memory, where whole cache lines of a row are best taken together;
- * several tokens find it in the first-level cache if so few columns of it are 16 KB (of 128 keys). */
+ * several tokens find it in the first-level cache if so few columns of it are 16 KB (of 128 keys), and if these lie together:
+ * rows of 128 floats are 512 bytes apart, and an eighth of the cache is for them. */
 #define DELTA_VECTORS 4
 #define DELTA_VECTORS_MANY 2
+#define DELTA_TOKENS_MANY 4  /* from which copying there and back pays */
+#define DELTA_KEYS_MANY 256
 
 /* recalled = S^T key, before the decay */
 ALWAYS void delta_recall(const qmi_cpu_delta *work, int32_t column, const int count, int64_t n, vector *recalled)
@@ -84,9 +89,29 @@ ALWAYS void delta_columns(const qmi_cpu_delta *work, int32_t column, const int c
     delta_step(work, work->tokens - 1, column, count, n, true, recalled);
 }
 
+/* DELTA_VECTORS_MANY vectors of columns from `column` on, which lie together meanwhile. */
+static void delta_together(const qmi_cpu_delta *work, int32_t column)
+{
+    enum { WIDTH = DELTA_VECTORS_MANY * LANES };
+    _Alignas(64) float together[DELTA_KEYS_MANY * WIDTH];
+    qmi_cpu_delta cut = *work;
+    for (int32_t i = 0; i < work->key_size; i++)
+        memcpy(together + i * WIDTH, work->state + column + i * work->state_stride, WIDTH * sizeof(float));
+    cut.state = cut.next_state = together;
+    cut.state_stride = WIDTH;
+    cut.value += column;
+    cut.out += column;
+    delta_columns(&cut, 0, DELTA_VECTORS_MANY, LANES);
+    for (int32_t i = 0; i < work->key_size; i++)
+        memcpy(work->next_state + column + i * work->state_stride, together + i * WIDTH, WIDTH * sizeof(float));
+}
+
 void NAME(delta)(const qmi_cpu_delta *work)
 {
     int32_t column = 0;
+    const bool together = work->tokens >= DELTA_TOKENS_MANY && work->key_size <= DELTA_KEYS_MANY;
+    for (; together && column + DELTA_VECTORS_MANY * LANES <= work->columns; column += DELTA_VECTORS_MANY * LANES)
+        delta_together(work, column);
     for (; work->tokens == 1 && column + DELTA_VECTORS * LANES <= work->columns; column += DELTA_VECTORS * LANES)
         delta_columns(work, column, DELTA_VECTORS, LANES);
     for (; column + DELTA_VECTORS_MANY * LANES <= work->columns; column += DELTA_VECTORS_MANY * LANES)

@@ -30,12 +30,15 @@ typedef struct q8_sums {    /* of a token */
     _Alignas(64) float sum[ROWS], less[ROWS];
 } q8_sums;
 
-/* Adds a piece's products to the sums of some tokens, at most TOKENS_MOST. */
-typedef void q8_multiply(const q8_weights *weights, const q8_input *inputs, int32_t sub_blocks, int32_t tokens, q8_sums *sums);
+/* Adds a piece's products to the sums of some tokens, at most TOKENS_MOST. With each sub-block `step` bytes of what follows
+ * `ahead` are fetched: few at a time, as while many are on their way nothing else gets into the first-level cache. */
+typedef void q8_multiply(const q8_weights *weights, const q8_input *inputs, int32_t sub_blocks, int32_t tokens,
+                         const uint8_t *ahead, int32_t step, q8_sums *sums);
 
-/* Tiles instead of vectors, where there are more than a few tokens. Between begin and end, both for as many tokens, only multiply
+/* Tiles instead of vectors, where there are many tokens. Between begin and end, both for as many tokens, only multiply
  * is called. It may look at values of inputs beyond the tokens, up to TOKENS_MOST. */
 typedef struct q8_tiles {
+    int32_t least;   /* tokens from which on they are quicker */
     void (*begin)(int32_t tokens);
     q8_multiply *multiply;
     void (*end)(void);

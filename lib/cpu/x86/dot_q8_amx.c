@@ -1,4 +1,6 @@
 /* Products of quantized weights with Q8 activations by AMX: a tile has 16 tokens (or fewer, as equal parts as can be) by 16 rows.
+ * Loads, products and stores of tiles take 50 clocks a sub-block of 32 columns, for few tokens little less, and sub-blocks of 16
+ * (Q6_K) as much: vectors do these.
  *
  * Weights come unpacked as for vectors (dot_q8_tmpl.h): 4 columns of each of 16 rows in 64 bytes are a row of the tile that is
  * multiplied with, as they lie. A sub-block's whole numbers are one product, which from there on go the way that those of vectors
@@ -20,19 +22,20 @@ QMI_DECLARE_Q8_KERNELS(amxbyc)
 #define NAME(stem) qmi_amx_##stem
 #endif
 #define INLINE static ROWS_INLINE
-#define UNIT 8         /* sub-blocks whose whole numbers are kept */
+#define SUB_BLOCK 32
+#define UNIT (PIECE / SUB_BLOCK)
 #define TOKENS_A_TILE 16
+#define TOKENS_LEAST 16
 
 typedef struct numbers {
     _Alignas(64) int32_t at[UNIT][TOKENS_A_TILE][ROWS];
 } numbers;
 
-/* Sub-blocks of a piece: their scales, and where they begin in an input. */
-typedef struct unit {
-    floats scales[UNIT], minima[UNIT];
-    const q8_weights *weights;
-    int32_t first, count;
-} unit;
+INLINE void fetch(const uint8_t *from, int32_t bytes)
+{
+    for (int32_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache */
+}
 
 INLINE int32_t parts_of(int32_t tokens)
 {
@@ -44,17 +47,19 @@ INLINE int32_t tokens_a_part(int32_t tokens)
     return (tokens + parts_of(tokens) - 1) / parts_of(tokens);
 }
 
-/* Registers 0, 1: sums; 2, 3: inputs; 4, 5: weights. Two of each, so that a product need not wait for the one before. */
-INLINE void begin(int32_t tokens, int32_t sub_block)
+/* Registers 0 .. 3: sums; 4, 5: inputs; 6, 7: weights. A product takes long until it is stored, so four are under way. */
+static void begin(int32_t tokens)
 {
     tile_shapes shapes = { .palette = 1 };
-    for (int i = 0; i < 4; i++)
-        shapes.rows[i] = (uint8_t)tokens_a_part(tokens);
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
         shapes.row_bytes[i] = 4 * ROWS;
-        shapes.row_bytes[2 + i] = (uint16_t)sub_block;
-        shapes.row_bytes[4 + i] = 4 * ROWS;
-        shapes.rows[4 + i] = (uint8_t)(sub_block / 4);
+        shapes.rows[i] = (uint8_t)tokens_a_part(tokens);
+    }
+    for (int i = 4; i < 6; i++) {
+        shapes.row_bytes[i] = SUB_BLOCK;
+        shapes.rows[i] = (uint8_t)tokens_a_part(tokens);
+        shapes.row_bytes[i + 2] = 4 * ROWS;
+        shapes.rows[i + 2] = SUB_BLOCK / 4;
     }
     tiles_begin(&shapes);
 }
@@ -62,79 +67,80 @@ INLINE void begin(int32_t tokens, int32_t sub_block)
 #define PRODUCT(sums, a, b, s) \
     do { \
         TILE_ZERO(sums); \
-        TILE_LOAD(a, x->values + sub_block * (u->first + (s)), sizeof *x); \
-        TILE_LOAD(b, u->weights->bytes[sub_block / 4 * (u->first + (s))], sizeof u->weights->bytes[0]); \
+        TILE_LOAD(a, x->values + SUB_BLOCK * (s), sizeof *x); \
+        TILE_LOAD(b, w->bytes[SUB_BLOCK / 4 * (s)], sizeof w->bytes[0]); \
         TILE_PRODUCTS(sums, a, b); \
         TILE_STORE(sums, to->at[s], sizeof to->at[s][0]); \
     } while (0)
 
-/* Sub-blocks s and s + 1 of a part of the tokens, the first of which is x. */
-INLINE void multiply_two(const int sub_block, const unit *u, const q8_input *x, int32_t s, numbers *to)
+/* What multiply_few of dot_q8_tmpl.h does with the whole numbers, of `tokens` (a constant) tokens from one on. */
+INLINE void scale(const bool minima, const floats scales[UNIT], const floats less_scales[UNIT], const int32_t count,
+                  const numbers *from, int32_t token, const int tokens, const q8_input *x, q8_sums *to)
 {
-    if (s < u->count)
-        PRODUCT(0, 2, 4, s);
-    if (s + 1 < u->count)
-        PRODUCT(1, 3, 5, s + 1);
-}
-
-/* What multiply_few of dot_q8_tmpl.h does with a token's whole numbers. */
-INLINE void scale(const int sub_block, const bool minima, const unit *u, const int32_t count, const numbers *from, int32_t token,
-                  const q8_input *x, q8_sums *to)
-{
-    floats sum = f_load(to->sum);
+    floats sum[2], less[2];
+    UNROLL
+    for (int t = 0; t < tokens; t++) {
+        sum[t] = f_load(to[t].sum);
+        less[t] = f_load(to[t].less);
+    }
     UNROLL
     for (int s = 0; s < UNIT; s++) {
         if (s >= count)
             break;
-        ints whole = i_load(from->at[s][token]);
-        if (!minima)
-            whole = i_add32(whole, i_all32(x->start[u->first + s]));
-        sum = f_fma(f_from(whole), f_mul(u->scales[s], f_all(x->scales[(u->first + s) * sub_block / 32])), sum);
+        UNROLL
+        for (int t = 0; t < tokens; t++) {
+            ints whole = i_load(from->at[s][token + t]);
+            if (!minima)
+                whole = i_add32(whole, i_all32(x[t].start[s]));
+            sum[t] = f_fma(f_from(whole), f_mul(scales[s], f_all(x[t].scales[s])), sum[t]);
+            if (minima)
+                less[t] = f_fma(less_scales[s], f_all(x[t].sums[s]), less[t]);
+        }
     }
-    f_store(to->sum, sum);
-    if (!minima)
-        return;
-    sum = f_load(to->less);
     UNROLL
-    for (int s = 0; s < UNIT; s++) {
-        if (s >= count)
-            break;
-        sum = f_fma(u->minima[s], f_all(x->sums[u->first + s]), sum);
+    for (int t = 0; t < tokens; t++) {
+        f_store(to[t].sum, sum[t]);
+        if (minima)
+            f_store(to[t].less, less[t]);
     }
-    f_store(to->less, sum);
 }
 
-INLINE void multiply_unit(const int sub_block, const bool minima, const unit *u, const int32_t count, const q8_input *x,
-                          int32_t tokens, q8_sums *to)
+/* One sub-block of a part of the tokens, and two tokens of the part before. */
+#define STEP(s, sums_, a, b) \
+    do { \
+        if (part < parts && (s) < count) \
+            PRODUCT(sums_, a, b, s); \
+        if (part == 0) \
+            fetch(ahead + (s) * step, step); \
+        if (2 * (s) + 1 < left) \
+            scale(minima, scales, less_scales, count, scaled, 2 * (s), 2, before + 2 * (s), sums_before + 2 * (s)); \
+        else if (2 * (s) < left) \
+            scale(minima, scales, less_scales, count, scaled, 2 * (s), 1, before + 2 * (s), sums_before + 2 * (s)); \
+    } while (0)
+
+INLINE void multiply(const bool minima, const q8_weights *w, const q8_input *inputs, const int32_t count, int32_t tokens,
+                     const uint8_t *ahead, int32_t step, q8_sums *sums)
 {
     numbers of_parts[2];
+    floats scales[UNIT], less_scales[UNIT];
     const int32_t parts = parts_of(tokens), most = tokens_a_part(tokens);
-    for (int32_t part = 0; part <= parts; part++) {
-        const int32_t before = (part - 1) * most; /* the first token of the part before */
-        const int32_t left = part == 0 ? 0 : tokens - before < most ? tokens - before : most;
-        for (int32_t s = 0; s < UNIT; s += 2) {
-            if (part < parts)
-                multiply_two(sub_block, u, x + part * most, s, &of_parts[part & 1]);
-            for (int32_t t = 2 * s; t < 2 * s + 4 && t < left; t++)
-                scale(sub_block, minima, u, count, &of_parts[1 - (part & 1)], t, &x[before + t], &to[before + t]);
-        }
+    UNROLL
+    for (int s = 0; s < UNIT; s++) {
+        scales[s] = s < count ? f_load(w->scales[s]) : f_zero();
+        less_scales[s] = minima && s < count ? f_load(w->minima[s]) : f_zero();
     }
-}
-
-INLINE void multiply(const int sub_block, const bool minima, const q8_weights *w, const q8_input *x, int32_t sub_blocks,
-                     int32_t tokens, q8_sums *to)
-{
-    for (int32_t first = 0; first < sub_blocks; first += UNIT) {
-        unit u = { .weights = w, .first = first, .count = sub_blocks - first < UNIT ? sub_blocks - first : UNIT };
-        UNROLL
-        for (int s = 0; s < UNIT; s++) {
-            u.scales[s] = s < u.count ? f_load(w->scales[first + s]) : f_zero();
-            u.minima[s] = minima && s < u.count ? f_load(w->minima[first + s]) : f_zero();
+    for (int32_t part = 0; part <= parts; part++) {
+        const int32_t first = (part - 1) * most; /* token of the part before */
+        const int32_t left = part == 0 ? 0 : tokens - first < most ? tokens - first : most;
+        const q8_input *x = inputs + part * most, *before = x - most;
+        q8_sums *sums_before = sums + first;
+        numbers *to = &of_parts[part & 1], *scaled = &of_parts[1 - (part & 1)];
+        for (int32_t s = 0; s < UNIT; s += 4) {
+            STEP(s, 0, 4, 6);
+            STEP(s + 1, 1, 5, 7);
+            STEP(s + 2, 2, 4, 6);
+            STEP(s + 3, 3, 5, 7);
         }
-        if (u.count == UNIT)
-            multiply_unit(sub_block, minima, &u, UNIT, x, tokens, to);
-        else
-            multiply_unit(sub_block, minima, &u, u.count, x, tokens, to);
     }
 }
 
@@ -143,31 +149,34 @@ static void end(void)
     tiles_end();
 }
 
-#define DEFINE_TILES(name, sub_block, minima) \
-    static void begin_##name(int32_t tokens) \
+#define DEFINE_TILES(name, minima) \
+    static void multiply_##name(const q8_weights *w, const q8_input *x, int32_t sub_blocks, int32_t tokens, \
+                                const uint8_t *ahead, int32_t step, q8_sums *sums) \
     { \
-        begin(tokens, sub_block); \
+        if (sub_blocks == UNIT) \
+            multiply(minima, w, x, UNIT, tokens, ahead, step, sums); \
+        else \
+            multiply(minima, w, x, sub_blocks, tokens, ahead, step, sums); \
     } \
-    static void multiply_##name(const q8_weights *w, const q8_input *x, int32_t sub_blocks, int32_t tokens, q8_sums *to) \
-    { \
-        multiply(sub_block, minima, w, x, sub_blocks, tokens, to); \
-    } \
-    static const q8_tiles name = { begin_##name, multiply_##name, end };
-DEFINE_TILES(of_32, 32, false)
-DEFINE_TILES(of_16, 16, false)
-DEFINE_TILES(of_minima, 32, true)
+    static const q8_tiles name = { TOKENS_LEAST, begin, multiply_##name, end };
+DEFINE_TILES(plain, false)
+DEFINE_TILES(with_minima, true)
 
 #define DEFINE_DOT(stem, tiles) \
-    void qmi_vnni_dot_by_##stem(const qmi_cpu_tile *tile, const q8_tiles *tiles_); \
+    void qmi_vnni_dot_by_##stem(const qmi_cpu_tile *tile, const q8_tiles *by); \
     void NAME(dot_##stem)(const qmi_cpu_tile *tile) \
     { \
         qmi_vnni_dot_by_##stem(tile, &tiles); \
     }
-DEFINE_DOT(q8_0, of_32)
-DEFINE_DOT(q4_0, of_32)
-DEFINE_DOT(q5_0, of_32)
-DEFINE_DOT(iq4_nl, of_32)
-DEFINE_DOT(iq4_xs, of_32)
-DEFINE_DOT(q4_k, of_minima)
-DEFINE_DOT(q5_k, of_minima)
-DEFINE_DOT(q6_k, of_16)
+DEFINE_DOT(q8_0, plain)
+DEFINE_DOT(q4_0, plain)
+DEFINE_DOT(q5_0, plain)
+DEFINE_DOT(iq4_nl, plain)
+DEFINE_DOT(iq4_xs, plain)
+DEFINE_DOT(q4_k, with_minima)
+DEFINE_DOT(q5_k, with_minima)
+
+void NAME(dot_q6_k)(const qmi_cpu_tile *tile)
+{
+    qmi_vnni_dot_q6_k(tile);
+}

@@ -93,8 +93,14 @@ static void pack(const q8_type *type, const void *row, int64_t columns, int64_t 
 
 /* ---- a piece's products ---- */
 
+INLINE void fetch(const uint8_t *from, int64_t bytes)
+{
+    for (int64_t b = 0; b < bytes; b += 64)
+        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
+}
+
 INLINE void multiply_few(const int tokens, const int groups, const bool minima, const int bits, const q8_weights *w,
-                         const q8_input *x, int32_t sub_blocks, q8_sums *to)
+                         const q8_input *x, int32_t sub_blocks, const uint8_t *ahead, int32_t step, q8_sums *to)
 {
     floats sums[TOGETHER];
     UNROLL
@@ -102,6 +108,7 @@ INLINE void multiply_few(const int tokens, const int groups, const bool minima, 
         sums[t] = f_load(to[t].sum);
     for (int32_t s = 0; s < sub_blocks; s++) {
         ints products[TOGETHER];
+        fetch(ahead + s * step, step);
         UNROLL
         for (int t = 0; t < tokens; t++)
             products[t] = minima ? i_zero() : i_all32(x[t].start[s]);
@@ -134,25 +141,27 @@ INLINE void multiply_few(const int tokens, const int groups, const bool minima, 
 
 /* Tokens in parts as equal as can be. */
 INLINE void multiply(const int groups, const bool minima, const int bits, const q8_weights *w, const q8_input *x,
-                     int32_t sub_blocks, int32_t tokens, q8_sums *to)
+                     int32_t sub_blocks, int32_t tokens, const uint8_t *ahead, int32_t step, q8_sums *to)
 {
     for (int32_t parts = (tokens + TOGETHER - 1) / TOGETHER; parts > 0; parts--) {
         int32_t count = (tokens + parts - 1) / parts;
         switch (count) {
-#define CASE(n) case n: multiply_few(n, groups, minima, bits, w, x, sub_blocks, to); break;
+#define CASE(n) case n: multiply_few(n, groups, minima, bits, w, x, sub_blocks, ahead, step, to); break;
         EACH_COUNT(CASE)
 #undef CASE
         }
         tokens -= count;
         x += count;
         to += count;
+        step = 0;
     }
 }
 
 #define DEFINE_MULTIPLY(name, groups, minima, bits) \
-    static void name(const q8_weights *w, const q8_input *x, int32_t sub_blocks, int32_t tokens, q8_sums *to) \
+    static void name(const q8_weights *w, const q8_input *x, int32_t sub_blocks, int32_t tokens, const uint8_t *ahead, \
+                     int32_t step, q8_sums *to) \
     { \
-        multiply(groups, minima, bits, w, x, sub_blocks, tokens, to); \
+        multiply(groups, minima, bits, w, x, sub_blocks, tokens, ahead, step, to); \
     }
 DEFINE_MULTIPLY(multiply_5_minima, 8, true, 5)
 DEFINE_MULTIPLY(multiply_8, 8, false, 8)
@@ -166,12 +175,6 @@ DEFINE_MULTIPLY(multiply_5, 8, false, 5)
 #define multiply_4 multiply_8
 #define multiply_5 multiply_8
 #endif
-
-INLINE void fetch(const uint8_t *from, int64_t bytes)
-{
-    for (int64_t b = 0; b < bytes; b += 64)
-        __builtin_prefetch(from + b, 0, 2); /* to the second-level cache: that has more reads under way than the first */
-}
 
 #include "cpu/x86/dot_q8_unpack.h"
 #if ROWS == 16
@@ -282,10 +285,13 @@ static void dot_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first
 
 /* ---- many ---- */
 
-/* A piece of their activations is packed for ROWS_MOST rows. */
+/* A piece of their activations is packed for ROWS_MOST rows. Meanwhile what is multiplied next is fetched, as one stream: rows of
+ * the tile come in pieces here, which would be read in no order of memory's. */
 static void dot_many(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, q8_multiply *multiply)
 {
     q8_scratch scratch;
+    const int32_t step = ROWS * type->piece_bytes * type->sub_block / PIECE;
+    const uint8_t *ahead = tile->next ? tile->next : (const uint8_t *)tile->weights + tile->rows * tile->row_bytes;
     for (int32_t row = 0; row < tile->rows; row += ROWS_MOST) {
         int32_t groups = ((tile->rows - row < ROWS_MOST ? tile->rows - row : ROWS_MOST) + ROWS - 1) / ROWS;
         memset(scratch.sums, 0, (size_t)groups * sizeof scratch.sums[0]);
@@ -294,11 +300,10 @@ static void dot_many(const q8_type *type, const qmi_cpu_tile *tile, int32_t firs
             for (int32_t g = 0; g < groups; g++) {
                 const uint8_t *rows[ROWS];
                 find_rows(tile, row + g * ROWS, rows);
-                for (int32_t r = 0; r < ROWS; r++)
-                    fetch(rows[r] + (piece + 1) * type->piece_bytes, type->piece_bytes);
+                const int32_t sub_blocks = blocks_of(tile, piece) * (32 / type->sub_block);
                 type->unpack(rows, piece * type->piece_bytes, blocks_of(tile, piece), &scratch.weights);
-                multiply(&scratch.weights, scratch.inputs, blocks_of(tile, piece) * (32 / type->sub_block), tokens,
-                         scratch.sums[g]);
+                multiply(&scratch.weights, scratch.inputs, sub_blocks, tokens, ahead, step, scratch.sums[g]);
+                ahead += sub_blocks * step;
             }
         }
         for (int32_t g = 0; g < groups; g++)
@@ -313,7 +318,7 @@ static void dot(const q8_type *type, const qmi_cpu_tile *tile, const q8_tiles *t
         int32_t tokens = tile->tokens - t < TOKENS_MOST ? tile->tokens - t : TOKENS_MOST;
         if (tokens <= TOKENS_FEW) {
             dot_few(type, tile, t, tokens);
-        } else if (!tiles) {
+        } else if (!tiles || tokens < tiles->least) {
             dot_many(type, tile, t, tokens, type->multiply);
         } else {
             tiles->begin(tokens);

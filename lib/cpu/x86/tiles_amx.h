@@ -1,5 +1,5 @@
-/* The tile registers of AMX, by the names that dot_q8_amx.c uses; tiles_by_c.h has the same without them. Numbers of registers are
- * literals. Intel SDM volume 1, chapter 18. */
+/* The tile registers of AMX, by the names that dot_q8_amx.c uses; tiles_by_c.h has the same without them. Numbers of registers
+ * are literals. Intel SDM volume 1, chapter 18. */
 #ifndef QMI_CPU_X86_TILES_AMX_H
 #define QMI_CPU_X86_TILES_AMX_H
 
