@@ -191,7 +191,7 @@ typedef struct q8_scratch {
     q8_sums sums[ROWS_MOST / ROWS][TOKENS_MOST];
 } q8_scratch;
 
-/* A piece of all tokens. The next piece is fetched meanwhile: rows of activations lie too far apart for the processor to guess. */
+/* A piece of all tokens; the next one is fetched meanwhile, as rows of activations lie too far apart to be foreseen. */
 static void pack_tokens(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens, int64_t piece, q8_input *to)
 {
     for (int32_t t = 0; t < tokens; t++) {
