@@ -22,6 +22,7 @@
 #define INLINE static ROWS_INLINE
 #define TOKENS_FEW 2      /* up to so many: dot_q8_few.h */
 #define INPUTS_FEW 96     /* pieces of activations that are kept then */
+#define AHEAD_LEAST 8192  /* bytes that are fetched ahead then, if two times the rows have as many */
 
 typedef struct q8_few {        /* successive pieces of ROWS rows, for few tokens */
     const uint8_t *rows[ROWS]; /* where the first begins */
@@ -266,6 +267,7 @@ static void multiply_part(const q8_type *type, const qmi_cpu_tile *tile, const u
 static void dot_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first, int32_t tokens)
 {
     const int64_t pieces = pieces_of(tile), most = INPUTS_FEW / tokens;
+    const int32_t ahead = ROWS * tile->row_bytes < AHEAD_LEAST ? 2 * ROWS : ROWS; /* rows */
     q8_scratch_few scratch;
     memset(scratch.last, 0, tile->columns % PIECE ? sizeof scratch.last : 0);
     if (pieces <= most)
@@ -273,8 +275,10 @@ static void dot_few(const q8_type *type, const qmi_cpu_tile *tile, int32_t first
     for (int32_t row = 0; row < tile->rows; row += ROWS) {
         const uint8_t *rows[ROWS], *next = tile->next;
         find_rows(tile, row, rows);
-        if (!next || row + ROWS < tile->rows)
-            next = rows[0] + ROWS * tile->row_bytes;
+        if (!next || row + ahead < tile->rows)
+            next = rows[0] + ahead * tile->row_bytes;
+        else
+            next += (row + ahead - tile->rows) * tile->row_bytes;
         memset(scratch.sums, 0, sizeof scratch.sums);
         for (int64_t piece = 0, count; piece < pieces; piece += count) {
             count = pieces - piece < most ? pieces - piece : most;
