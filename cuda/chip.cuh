@@ -127,6 +127,14 @@ static __device__ __forceinline__ uint64_t chip_hear_host(const uint64_t *word, 
     return value;
 }
 
+/* The card's clock. */
+static __device__ __forceinline__ uint64_t chip_nanoseconds(void)
+{
+    uint64_t now;
+    asm volatile("mov.u64 %0,%%globaltimer;" : "=l"(now));
+    return now;
+}
+
 /* ---- products ---- */
 static __device__ __forceinline__ int chip_dot4(uint32_t codes, uint32_t values, int sum) /* unsigned codes, signed values */
 {

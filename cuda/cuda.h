@@ -71,6 +71,7 @@ typedef struct cuda_run {
     int32_t capability;        /* 86, 90, ...: of the code that runs */
     bool linked;               /* programmatic dependent launch */
     const qmi_address *slots;
+    qmi_joint_end *const *joints; /* of SUM ops, by number */
     uint8_t *scratch;          /* of this op: cuda_scratch_X(...) bytes */
     cuda_blas *blas;           /* the library for dense products (cuda_blas.h); NULL: there is none */
 } cuda_run;

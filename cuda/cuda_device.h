@@ -20,6 +20,7 @@ typedef struct cuda_prepared {
     int32_t rows;              /* of the largest batch */
     int32_t page_tokens;       /* 0: no op has pages */
     int32_t window;            /* of tokens that are not packed; 0: none */
+    uint64_t circles;          /* a bit each: those in which SUM ops sum */
     cuda_lent lent;
 } cuda_prepared;
 

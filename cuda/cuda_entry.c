@@ -1,7 +1,7 @@
 /* The one symbol of the shared object, and the table behind it. Messages go to the library that opened it, so that there is one a
  * thread, whoever failed. */
 #include "cuda_backend.h"
-#include "exchange_nccl.h"
+#include "cuda_exchange.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -43,6 +43,8 @@ void qmi_error_restore(const char *message)
 
 /* ---- the table ---- */
 
+static const qmi_joint *const joints[] = { &qmi_cuda_peer, &qmi_cuda_pinned, &qmi_cuda_nccl, NULL };
+
 static const qmi_backend backend = {
     .abi = QMI_BACKEND_ABI,
     .name = "cuda",
@@ -65,8 +67,8 @@ static const qmi_backend backend = {
     .scratch_bytes = qmi_cuda_scratch_bytes,
     .prepare = qmi_cuda_prepare,
     .run = qmi_cuda_run,
-    .joint = &qmi_cuda_joint,
     .set_helper = qmi_cuda_set_helper,
+    .joints = joints,
 };
 
 __attribute__((visibility("default"))) const qmi_backend *qmi_backend_entry(int32_t abi, const qmi_backend_host *given);

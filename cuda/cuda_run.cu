@@ -3,6 +3,7 @@
  * then on. */
 #include "cuda_device.h"
 #include "chip.cuh"
+#include "cuda_exchange.h"
 #include "pick.h"
 
 extern "C" {
@@ -199,6 +200,7 @@ static int64_t op_scratch(const qmi_op *op, int32_t rows)
     switch (op->kind) {
     case QMI_OP_EMBED:
     case QMI_OP_JOIN:
+    case QMI_OP_SUM:
         return 0;
     case QMI_OP_ATTEND:
         return cuda_scratch_attend(&op->attend, rows);
@@ -276,10 +278,13 @@ static int32_t note_prepared(qmi_device *device, const qmi_program *program, int
     entry->program = program;
     entry->rows = rows;
     entry->page_tokens = entry->window = 0;
+    entry->circles = 0;
     for (size_t i = 0; i < program->count; i++)
         if (program->ops[i].kind == QMI_OP_ATTEND) {
             entry->page_tokens = program->ops[i].attend.page_tokens;
             entry->window = program->ops[i].attend.window;
+        } else if (program->ops[i].kind == QMI_OP_SUM) {
+            entry->circles |= UINT64_C(1) << program->ops[i].sum.circle;
         }
     return cuda_lend_prepare(device, program, rows, &entry->lent);
 }
@@ -357,6 +362,12 @@ static void launch_many(const cuda_run *run, const qmi_op *op)
     }
 }
 
+static void launch_sum(const cuda_run *run, const qmi_program *program, const qmi_op_sum *op)
+{
+    cuda_sum(run, run->joints[op->circle], cuda_slot(run, op->from), cuda_slot(run, op->to),
+             run->rows * program->slots[op->to].width);
+}
+
 /* Launches ops[i], and with it those that go together; returns the index of the last one. */
 static size_t launch_op(const cuda_run *run, const qmi_program *program, size_t i, qmi_pick *picks)
 {
@@ -367,6 +378,7 @@ static size_t launch_op(const cuda_run *run, const qmi_program *program, size_t 
     case QMI_OP_JOIN: cuda_join(run, &op->join); return i;
     case QMI_OP_ATTEND: cuda_attend(run, &op->attend); return i;
     case QMI_OP_DELTA: cuda_delta(run, &op->delta); return i;
+    case QMI_OP_SUM: launch_sum(run, program, &op->sum); return i;
     default: break;
     }
     if (few && op->kind == QMI_OP_ROUTE && i + 1 < program->count && op[1].kind == QMI_OP_EXPERTS) {
@@ -391,7 +403,18 @@ typedef struct cuda_work {
     const qmi_batch *batch;
     int64_t step_bytes;
     qmi_pick *picks; /* NULL: not wanted */
+    uint64_t circles; /* of its sums */
 } cuda_work;
+
+/* When all is done: whether the sums came to something. */
+static int32_t check_sums(const cuda_run *run, uint64_t circles)
+{
+    int32_t code = QM_OK;
+    for (int i = 0; circles >> i && code >= 0; i++)
+        if (circles >> i & 1)
+            code = cuda_sum_check(run->joints[i]);
+    return code;
+}
 
 static void launch_begin(const qmi_device *device, const cuda_run *run, int64_t bytes)
 {
@@ -597,6 +620,7 @@ static cuda_run start_run(const qmi_device *device, const qmi_workspace *workspa
     run.capability = device->capability;
     run.linked = device->capability >= 90;
     run.slots = workspace->slots;
+    run.joints = batch->joints;
     run.scratch = device->scratch;
     run.blas = device->blas;
     return run;
@@ -630,6 +654,8 @@ static int32_t finish(qmi_device *device, const cuda_run *run, const cuda_work *
         qmi_error_restore(text);
     if (code >= 0)
         code = waited;
+    if (code >= 0)
+        code = check_sums(run, work->circles);
     if (code >= 0 && device->profile)
         code = cuda_check(device, cuda_profile_finish(device->profile, run), "timing");
     if (code >= 0 && work->picks)
@@ -663,6 +689,7 @@ extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, 
     work.batch = batch;
     work.step_bytes = at.bytes;
     work.picks = batch->picks ? device->picks_mapped : NULL;
+    work.circles = prepared->circles;
     if (run.single && !device->profile && !device->no_graphs && (!work.lent || work.helped))
         code = is_cancelled(batch) ? QM_ERROR_CANCELLED : replay(device, &run, &work);
     else

@@ -8,6 +8,7 @@
 #ifndef QMI_BACKEND_BACKEND_H
 #define QMI_BACKEND_BACKEND_H
 
+#include <string.h>
 #include "base/alloc.h"
 #include "base/log.h"
 #include "base/os.h"
@@ -15,7 +16,7 @@
 #include "backend/joint.h"
 #include "backend/program.h"
 
-#define QMI_BACKEND_ABI 6
+#define QMI_BACKEND_ABI 7
 
 typedef struct qmi_device qmi_device;
 
@@ -109,7 +110,7 @@ typedef struct qmi_backend {
     int64_t (*read_rate)(qmi_device *device);
     /* As `allocate`, for a block of that content. NULL: the device need not know. */
     int32_t (*allocate_content)(qmi_device *device, const qmi_content *content, int64_t bytes, const char *what, qmi_address *out);
-    const qmi_joint *joint; /* how its devices sum without the host; NULL: they can't */
+    const qmi_joint *const *joints; /* ways in which its devices sum without the host, best first, then NULL; NULL: none */
     /* Who computes lent experts for batches of few rows: before the programs are prepared. NULL: they are always brought. */
     void (*set_helper)(qmi_device *device, const qmi_helper *helper);
 } qmi_backend;
@@ -119,6 +120,15 @@ static inline int32_t qmi_backend_allocate(const qmi_backend *backend, qmi_devic
 {
     return backend->allocate_content ? backend->allocate_content(device, content, bytes, what, out)
                                      : backend->allocate(device, bytes, what, out);
+}
+
+/* Its way of that name; NULL: it has none. */
+static inline const qmi_joint *qmi_joint_find(const qmi_backend *backend, const char *name)
+{
+    const qmi_joint *const *joint = backend->joints;
+    while (joint && *joint && strcmp((*joint)->name, name) != 0)
+        joint++;
+    return joint ? *joint : NULL;
 }
 
 /* What a backend in a shared object uses of the library that opened it: the message of the calling thread. Constant. */

@@ -58,6 +58,7 @@ typedef enum qmi_op_kind {
     QMI_OP_ROUTE,       /* normalise, score the experts, choose the top k */
     QMI_OP_EXPERTS,     /* x += weighted sum of the chosen experts (+ shared expert) */
     QMI_OP_LOGITS,      /* final norm of all rows, logits of the batch's output rows */
+    QMI_OP_SUM,         /* to = the sum of what devices of a circle have in `from`; only in programs of members (exchange/cut.h) */
     QMI_OP_COUNT
 } qmi_op_kind;
 
@@ -182,6 +183,13 @@ typedef struct qmi_op_logits {
     qmi_slot logits;        /* [outputs][vocabulary] */
 } qmi_op_logits;
 
+/* Among the devices of batch->joints[circle], which all come to it in their turn. The same bits on each of them; zeros are left in
+ * `from`, unless it is `to`. */
+typedef struct qmi_op_sum {
+    qmi_slot from, to;      /* [n][D] */
+    int32_t circle;
+} qmi_op_sum;
+
 typedef struct qmi_op {
     qmi_op_kind kind;
     int32_t layer;          /* for messages; -1: none */
@@ -196,6 +204,7 @@ typedef struct qmi_op {
         qmi_op_route route;
         qmi_op_experts experts;
         qmi_op_logits logits;
+        qmi_op_sum sum;
     };
 } qmi_op;
 

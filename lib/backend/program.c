@@ -5,7 +5,7 @@
 #include "base/error.h"
 
 static const char *const op_names[QMI_OP_COUNT] = { "embed", "join",  "project", "glu",     "project_add",
-                                                    "attend", "delta", "route",   "experts", "logits" };
+                                                    "attend", "delta", "route",   "experts", "logits",  "sum" };
 
 const char *qmi_op_name(qmi_op_kind kind)
 {

@@ -55,6 +55,7 @@ typedef struct qmi_batch {
     qmi_pick *picks;             /* [output_count][QMI_PICKS_MAX] or NULL: to be filled with each output's highest logits, highest first (of
                                   * equal ones the lower id; NaN counts as -inf); only where the device's info says `picks` */
     const int32_t *cancel;       /* read atomically between ops: not 0 stops the run; NULL: never */
+    struct qmi_joint_end *const *joints; /* by number, for SUM; NULL: the program has none */
 } qmi_batch;
 
 /* The slots' memory on a device. */

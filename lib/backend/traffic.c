@@ -70,6 +70,7 @@ qmi_traffic qmi_traffic_of(const qmi_program *program)
             break;
         case QMI_OP_EMBED:
         case QMI_OP_JOIN:
+        case QMI_OP_SUM:
         case QMI_OP_COUNT:
             break;
         }

@@ -376,6 +376,15 @@ static int32_t check_logits(const checker *c, const qmi_op_logits *op)
     return check_equal(c, "logits", shape->width, "the output matrix", op->output.rows);
 }
 
+static int32_t check_sum(const checker *c, const qmi_op_sum *op)
+{
+    if (op->to < 0 || op->to >= c->program->slot_count)
+        return fault(c, "to", "slot %d is none of the program's %d", op->to, c->program->slot_count);
+    int64_t width = c->program->slots[op->to].width;
+    int32_t code = check_slot(c, "to", op->to, width);
+    return code < 0 ? code : check_slot(c, "from", op->from, width);
+}
+
 static int32_t check_op(checker *c, const qmi_op *op)
 {
     switch (op->kind) {
@@ -389,6 +398,7 @@ static int32_t check_op(checker *c, const qmi_op *op)
     case QMI_OP_ROUTE: return check_route(c, &op->route);
     case QMI_OP_EXPERTS: return check_experts(c, &op->experts);
     case QMI_OP_LOGITS: return check_logits(c, &op->logits);
+    case QMI_OP_SUM: return check_sum(c, &op->sum);
     case QMI_OP_COUNT: break;
     }
     return fault(c, "kind", "%d is unknown", (int)op->kind);

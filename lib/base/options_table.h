@@ -8,14 +8,14 @@ QMI_OPTION(DEVICE, "device", MODEL, TEXT, "auto", 0, 0, "",
            "where to compute: cpu, cuda (a graphics card; the second one is cuda:1), or auto, which takes a card that the model fits on, else the CPU")
 QMI_OPTION(DEVICES, "devices", MODEL, TEXT, "", 0, 0, "",
            "several devices that share the model, as cuda:0,cuda:1; @12G behind one limits its memory, and the CPU may come more than once (cpu,cpu). Empty: one, by option device")
-QMI_OPTION(SPLIT, "split", MODEL, CHOICE, "auto", 0, 0, "auto|layers|tensor",
-           "how several devices share the model: layers (each has some of the layers), tensor (each has a part of every layer), auto")
+QMI_OPTION(SPLIT, "split", MODEL, CHOICE, "auto", 0, 0, "auto|layers|tensor|tensor:2|tensor:3|tensor:4|tensor:8",
+           "how several devices share the model: layers (each has some of the layers), tensor (each has a part of every layer), tensor:2 (two neighbours have parts of layers, and pairs have layers; likewise tensor:3, :4, :8), auto")
 QMI_OPTION(SHARES, "shares", MODEL, TEXT, "", 0, 0, "",
            "how much of the work each of several devices does, as 3:1; empty: all alike, or as their memory allows")
 QMI_OPTION(HOST_EXPERTS, "host-experts", MODEL, INT, "-1", -1, 512, "",
            "last layers whose experts the last of several devices computes, and nothing else (cuda:0,cpu: experts in RAM); -1: as many as the others have no room for")
-QMI_OPTION(EXCHANGE, "exchange", MODEL, CHOICE, "auto", 0, 0, "auto|host",
-           "how several devices sum what they have of a layer: auto takes NCCL between cards where libnccl is installed, host goes through the host's memory")
+QMI_OPTION(EXCHANGE, "exchange", MODEL, CHOICE, "auto", 0, 0, "auto|peer|pinned|nccl|host",
+           "how several devices sum what they have of a layer: peer (cards write into each other's memory), pinned (into the host's), nccl (the library), host (the CPU adds); auto: what is fastest here")
 QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "600", 1, 86400, "",
            "seconds after which a device that does not answer the others counts as lost")
 QMI_OPTION(PLAN_DEVICES, "plan-devices", MODEL, TEXT, "", 0, 0, "",

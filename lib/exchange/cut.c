@@ -17,6 +17,8 @@ typedef struct cutter {
     const qmi_stage *stage;                  /* of the present op */
     bool open[QMI_RANKS_MAX];                /* the member's last step is a run that more ops can be added to */
     qmi_ranges held[QMI_RANKS_MAX][QMI_SLOTS_MAX]; /* columns of a slot that the member has */
+    bool clear[QMI_RANKS_MAX][OWN_SLOTS];    /* the member's slot of its own has zeros: a SUM op has left them there */
+    int32_t layer;                           /* of the present op */
     int32_t code;                            /* the first failure; later calls do nothing */
 } cutter;
 
@@ -56,11 +58,14 @@ static void append_op(cutter *c, int32_t member, const qmi_op *op)
         c->code = qmi_program_append(&part->programs[part->program_count - 1], c->alloc, op);
 }
 
-/* Before the run that more ops are added to, if there is one, so that it need not end here. */
+/* Before the run that more ops are added to, if there is one, so that it need not end here: nothing in it has used the slot, or
+ * a sum has cleared it. */
 static void append_clear(cutter *c, int32_t member, qmi_slot slot)
 {
     qmi_part_of *part = &c->cut->parts[member];
-    bool open = c->open[member];
+    bool own = slot >= c->cut->slot_count, open = c->open[member] && (own || !c->sharing->inside);
+    if (own && c->clear[member][slot - c->cut->slot_count])
+        return;
     append_step(c, member, (qmi_cut_step){ .kind = QMI_STEP_CLEAR, .to = slot });
     if (c->code < 0 || !open)
         return;
@@ -162,6 +167,19 @@ static int32_t circle_of(const cutter *c, int32_t size, int32_t last)
     return 0;
 }
 
+/* As an op of the programs of all of them. */
+static void append_sum_op(cutter *c, qmi_slot slot, int32_t own, int32_t circle)
+{
+    int32_t first = c->stage->member;
+    qmi_op op = { .kind = QMI_OP_SUM, .layer = c->layer, .sum = { .to = slot, .circle = circle } };
+    for (int32_t m = first; m < first + c->stage->members; m++) {
+        op.sum.from = m == first ? slot : own_slot(c, m, own, slot);
+        hold_all(c, m, slot);
+        append_op(c, m, &op);
+        c->clear[m][own] = m > first;
+    }
+}
+
 /* The first member's `slot`, and what the others of the stage have in `own`, and one more member (-1: none) in its own: their sum
  * goes to all of them. */
 static void append_sum(cutter *c, qmi_slot slot, int32_t own, int32_t extra)
@@ -170,6 +188,10 @@ static void append_sum(cutter *c, qmi_slot slot, int32_t own, int32_t extra)
     qmi_cut_step step = { .kind = QMI_STEP_SUM, .circle = circle_of(c, size, extra >= 0 ? extra : end - 1), .to = slot };
     if (size == 1)
         return;
+    if (c->sharing->inside && extra < 0) {
+        append_sum_op(c, slot, own, step.circle);
+        return;
+    }
     for (int32_t m = first; m < end; m++) {
         step.from = m == first ? slot : own_slot(c, m, own, slot);
         hold_all(c, m, slot);
@@ -515,6 +537,7 @@ int32_t qmi_cut_make(const qmi_program *program, const qmi_sharing *sharing, con
     for (size_t i = 0; i < program->count && c->code >= 0; i++) {
         const qmi_op *op = &program->ops[i];
         const qmi_stage *stage = qmi_cut_stage(sharing, op);
+        c->layer = op->layer;
         if (stage != c->stage)
             enter_stage(c, stage, op);
         cutters[op->kind](c, op);

@@ -11,7 +11,8 @@
  *   embedding   on the first member alone, then summed with the others' zeros
  *
  * Columns are cut between blocks of the matrix's format. After each PROJECT_ADD and EXPERTS of a shared stage its members sum:
- * the first has added to the residual, the others give what they have to add. */
+ * the first has added to the residual, the others give what they have to add. The sums are steps, or ops of the programs, which
+ * then go from one end of a stage to the other. */
 #ifndef QMI_EXCHANGE_CUT_H
 #define QMI_EXCHANGE_CUT_H
 

@@ -11,6 +11,7 @@ typedef struct joint_hub joint_hub;
 
 typedef struct joint_end {
     qmi_exchange base;
+    const qmi_joint *joint;
     qmi_exchange *host;            /* of the same rank, for all but sums */
     joint_hub *hub;
     const int32_t *cancel;
@@ -28,8 +29,8 @@ struct joint_hub {
     joint_end *ends[QMI_RANKS_MAX];
     int64_t circle;                /* the number of the present one */
     uint8_t id[QMI_JOINT_ID];      /* its name */
-    bool broken;                   /* it was given up, in step: */
-    int64_t broken_step;
+    int32_t broken;                /* it was given up, in step `broken_step`; read without the mutex by who waits for others to join */
+    int64_t broken_step, timeout_ns;
     int32_t code;                  /* of the first who did, until the next step begins; QM_ERROR_DEVICE stays */
     char message[QMI_ERROR_SIZE];
     int32_t gate;                  /* atomic: threads that join wait while it is 0, and turn back when it is negative */
@@ -40,11 +41,6 @@ static joint_end *end_of(qmi_exchange *end)
     return (joint_end *)(void *)end;
 }
 
-static const qmi_joint *joint_of(const joint_end *e)
-{
-    return e->base.backend->joint;
-}
-
 /* ---- circles ---- */
 
 /* Makes this end part of circle `number`, which takes the calls of all. */
@@ -52,14 +48,15 @@ static int32_t join(joint_end *e, const uint8_t id[QMI_JOINT_ID], int64_t number
 {
     joint_hub *h = e->hub;
     qmi_joint_end *own;
-    int32_t code = joint_of(e)->join(e->base.device, id, e->base.rank, e->base.ranks, &own);
+    const qmi_joint_terms terms = { e->base.rank, e->base.ranks, h->timeout_ns, &h->broken };
+    int32_t code = e->joint->join(e->base.device, id, &terms, &own);
     if (code < 0)
         return code;
     qmi_os_mutex_lock(h->mutex);
     e->own = own;
     e->circle = number;
     if (h->broken) /* meanwhile somebody has given up */
-        joint_of(e)->abort(own);
+        e->joint->abort(own);
     qmi_os_mutex_unlock(h->mutex);
     return QM_OK;
 }
@@ -71,7 +68,7 @@ static void leave(joint_end *e)
     e->own = NULL;
     qmi_os_mutex_unlock(e->hub->mutex);
     if (own)
-        joint_of(e)->leave(&own);
+        e->joint->leave(&own);
 }
 
 /* The number and name of the circle that the next step is to have; the first to ask makes a new one where the last was given
@@ -84,9 +81,9 @@ static int32_t present_circle(joint_end *e, uint8_t id[QMI_JOINT_ID], int64_t *n
     if (h->code == QM_ERROR_DEVICE || (h->broken && h->broken_step == e->step)) /* the latter by one who was faster */
         code = qmi_fail(h->code, "%s", h->message);
     if (code >= 0 && h->broken)
-        code = joint_of(e)->make_id(e->base.device, h->id);
+        code = e->joint->make_id(e->base.device, h->id);
     if (code >= 0 && h->broken) {
-        h->broken = false;
+        __atomic_store_n(&h->broken, 0, __ATOMIC_RELEASE);
         h->code = QM_OK;
         h->circle++;
     }
@@ -119,16 +116,22 @@ static int32_t joint_start(qmi_exchange *end, const int32_t *cancel)
     return code;
 }
 
-static int32_t joint_sum(qmi_exchange *end, qmi_address from, qmi_address to, int64_t count)
+static int32_t joint_failed(qmi_exchange *end)
 {
-    joint_end *e = end_of(end);
-    joint_hub *h = e->hub;
+    joint_hub *h = end_of(end)->hub;
     qmi_os_mutex_lock(h->mutex);
     int32_t code = h->code < 0 ? qmi_fail(h->code, "%s", h->message) : QM_OK;
     qmi_os_mutex_unlock(h->mutex);
+    return code;
+}
+
+static int32_t joint_sum(qmi_exchange *end, qmi_address from, qmi_address to, int64_t count)
+{
+    joint_end *e = end_of(end);
+    int32_t code = joint_failed(end);
     if (code >= 0 && e->cancel && __atomic_load_n(e->cancel, __ATOMIC_ACQUIRE))
         code = qmi_fail(QM_ERROR_CANCELLED, "cancelled");
-    return code < 0 ? code : joint_of(e)->sum(e->own, from, to, count);
+    return code < 0 ? code : e->joint->sum(e->own, from, to, count);
 }
 
 static int32_t joint_gather(qmi_exchange *end, qmi_address from, qmi_address to, const int64_t *counts)
@@ -158,11 +161,11 @@ static void joint_give_up(qmi_exchange *end, int32_t code, const char *message)
         h->code = code;
         snprintf(h->message, sizeof h->message, "%s", message);
     }
-    h->broken = true;
+    __atomic_store_n(&h->broken, 1, __ATOMIC_RELEASE);
     h->broken_step = e->step;
     for (int32_t i = 0; i < h->count; i++)
         if (h->ends[i] && h->ends[i]->own)
-            joint_of(h->ends[i])->abort(h->ends[i]->own);
+            h->ends[i]->joint->abort(h->ends[i]->own);
     qmi_os_mutex_unlock(h->mutex);
     e->host->carrier->give_up(e->host, code, message);
 }
@@ -190,6 +193,12 @@ static void joint_close(qmi_exchange *end)
         free_hub(h);
 }
 
+static qmi_joint_end *joint_inside(const qmi_exchange *end)
+{
+    const joint_end *e = (const joint_end *)(const void *)end;
+    return e->joint->inside ? e->own : NULL;
+}
+
 static const qmi_carrier joint_carrier = {
     .name = "joint",
     .start = joint_start,
@@ -199,6 +208,8 @@ static const qmi_carrier joint_carrier = {
     .receive = joint_receive,
     .give_up = joint_give_up,
     .close = joint_close,
+    .inside = joint_inside,
+    .failed = joint_failed,
 };
 
 /* ---- opening ---- */
@@ -212,6 +223,8 @@ static void join_first(void *argument)
         return;
     e->code = join(e, e->hub->id, e->hub->circle);
     qmi_error_copy(e->message);
+    if (e->code < 0) /* the others need not wait */
+        __atomic_store_n(&e->hub->broken, 1, __ATOMIC_RELEASE);
 }
 
 /* All at once, each in a thread of its own; none if there are not threads for all. */
@@ -227,22 +240,25 @@ static int32_t join_all(joint_hub *h)
         join_first(h->ends[0]);
     for (int32_t i = 1; i < started; i++)
         qmi_os_thread_join(&threads[i]);
+    const joint_end *first = NULL; /* who failed by itself, rather than as another did */
     for (int32_t i = 0; i < h->count && code >= 0; i++)
-        if (h->ends[i]->code < 0) {
-            qmi_error_restore(h->ends[i]->message);
-            code = h->ends[i]->code;
-        }
+        if (h->ends[i]->code < 0 && (!first || first->code == QM_ERROR_CANCELLED))
+            first = h->ends[i];
+    if (first) {
+        qmi_error_restore(first->message);
+        code = first->code;
+    }
     return code;
 }
 
 /* Each of them has what joining takes: who lacks it would leave the others waiting. */
-static int32_t check_all(const qmi_exchange_member *members, int32_t count, uint8_t id[QMI_JOINT_ID])
+static int32_t check_all(const char *name, const qmi_exchange_member *members, int32_t count, uint8_t id[QMI_JOINT_ID])
 {
     int32_t code = QM_OK;
     for (int32_t i = count - 1; i >= 0 && code >= 0; i--) {
-        const qmi_joint *joint = members[i].backend->joint;
-        if (!joint || strcmp(joint->name, members[count - 1].backend->joint->name) != 0)
-            return qmi_fail(QM_ERROR_UNSUPPORTED, "%s has no way of its own to sum with the others", members[i].name);
+        const qmi_joint *joint = qmi_joint_find(members[i].backend, name);
+        if (!joint)
+            return qmi_fail(QM_ERROR_UNSUPPORTED, "%s can't sum with the others by %s", members[i].name, name);
         code = joint->make_id(members[i].device, id);
         if (code < 0)
             qmi_fail_within(code, members[i].name);
@@ -250,7 +266,7 @@ static int32_t check_all(const qmi_exchange_member *members, int32_t count, uint
     return code;
 }
 
-static int32_t add_end(joint_hub *h, const qmi_exchange_member *member, int32_t rank, qmi_exchange *host)
+static int32_t add_end(joint_hub *h, const char *name, const qmi_exchange_member *member, int32_t rank, qmi_exchange *host)
 {
     joint_end *e = qmi_new(&h->alloc, 1, sizeof *e, "an end of an exchange");
     if (!e) {
@@ -258,6 +274,7 @@ static int32_t add_end(joint_hub *h, const qmi_exchange_member *member, int32_t 
         return QM_ERROR_MEMORY;
     }
     e->base = (qmi_exchange){ &joint_carrier, rank, h->count, member->backend, member->device };
+    e->joint = qmi_joint_find(member->backend, name);
     e->hub = h;
     e->host = host;
     h->ends[rank] = e;
@@ -265,12 +282,12 @@ static int32_t add_end(joint_hub *h, const qmi_exchange_member *member, int32_t 
     return QM_OK;
 }
 
-int32_t qmi_exchange_joint_open(const qmi_exchange_member *members, int32_t count, int64_t timeout_ns, const qmi_alloc *alloc,
-                                qmi_exchange **ends)
+int32_t qmi_exchange_joint_open(const char *name, const qmi_exchange_member *members, int32_t count, int64_t timeout_ns,
+                                const qmi_alloc *alloc, qmi_exchange **ends)
 {
     uint8_t id[QMI_JOINT_ID];
     qmi_exchange *hosts[QMI_RANKS_MAX];
-    int32_t code = check_all(members, count, id);
+    int32_t code = check_all(name, members, count, id);
     if (code < 0)
         return code;
     joint_hub *h = qmi_new(alloc, 1, sizeof *h, "an exchange");
@@ -278,6 +295,7 @@ int32_t qmi_exchange_joint_open(const qmi_exchange_member *members, int32_t coun
         return QM_ERROR_MEMORY;
     h->alloc = *alloc;
     h->count = count;
+    h->timeout_ns = timeout_ns;
     h->circle = 1;
     memcpy(h->id, id, sizeof id);
     code = qmi_os_mutex_new(&h->mutex);
@@ -288,7 +306,7 @@ int32_t qmi_exchange_joint_open(const qmi_exchange_member *members, int32_t coun
         return code;
     }
     for (int32_t i = 0; i < count; i++) { /* all are asked, so that none of the hosts is left over */
-        int32_t added = add_end(h, &members[i], i, hosts[i]);
+        int32_t added = add_end(h, name, &members[i], i, hosts[i]);
         code = added < 0 ? added : code;
     }
     if (code >= 0)

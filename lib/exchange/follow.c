@@ -78,10 +78,9 @@ static int32_t open_device(follower *f, qmi_reader *r)
     f->backend->info(f->device, &opened.info);
     f->mapped = opened.info.mapped;
     f->picks = opened.info.picks;
-    f->ends.backend = f->backend;
-    f->ends.device = f->device;
+    qmi_follow_ends_device(&f->ends, f->backend, f->device);
     snprintf(opened.backend, sizeof opened.backend, "%s", f->backend->name);
-    snprintf(opened.joint, sizeof opened.joint, "%s", f->backend->joint ? f->backend->joint->name : "");
+    snprintf(opened.joint, sizeof opened.joint, "%s", f->ends.joint ? f->ends.joint->name : "");
     return send_result(f, &opened, sizeof opened);
 }
 
@@ -439,8 +438,9 @@ static int32_t join_circle(follower *f, qmi_reader *r)
     int64_t number;
     qmi_take(r, &body, sizeof body);
     int32_t code = qmi_reader_check(r, "circle to join");
+    qmi_link_begin(f->link, (int32_t)body.number);
     if (code >= 0)
-        code = qmi_follow_ends_join(&f->ends, &body, &number);
+        code = qmi_follow_ends_join(&f->ends, &body, &f->link->cancelled, &number);
     return code < 0 ? code : send_result(f, &number, sizeof number);
 }
 

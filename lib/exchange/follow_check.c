@@ -210,6 +210,7 @@ static int32_t list_operands(qmi_op *op, operands *o)
         add_matrix(o, &op->logits.output);
         add_vector(o, &op->logits.norm.weight);
         return QM_OK;
+    case QMI_OP_SUM: /* sums of ranks are messages of their own */
     case QMI_OP_COUNT:
         break;
     }

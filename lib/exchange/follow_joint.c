@@ -8,19 +8,29 @@ int32_t qmi_follow_ends_start(qmi_follow_ends *ends)
     return qmi_os_mutex_new(&ends->mutex);
 }
 
+void qmi_follow_ends_device(qmi_follow_ends *ends, const qmi_backend *backend, qmi_device *device)
+{
+    const qmi_joint *const *joint = backend->joints;
+    while (joint && *joint && (*joint)->one_process)
+        joint++;
+    ends->joint = joint ? *joint : NULL;
+    ends->device = device;
+}
+
 static int32_t need_joint(const qmi_follow_ends *ends)
 {
-    return ends->backend->joint ? QM_OK : qmi_fail(QM_ERROR_UNSUPPORTED, "this rank's device can't sum with others");
+    return ends->joint ? QM_OK : qmi_fail(QM_ERROR_UNSUPPORTED, "this rank's device can't sum with others");
 }
 
 int32_t qmi_follow_ends_name(qmi_follow_ends *ends, uint8_t id[QMI_JOINT_ID])
 {
     int32_t code = need_joint(ends);
-    return code < 0 ? code : ends->backend->joint->make_id(ends->device, id);
+    return code < 0 ? code : ends->joint->make_id(ends->device, id);
 }
 
-int32_t qmi_follow_ends_join(qmi_follow_ends *ends, const qmi_remote_join *join, int64_t *number)
+int32_t qmi_follow_ends_join(qmi_follow_ends *ends, const qmi_remote_join *join, const int32_t *cancel, int64_t *number)
 {
+    const qmi_joint_terms terms = { join->rank, join->ranks, join->timeout_ns, cancel };
     qmi_joint_end *end;
     int64_t place = 0;
     while (place < QMI_REMOTE_ENDS_MAX && ends->list[place])
@@ -30,13 +40,13 @@ int32_t qmi_follow_ends_join(qmi_follow_ends *ends, const qmi_remote_join *join,
         code = qmi_fail(QM_ERROR_ARGUMENT, "rank 0 asks for part %d of %d in a circle, beside %d others", join->rank, join->ranks,
                         (int)place);
     if (code >= 0)
-        code = ends->backend->joint->join(ends->device, join->id, join->rank, join->ranks, &end);
+        code = ends->joint->join(ends->device, join->id, &terms, &end);
     if (code < 0)
         return code;
     qmi_os_mutex_lock(ends->mutex);
     ends->list[place] = end;
     if (ends->over)
-        ends->backend->joint->abort(end);
+        ends->joint->abort(end);
     qmi_os_mutex_unlock(ends->mutex);
     *number = place;
     return QM_OK;
@@ -61,7 +71,7 @@ int32_t qmi_follow_ends_sum(qmi_follow_ends *ends, const qmi_given *given, const
     int32_t code = qmi_given_check(given, sum->from, bytes);
     if (code >= 0)
         code = qmi_given_check(given, sum->to, bytes);
-    return code < 0 ? code : ends->backend->joint->sum(end, sum->from, sum->to, sum->count);
+    return code < 0 ? code : ends->joint->sum(end, sum->from, sum->to, sum->count);
 }
 
 int32_t qmi_follow_ends_leave(qmi_follow_ends *ends, int64_t number)
@@ -72,7 +82,7 @@ int32_t qmi_follow_ends_leave(qmi_follow_ends *ends, int64_t number)
     qmi_os_mutex_lock(ends->mutex);
     ends->list[number] = NULL;
     qmi_os_mutex_unlock(ends->mutex);
-    ends->backend->joint->leave(&end);
+    ends->joint->leave(&end);
     return QM_OK;
 }
 
@@ -82,7 +92,7 @@ void qmi_follow_ends_abort(qmi_follow_ends *ends, bool over)
     ends->over = ends->over || over;
     for (int32_t i = 0; i < QMI_REMOTE_ENDS_MAX; i++)
         if (ends->list[i])
-            ends->backend->joint->abort(ends->list[i]);
+            ends->joint->abort(ends->list[i]);
     qmi_os_mutex_unlock(ends->mutex);
 }
 

@@ -15,11 +15,12 @@ static int32_t open_ends(const qmi_group *group, const qmi_group_settings *setti
                          int32_t count, bool sums, qmi_exchange **ends)
 {
     int32_t code = QM_ERROR_UNSUPPORTED;
-    if (sums && count > 1 && !settings->through_host)
-        code = qmi_exchange_joint_open(members, count, settings->timeout_ns, &group->alloc, ends);
-    if (code >= 0 || code == QM_ERROR_MEMORY)
+    bool own = sums && count > 1 && strcmp(settings->way, "host") != 0;
+    if (own)
+        code = qmi_exchange_joint_open(settings->way, members, count, settings->timeout_ns, &group->alloc, ends);
+    if (code >= 0 || code == QM_ERROR_MEMORY || (own && settings->way_needed))
         return code;
-    if (code != QM_ERROR_UNSUPPORTED)
+    if (own)
         qmi_log_line(&group->log, QM_LOG_INFO, "devices sum through the host's memory: %s", qmi_error_text());
     return qmi_exchange_host_open(members, count, settings->timeout_ns, &group->alloc, ends);
 }
@@ -33,6 +34,10 @@ static int32_t open_circle(qmi_group *group, int32_t index, const qmi_group_sett
         members[i] = group->members[circle->members[i]].base;
     bool sums = index > 0 || group->sharing.stage_count == 1; /* the first, of all, else only sends */
     int32_t code = open_ends(group, settings, members, circle->count, sums, ends);
+    if (code >= 0 && sums && circle->count > 1 && !ends[0]->carrier->inside)
+        group->sharing.inside = false;
+    if (code >= 0 && sums && circle->count > 1 && ends[0]->carrier->inside)
+        group->sharing.inside = group->sharing.inside && ends[0]->carrier->inside(ends[0]) != NULL;
     for (int32_t i = 0; i < circle->count && code >= 0; i++)
         group->ends[index][circle->members[i]] = ends[i];
     return code;

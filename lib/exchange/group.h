@@ -20,7 +20,8 @@ typedef struct qmi_group_settings {
     qmi_sharing sharing;
     qmi_cut_sizes sizes;
     int64_t timeout_ns;                 /* of exchanges; < 0: none */
-    bool through_host;                  /* sums too, also where members have a way of their own */
+    const char *way;                    /* a way of the members' own to sum (backend/joint.h); "host": through its memory */
+    bool way_needed;                    /* else the host's memory does where it can't be had */
     qmi_alloc alloc;
     qmi_log log;
 } qmi_group_settings;

@@ -48,6 +48,7 @@ typedef struct group_member {
     qmi_address *pages;
     size_t page_capacity;
     group_piece pieces[GROUP_PIECES];
+    qmi_joint_end *joints[QMI_CIRCLES_MAX]; /* its part in sums within its programs, in this run; NULL: none */
     qmi_pick *picks;                    /* where the group's are put together of several members' */
     size_t pick_capacity;
     qmi_workspace workspace;

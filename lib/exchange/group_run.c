@@ -27,10 +27,12 @@ static int32_t run_program(const qmi_group *group, int32_t index, const group_pi
 {
     const group_member *member = &group->members[index];
     qmi_workspace workspace = member->workspace;
+    qmi_batch batch = piece->batch;
+    batch.joints = member->joints;
     for (int32_t i = 0; i < program->slot_count; i++)
         if (workspace.slots[i])
             workspace.slots[i] = slot_of(group, index, piece, i);
-    return member->base.backend->run(member->base.device, program, &workspace, &piece->batch);
+    return member->base.backend->run(member->base.device, program, &workspace, &batch);
 }
 
 static int32_t run_step(qmi_group *group, int32_t index, const group_piece *piece, const qmi_cut_step *step)
@@ -65,26 +67,51 @@ static void give_up(qmi_group *group, int32_t index)
             group->ends[i][index]->carrier->give_up(group->ends[i][index], member->code, member->message);
 }
 
+static int32_t start_ends(qmi_group *group, int32_t index)
+{
+    group_member *member = &group->members[index];
+    int32_t code = QM_OK;
+    for (int32_t i = 0; i < group->circle_count && code >= 0; i++) {
+        qmi_exchange *end = group->ends[i][index];
+        if (end)
+            code = end->carrier->start(end, group->cancel);
+        member->joints[i] = end && code >= 0 && end->carrier->inside ? end->carrier->inside(end) : NULL;
+    }
+    return code;
+}
+
+/* A program with sums in it fails where another's does: then the failure is that one's. */
+static bool is_own_failure(qmi_group *group, int32_t index, int32_t *code)
+{
+    int32_t other = QM_OK;
+    for (int32_t i = 0; i < group->circle_count && other >= 0 && *code != QM_ERROR_CANCELLED; i++)
+        if (group->members[index].joints[i])
+            other = group->ends[i][index]->carrier->failed(group->ends[i][index]);
+    if (other < 0)
+        *code = other;
+    return other >= 0;
+}
+
 static void run_member(qmi_group *group, int32_t index)
 {
     group_member *member = &group->members[index];
     const qmi_part_of *part = &group->cut->parts[index];
-    int32_t code = QM_OK;
+    int32_t code = start_ends(group, index);
     bool own = false;
-    for (int32_t i = 0; i < group->circle_count && code >= 0; i++)
-        if (group->ends[i][index])
-            code = group->ends[i][index]->carrier->start(group->ends[i][index], group->cancel);
     for (int32_t p = 0; p < group->piece_count; p++)
         for (size_t s = 0; s < part->step_count && code >= 0; s++) {
             code = run_step(group, index, &member->pieces[p], &part->steps[s]);
             own = part->steps[s].kind <= QMI_STEP_CLEAR;
         }
+    if (code < 0)
+        qmi_error_copy(member->message);
+    own = code < 0 && own && is_own_failure(group, index, &code);
+    if (code < 0 && !own)
+        qmi_error_copy(member->message);
     member->code = code;
-    member->at_fault = code < 0 && own;
-    if (code >= 0)
-        return;
-    qmi_error_copy(member->message);
-    give_up(group, index);
+    member->at_fault = own;
+    if (code < 0)
+        give_up(group, index);
 }
 
 /* ---- threads ---- */

@@ -71,6 +71,8 @@ qmi_operands qmi_operands_of(qmi_op *op)
     case QMI_OP_EXPERTS:
         add_experts(&all, &op->experts);
         break;
+    case QMI_OP_SUM:
+        break;
     default:
         add_matrix(&all, &op->logits.output);
         add_vector(&all, &op->logits.norm.weight);

@@ -12,6 +12,8 @@ typedef struct walker {
     qmi_group_plan *out;
     qmi_circle circles[QMI_CIRCLES_MAX];
     size_t at[QMI_RANKS_MAX];        /* next step of each member */
+    size_t op[QMI_RANKS_MAX];        /* next op of the program that is its next step */
+    bool begun[QMI_RANKS_MAX];       /* that program */
     double clock[QMI_RANKS_MAX];     /* ns */
     double sent[QMI_RANKS_MAX][QMI_RANKS_MAX][2]; /* when the messages under way from one to another are there */
     int32_t under_way[QMI_RANKS_MAX][QMI_RANKS_MAX];
@@ -45,17 +47,13 @@ static double op_bytes(const walker *w, int32_t member, qmi_op *op)
     return bytes;
 }
 
-static void run_program(walker *w, int32_t member, const qmi_program *program)
+static void run_op(walker *w, int32_t member, qmi_op *op)
 {
     const qmi_group_rates *rates = w->rates;
-    double bytes = 0;
-    for (size_t i = 0; i < program->count; i++)
-        bytes += op_bytes(w, member, &program->ops[i]);
+    double bytes = op_bytes(w, member, op);
     w->out->members[member].token_bytes += (int64_t)bytes;
-    w->out->members[member].runs++;
     if (rates && rates->read[member] > 0)
-        w->clock[member] += bytes / rates->read[member] * 1e9 + (double)program->count * rates->op_ns[member] +
-                            rates->run_ns[member];
+        w->clock[member] += bytes / rates->read[member] * 1e9 + rates->op_ns[member];
 }
 
 static double exchange_ns(const walker *w, int32_t member, qmi_slot slot)
@@ -64,25 +62,69 @@ static double exchange_ns(const walker *w, int32_t member, qmi_slot slot)
     return w->rates ? w->rates->exchange_ns + bytes * w->rates->byte_ns : 0;
 }
 
-/* A sum waits until all of the circle are at it. */
-static bool try_sum(walker *w, const qmi_cut_step *step)
+/* The sum that the member has come to, a step or an op of a program; -1: none. */
+static int32_t circle_at(const walker *w, int32_t member, qmi_slot *to)
 {
-    const qmi_circle *circle = &w->circles[step->circle];
+    const qmi_part_of *part = &w->cut->parts[member];
+    const qmi_cut_step *step = &part->steps[w->at[member]];
+    if (w->at[member] == part->step_count)
+        return -1;
+    *to = step->to;
+    if (step->kind == QMI_STEP_SUM)
+        return step->circle;
+    if (step->kind != QMI_STEP_RUN || w->op[member] == part->programs[step->program].count)
+        return -1;
+    const qmi_op *op = &part->programs[step->program].ops[w->op[member]];
+    *to = op->sum.to;
+    return op->kind == QMI_OP_SUM ? op->sum.circle : -1;
+}
+
+/* A sum waits until all of the circle are at it. */
+static bool try_sum(walker *w, int32_t index)
+{
+    const qmi_circle *circle = &w->circles[index];
     double latest = 0;
+    qmi_slot to[QMI_RANKS_MAX];
     for (int32_t i = 0; i < circle->count; i++) {
         int32_t m = circle->members[i];
-        const qmi_part_of *part = &w->cut->parts[m];
-        if (w->at[m] == part->step_count || part->steps[w->at[m]].kind != QMI_STEP_SUM ||
-            part->steps[w->at[m]].circle != step->circle)
+        if (circle_at(w, m, &to[i]) != index)
             return false;
         latest = w->clock[m] > latest ? w->clock[m] : latest;
     }
     for (int32_t i = 0; i < circle->count; i++) {
         int32_t m = circle->members[i];
-        w->clock[m] = latest + exchange_ns(w, m, step->to);
+        const qmi_part_of *part = &w->cut->parts[m];
+        w->clock[m] = latest + exchange_ns(w, m, to[i]);
         w->out->members[m].exchanges++;
-        w->at[m]++;
+        if (part->steps[w->at[m]].kind == QMI_STEP_SUM)
+            w->at[m]++;
+        else
+            w->op[m]++;
     }
+    return true;
+}
+
+/* Ops until the program's end, or a sum that not all have come to. */
+static bool try_run(walker *w, int32_t member, const qmi_program *program)
+{
+    bool moved = false;
+    qmi_slot to;
+    if (!w->begun[member]) {
+        w->begun[member] = true;
+        w->out->members[member].runs++;
+        w->clock[member] += w->rates && w->rates->read[member] > 0 ? w->rates->run_ns[member] : 0;
+    }
+    while (w->op[member] < program->count) {
+        int32_t circle = circle_at(w, member, &to);
+        if (circle >= 0 && !try_sum(w, circle))
+            return moved;
+        if (circle < 0)
+            run_op(w, member, &program->ops[w->op[member]++]);
+        moved = true;
+    }
+    w->op[member] = 0;
+    w->begun[member] = false;
+    w->at[member]++;
     return true;
 }
 
@@ -113,11 +155,11 @@ static bool try_step(walker *w, int32_t member)
         return false;
     const qmi_cut_step *step = &part->steps[w->at[member]];
     if (step->kind == QMI_STEP_SUM)
-        return try_sum(w, step);
+        return try_sum(w, step->circle);
     if (step->kind == QMI_STEP_SEND || step->kind == QMI_STEP_RECEIVE)
         return try_message(w, member, step);
     if (step->kind == QMI_STEP_RUN)
-        run_program(w, member, &part->programs[step->program]);
+        return try_run(w, member, &part->programs[step->program]);
     w->at[member]++;
     return true;
 }

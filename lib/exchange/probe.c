@@ -1,12 +1,16 @@
 /* Measured constants: see probe.h. */
 #include "exchange/probe.h"
 
+#include <string.h>
+#include "base/error.h"
 #include "base/os.h"
 #include "exchange/exchange_host.h"
+#include "exchange/exchange_joint.h"
 
 #define COPIED ((int64_t)64 << 20)  /* more than caches of cards hold */
 #define COPIES 4
 #define SUMS 40
+#define WARM_SUMS 4
 #define TIMEOUT_NS INT64_C(5000000000)
 /* What starting costs, by where a device's memory is. On an H200 35B-A3B takes 1.3 ms a token for 260 kernels that read 1.96 GB
  * at 4.6 TB/s: 3.3 us each besides; a program is a graph that is launched and waited for. On a CPU an op is a barrier of the
@@ -45,55 +49,122 @@ static double copy_rate(const qmi_exchange_member *member)
 typedef struct summer {
     qmi_exchange *end;
     qmi_address values;
-    int64_t width, ns; /* of one sum; 0: it failed */
+    float *host;           /* [width] */
+    int64_t width, ns;     /* ns: of one sum */
+    int32_t code;
+    char message[QMI_ERROR_SIZE];
 } summer;
 
-static void sum_often(void *argument)
+/* Small whole numbers, different on each rank and at each place, whose sum is exact. */
+static float value_at(int32_t rank, int64_t i)
 {
-    summer *s = argument;
+    return (float)((i * 7 + rank * 13) % 61);
+}
+
+static int32_t check_sum(summer *s)
+{
+    const qmi_exchange *end = s->end;
+    int32_t code = end->backend->read(end->device, s->host, s->values, s->width * (int64_t)sizeof(float));
+    for (int64_t i = 0; i < s->width && code >= 0; i++) {
+        float expected = 0;
+        for (int32_t r = 0; r < end->ranks; r++)
+            expected += value_at(r, i);
+        if (s->host[i] != expected)
+            code = qmi_fail(QM_ERROR_DEVICE, "a sum of %d devices is %g at place %lld, and should be %g", end->ranks,
+                            (double)s->host[i], (long long)i, (double)expected);
+    }
+    return code;
+}
+
+/* The first sum is looked at; it also pays for what is done once. */
+static int32_t sum_often(summer *s)
+{
+    qmi_exchange *end = s->end;
     int64_t start = 0;
-    int32_t code = s->end->carrier->start(s->end, NULL);
-    for (int32_t i = -4; i < SUMS && code >= 0; i++) {
+    for (int64_t i = 0; i < s->width; i++)
+        s->host[i] = value_at(end->rank, i);
+    int32_t code = end->backend->write(end->device, s->values, s->host, s->width * (int64_t)sizeof(float));
+    if (code >= 0)
+        code = end->carrier->start(end, NULL);
+    if (code >= 0)
+        code = end->carrier->sum(end, s->values, s->values, s->width);
+    if (code >= 0)
+        code = check_sum(s);
+    for (int32_t i = -WARM_SUMS; i < SUMS && code >= 0; i++) {
         if (i == 0)
             start = qmi_os_time_ns();
-        code = s->end->carrier->sum(s->end, s->values, s->values, s->width);
+        code = end->carrier->sum(end, s->values, s->values, s->width);
     }
-    s->ns = code < 0 ? 0 : (qmi_os_time_ns() - start) / SUMS;
+    if (code >= 0)
+        code = end->backend->read(end->device, s->host, s->values, sizeof(float)); /* waits for them */
+    s->ns = (qmi_os_time_ns() - start) / SUMS;
+    return code;
+}
+
+static void sum_body(void *argument)
+{
+    summer *s = argument;
+    s->code = sum_often(s);
+    if (s->code >= 0)
+        return;
+    qmi_error_copy(s->message);
+    s->end->carrier->give_up(s->end, s->code, s->message);
 }
 
 /* All members at once, each in a thread of its own but the first. */
-static void run_sums(summer *summers, int32_t count)
+static int32_t run_sums(summer *summers, int32_t count)
 {
     qmi_os_thread *threads[QMI_RANKS_MAX] = { NULL };
     int32_t code = QM_OK;
     for (int32_t i = 1; i < count && code >= 0; i++)
-        code = qmi_os_thread_start(&threads[i], sum_often, &summers[i], "qwenmoe-probe");
+        code = qmi_os_thread_start(&threads[i], sum_body, &summers[i], "qwenmoe-probe");
     if (code < 0)
         summers[0].end->carrier->give_up(summers[0].end, code, "no thread");
-    sum_often(&summers[0]);
+    sum_body(&summers[0]);
     for (int32_t i = 1; i < count; i++)
         qmi_os_thread_join(&threads[i]);
+    for (int32_t i = 0; i < count && code >= 0; i++)
+        if (summers[i].code < 0) {
+            qmi_error_restore(summers[i].message);
+            code = summers[i].code;
+        }
+    return code;
 }
 
-static int64_t sum_ns(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc)
+int32_t qmi_probe_sum(const char *way, const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc,
+                      double *ns)
 {
     qmi_exchange *ends[QMI_RANKS_MAX];
-    summer summers[QMI_RANKS_MAX] = { { 0 } };
-    if (qmi_exchange_host_open(members, count, TIMEOUT_NS, alloc, ends) < 0)
-        return 0;
-    int32_t code = QM_OK;
+    *ns = 0;
+    int32_t code = strcmp(way, "host") == 0 ? qmi_exchange_host_open(members, count, TIMEOUT_NS, alloc, ends)
+                                            : qmi_exchange_joint_open(way, members, count, TIMEOUT_NS, alloc, ends);
+    if (code < 0)
+        return code;
+    summer *summers = qmi_new(alloc, (size_t)count, sizeof *summers, "a measurement");
+    code = summers ? QM_OK : QM_ERROR_MEMORY;
     for (int32_t i = 0; i < count && code >= 0; i++) {
         summers[i] = (summer){ .end = ends[i], .width = width };
-        code = members[i].backend->allocate(members[i].device, width * (int64_t)sizeof(float), "a measurement",
-                                            &summers[i].values);
+        summers[i].host = qmi_new(alloc, (size_t)width, sizeof(float), "a measurement");
+        code = summers[i].host ? members[i].backend->allocate(members[i].device, width * (int64_t)sizeof(float), "a measurement",
+                                                              &summers[i].values)
+                               : QM_ERROR_MEMORY;
     }
     if (code >= 0)
-        run_sums(summers, count);
+        code = run_sums(summers, count);
+    if (code >= 0)
+        *ns = (double)summers[0].ns;
+    char text[QMI_ERROR_SIZE];
+    qmi_error_copy(text);
     for (int32_t i = 0; i < count; i++) {
-        members[i].backend->release(members[i].device, summers[i].values);
         ends[i]->carrier->close(ends[i]);
+        if (summers)
+            members[i].backend->release(members[i].device, summers[i].values);
+        if (summers)
+            qmi_delete(alloc, summers[i].host);
     }
-    return summers[0].ns;
+    qmi_delete(alloc, summers);
+    qmi_error_restore(text);
+    return code;
 }
 
 void qmi_probe_known(bool host, qmi_group_rates *rates, int32_t member)
@@ -102,7 +173,7 @@ void qmi_probe_known(bool host, qmi_group_rates *rates, int32_t member)
     rates->run_ns[member] = host ? CPU_RUN_NS : CARD_RUN_NS;
 }
 
-void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc, qmi_group_rates *out)
+void qmi_probe_rates(const qmi_exchange_member *members, int32_t count, qmi_group_rates *out)
 {
     *out = (qmi_group_rates){ 0 };
     int32_t measured = -1; /* devices that compute in the host's memory read it equally fast */
@@ -120,5 +191,4 @@ void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width,
             measured = i;
         }
     }
-    out->exchange_ns = (double)sum_ns(members, count, width, alloc);
 }

@@ -5,9 +5,14 @@
 
 #include "exchange/group_plan.h"
 
-/* Members with nothing under way. width: floats of the sums. A rate that can't be measured, for want of memory perhaps, stays
- * 0. */
-void qmi_probe(const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc, qmi_group_rates *out);
+/* Members with nothing under way. A rate that can't be measured, for want of memory perhaps, stays 0; exchange_ns is left to
+ * qmi_probe_sum. */
+void qmi_probe_rates(const qmi_exchange_member *members, int32_t count, qmi_group_rates *out);
+
+/* Nanoseconds of a sum of `width` floats by a way of the members' own (backend/joint.h), or through the host's memory ("host").
+ * QM_ERROR_DEVICE: they are no sums. */
+int32_t qmi_probe_sum(const char *way, const qmi_exchange_member *members, int32_t count, int64_t width, const qmi_alloc *alloc,
+                      double *ns);
 
 /* What is taken as known of a member: what starting costs, on the host or on a card. */
 void qmi_probe_known(bool host, qmi_group_rates *rates, int32_t member);

@@ -14,6 +14,7 @@ struct qmi_device {
     qmi_alloc alloc;
     qmi_backend table;
     qmi_joint joint;
+    const qmi_joint *joints[2];     /* NULL behind it */
     qmi_device_info info;
     const qmi_os_map *files;        /* of the model, between upload_start and upload_finish */
     int32_t file_count;
@@ -370,9 +371,10 @@ static int32_t name_circle(qmi_device *device, uint8_t id[QMI_JOINT_ID])
     return ask(device, QMI_REMOTE_NAME_CIRCLE, NULL, 0, NULL, id, QMI_JOINT_ID);
 }
 
-static int32_t join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], int32_t rank, int32_t ranks, qmi_joint_end **out)
+static int32_t join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], const qmi_joint_terms *terms, qmi_joint_end **out)
 {
-    qmi_remote_join body = { .rank = rank, .ranks = ranks };
+    qmi_remote_join body = { .rank = terms->rank, .ranks = terms->ranks, .timeout_ns = terms->timeout_ns,
+                             .number = ++device->number };
     const qmi_os_part part = { &body, sizeof body };
     *out = NULL;
     memcpy(body.id, id, sizeof body.id);
@@ -380,7 +382,7 @@ static int32_t join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], int32_t 
     if (!end)
         return QM_ERROR_MEMORY;
     end->device = device;
-    int32_t code = ask(device, QMI_REMOTE_JOIN, &part, 1, NULL, &end->number, sizeof end->number);
+    int32_t code = ask(device, QMI_REMOTE_JOIN, &part, 1, terms->cancel, &end->number, sizeof end->number);
     if (code < 0) {
         qmi_delete(&device->alloc, end);
         return code;
@@ -412,7 +414,7 @@ static void leave(qmi_joint_end **end)
     *end = NULL;
 }
 
-static const qmi_joint remote_joint = { NULL, name_circle, join, sum, abort_all, leave };
+static const qmi_joint remote_joint = { .make_id = name_circle, .join = join, .sum = sum, .abort = abort_all, .leave = leave };
 
 /* ---- opening ---- */
 
@@ -444,10 +446,12 @@ static int32_t take_pure_parts(qmi_device *device, const qmi_remote_opened *open
     device->table = remote_backend;
     const qmi_backend *here = choices.list[0].backend;
     device->table.name = here->name;
-    if (here->joint && strcmp(here->joint->name, opened->joint) == 0) {
+    const qmi_joint *joint = qmi_joint_find(here, opened->joint);
+    if (joint) {
         device->joint = remote_joint;
-        device->joint.name = here->joint->name;
-        device->table.joint = &device->joint;
+        device->joint.name = joint->name;
+        device->joints[0] = &device->joint;
+        device->table.joints = device->joints;
     }
     device->table.matrix_bytes = here->matrix_bytes;
     device->table.scratch_bytes = here->scratch_bytes;

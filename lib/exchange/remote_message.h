@@ -57,6 +57,7 @@ typedef struct qmi_remote_upload {
 typedef struct qmi_remote_join {
     uint8_t id[QMI_JOINT_ID];
     int32_t rank, ranks;
+    int64_t timeout_ns, number; /* number: of what a cancel message cancels */
 } qmi_remote_join;
 
 typedef struct qmi_remote_sum {

@@ -22,6 +22,7 @@ typedef struct qmi_sharing {
     qmi_stage stages[QMI_RANKS_MAX];
     int32_t expert_member;     /* computes the experts of layers [expert_first, expert_first + expert_count); -1: none */
     int32_t expert_first, expert_count;
+    bool inside;               /* sums of a stage are ops of its members' programs (qmi_carrier: inside) */
     bool alike;                /* members of a stage compute the same bits, so that each may choose the experts for itself */
 } qmi_sharing;
 

@@ -281,11 +281,21 @@ static int32_t choose_layers(opener *o, qmi_sharing *sharing)
     return code;
 }
 
-static void choose_tensor(const opener *o, qmi_sharing *sharing)
+/* Each `size` neighbours have parts of layers; several of such groups have layers, in proportion to their shares. */
+static void choose_tensor(const opener *o, int32_t size, bool inside, qmi_sharing *sharing)
 {
+    qmi_sharing groups = { .members = o->count / size };
+    const qmi_stage all = { .members = groups.members };
+    int64_t bounds[QMI_RANKS_MAX + 1];
     *sharing = start_sharing(o);
-    sharing->stage_count = 1;
-    sharing->stages[0] = (qmi_stage){ 0, o->model->plan.hparams.layers, 0, o->count };
+    sharing->inside = inside;
+    for (int32_t i = 0; i < o->count; i++)
+        groups.shares[i / size] += o->shares[i];
+    qmi_sharing_cut(&groups, &all, o->model->plan.hparams.layers, 1, bounds);
+    for (int32_t i = 0; i < groups.members; i++)
+        if (bounds[i + 1] > bounds[i])
+            sharing->stages[sharing->stage_count++] =
+                (qmi_stage){ (int32_t)bounds[i], (int32_t)(bounds[i + 1] - bounds[i]), i * size, size };
 }
 
 static int32_t plan_group(const opener *o, const qmi_sharing *sharing, const qmi_group_rates *rates, qmi_group_plan *out)
@@ -309,43 +319,175 @@ static int32_t move_experts(const opener *o, qmi_group_record *record)
     return code;
 }
 
+/* ---- how they sum ---- */
+
+static void note_found(qmi_group_record *record, const char *format, const char *what, double number)
+{
+    size_t length = strlen(record->found);
+    snprintf(record->found + length, sizeof record->found - length, format, length ? ", " : "", what, number);
+}
+
+static bool have_way(const opener *o, const char *way)
+{
+    bool all = true;
+    for (int32_t i = 0; i < o->count; i++)
+        all = all && qmi_joint_find(o->members[i].backend, way) != NULL;
+    return all;
+}
+
+/* Between ranks; and where one card is several devices, as kernels that wait for each other had better not share one. */
+static bool are_apart(const opener *o)
+{
+    bool apart = true;
+    for (int32_t i = 0; i < o->count; i++)
+        for (int32_t j = 0; j < i; j++)
+            apart = apart && o->ranks[i] == 0 && o->ranks[j] == 0 &&
+                    (o->choices[i].backend != o->choices[j].backend || o->choices[i].index != o->choices[j].index);
+    return apart;
+}
+
+/* The fastest of the ways that need nothing else: by trial. */
+static void measure_ways(const opener *o, int32_t size, qmi_group_record *record)
+{
+    static const char *const ways[] = { "peer", "pinned", "host" };
+    for (size_t i = 0; i < sizeof ways / sizeof *ways; i++) {
+        double ns = 0;
+        int32_t code = QM_OK;
+        if (i < 2 && !have_way(o, ways[i]))
+            continue;
+        code = qmi_probe_sum(ways[i], o->members, size, o->model->plan.hparams.hidden, &o->model->settings.alloc, &ns);
+        if (code < 0) {
+            qmi_log_line(&o->model->settings.log, QM_LOG_INFO, "devices can't sum by %s: %s", ways[i], qmi_error_text());
+            continue;
+        }
+        note_found(record, "%sa sum by %s %.1f us", ways[i], ns * 1e-3);
+        if (record->way_ns == 0 || ns < record->way_ns) {
+            record->way_ns = ns;
+            snprintf(record->way, sizeof record->way, "%s", ways[i]);
+        }
+    }
+}
+
+/* size: how many sum. NCCL is taken where there is nothing else, as it takes a second to start. */
+static void choose_way(const opener *o, int32_t size, qmi_group_record *record)
+{
+    const char *wanted = qmi_settings_text(&o->model->settings, QMI_OPT_EXCHANGE);
+    bool apart = are_apart(o), any = have_way(o, "peer") || have_way(o, "pinned");
+    snprintf(record->way, sizeof record->way, "host");
+    if (strcmp(wanted, "auto") != 0) {
+        snprintf(record->way, sizeof record->way, "%s", wanted);
+        record->way_needed = true;
+    } else if (apart && any) {
+        measure_ways(o, size, record);
+    }
+    bool between_ranks = false;
+    for (int32_t i = 0; i < o->count; i++)
+        between_ranks = between_ranks || o->ranks[i] > 0;
+    if (strcmp(wanted, "auto") == 0 && strcmp(record->way, "host") == 0 && have_way(o, "nccl") && (between_ranks || size > 4))
+        snprintf(record->way, sizeof record->way, "nccl");
+}
+
+static bool sums_inside(const opener *o, const qmi_group_record *record)
+{
+    const qmi_joint *joint = qmi_joint_find(o->members[0].backend, record->way);
+    return joint && joint->inside;
+}
+
+/* ---- which split ---- */
+
+/* How many of option split have parts of layers together; 0: it does not say. */
+static int32_t read_size(const opener *o, int32_t *size)
+{
+    const char *split = qmi_settings_text(&o->model->settings, QMI_OPT_SPLIT);
+    *size = 0;
+    if (strncmp(split, "tensor", 6) != 0)
+        return QM_OK;
+    *size = split[6] ? split[7] - '0' : o->count;
+    if (o->count % *size != 0)
+        return qmi_fail(QM_ERROR_OPTION, "split: %s takes a number of devices that %d divides, and these are %d", split, *size,
+                        o->count);
+    return QM_OK;
+}
+
+typedef struct candidate {
+    qmi_sharing sharing;
+    qmi_group_plan plan;
+} candidate;
+
+/* Keeps the better one in the record: which fits; of those, what is predicted to be faster. */
+static int32_t try_sharing(const opener *o, const qmi_sharing *sharing, const qmi_group_rates *rates, const char *name,
+                           qmi_group_record *record)
+{
+    candidate *other = qmi_new(&o->model->settings.alloc, 1, sizeof *other, "a split");
+    if (!other)
+        return QM_ERROR_MEMORY;
+    int32_t code = plan_group(o, sharing, rates, &other->plan);
+    if (code >= 0)
+        note_found(record, "%s%s %.3f ms a token", name, other->plan.decode_ns * 1e-6);
+    if (code >= 0 && other->plan.fits &&
+        (!record->plan.fits || (other->plan.decode_ns > 0 && other->plan.decode_ns < record->plan.decode_ns))) {
+        record->sharing = *sharing;
+        record->plan = other->plan;
+    }
+    qmi_delete(&o->model->settings.alloc, other);
+    return code;
+}
+
+/* Several sizes of groups with parts of layers, beside layers, which the record has. */
+static int32_t try_tensor(const opener *o, const qmi_group_rates *rates, qmi_group_record *record)
+{
+    int32_t code = QM_OK;
+    for (int32_t size = 2; size <= o->count && code >= 0; size++) {
+        char name[32];
+        qmi_sharing sharing;
+        if (o->count % size != 0 || size > o->model->plan.hparams.layers)
+            continue;
+        snprintf(name, sizeof name, size < o->count ? "tensor:%d" : "tensor", size);
+        choose_tensor(o, size, sums_inside(o, record), &sharing);
+        code = try_sharing(o, &sharing, rates, name, record);
+    }
+    return code;
+}
+
 /* Layers, unless parts of layers fit and are predicted to be faster, or are asked for. Devices that are all the CPU gain nothing
  * by parts. */
 static int32_t choose_sharing(opener *o, qmi_group_record *record)
 {
     const qmi_settings *settings = &o->model->settings;
-    const char *split = qmi_settings_text(settings, QMI_OPT_SPLIT);
     bool all_cards = true;
-    qmi_group_rates rates;
-    qmi_sharing tensor;
-    qmi_group_plan other;
+    int32_t size, code = read_size(o, &size);
+    qmi_group_rates rates = { 0 };
     for (int32_t i = 0; i < o->count; i++)
         all_cards = all_cards && !o->devices[i].mapped;
-    choose_tensor(o, &tensor);
-    if (strcmp(split, "tensor") == 0) {
-        record->sharing = tensor;
-        return plan_group(o, &tensor, NULL, &record->plan);
+    if (code < 0)
+        return code;
+    if (size > 0) {
+        choose_way(o, size, record);
+        choose_tensor(o, size, sums_inside(o, record), &record->sharing);
+        return plan_group(o, &record->sharing, NULL, &record->plan);
     }
-    int32_t code = choose_layers(o, &record->sharing);
-    bool open = strcmp(split, "auto") == 0 && all_cards && o->count > 1 && record->sharing.expert_member < 0;
-    if (code >= 0 && open)
-        qmi_probe(o->members, o->count, o->model->plan.hparams.hidden, &settings->alloc, &rates);
+    code = choose_layers(o, &record->sharing);
+    bool open = strcmp(qmi_settings_text(settings, QMI_OPT_SPLIT), "auto") == 0 && all_cards && o->count > 1 &&
+                record->sharing.expert_member < 0;
+    if (code >= 0 && open) {
+        choose_way(o, o->count < 4 ? o->count : 4, record);
+        qmi_probe_rates(o->members, o->count, &rates);
+        rates.exchange_ns = record->way_ns;
+    }
+    if (code >= 0 && open && rates.exchange_ns == 0) /* unless it can't be measured */
+        (void)qmi_probe_sum(record->way, o->members, o->count, o->model->plan.hparams.hidden, &settings->alloc,
+                            &rates.exchange_ns);
     if (code >= 0)
         code = plan_group(o, &record->sharing, open ? &rates : NULL, &record->plan);
     if (code >= 0 && qmi_settings_int(settings, QMI_OPT_HOST_EXPERTS) < 0)
         code = move_experts(o, record);
     if (code < 0 || !open)
         return code;
-    code = plan_group(o, &tensor, &rates, &other);
-    if (code < 0)
-        return code;
-    qmi_log_line(&settings->log, QM_LOG_INFO, "split by layers: %.3f ms a token, by parts of layers %.3f (0: unknown)",
-                 record->plan.decode_ns * 1e-6, other.decode_ns * 1e-6);
-    if (other.fits && (!record->plan.fits || (other.decode_ns > 0 && other.decode_ns < record->plan.decode_ns))) {
-        record->sharing = tensor;
-        record->plan = other;
-    }
-    return QM_OK;
+    note_found(record, "%s%s %.3f ms a token", "layers", record->plan.decode_ns * 1e-6);
+    code = try_tensor(o, &rates, record);
+    if (code >= 0)
+        qmi_log_line(&settings->log, QM_LOG_INFO, "splits: %s", record->found);
+    return code;
 }
 
 /* The plan of the model follows that of the group. */
@@ -385,6 +527,7 @@ static int32_t open_group(opener *o)
         return QM_ERROR_MEMORY;
     memcpy(model->group->members, o->members, sizeof o->members);
     memcpy(model->group->devices, o->devices, sizeof o->devices);
+    strcpy(model->group->way, "host");
     for (int32_t i = 0; i < o->count; i++)
         model->group->devices[i].name = model->group->members[i].name;
     code = choose_sharing(o, model->group);
@@ -394,8 +537,7 @@ static int32_t open_group(opener *o)
     const qmi_group_settings group = { .members = o->members, .sharing = model->group->sharing,
                                        .sizes = qmi_group_plan_sizes(&model->plan),
                                        .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * SECOND_NS,
-                                       .through_host =
-                                           strcmp(qmi_settings_text(&model->settings, QMI_OPT_EXCHANGE), "host") == 0,
+                                       .way = model->group->way, .way_needed = model->group->way_needed,
                                        .alloc = *alloc, .log = model->settings.log };
     code = qmi_group_open(&group, &model->device);
     if (code < 0)
@@ -434,16 +576,28 @@ void qmi_group_load_forget(qm_model *model)
 
 int64_t qmi_group_load_table(const qm_model *model, char *text, int64_t size)
 {
-    return qmi_group_plan_table(&model->group->plan, &model->group->sharing, model->group->devices, text, size);
+    const qmi_group_record *group = model->group;
+    int64_t length = qmi_group_plan_table(&group->plan, &group->sharing, group->devices, text, size);
+    int64_t room = size > length ? size - length : 0;
+    if (*group->found)
+        length += snprintf(room ? text + length : NULL, (size_t)room, "  measured and predicted: %s\n", group->found);
+    return length;
 }
 
 static void describe_rates(qmi_group_record *group, const qmi_group_rates *rates)
 {
-    int32_t length = snprintf(group->rates, sizeof group->rates, "an exchange %.1f us", rates->exchange_ns * 1e-3);
+    int32_t length = snprintf(group->rates, sizeof group->rates, "an exchange by %s %.1f us", group->way,
+                              rates->exchange_ns * 1e-3);
     for (int32_t i = 0; i < group->sharing.members && length < (int32_t)sizeof group->rates; i++)
         length += snprintf(group->rates + length, sizeof group->rates - (size_t)length,
                            "; %s: reads %.1f GB/s, an op %.1f us, a program %.1f us", group->members[i].name,
                            rates->read[i] * 1e-9, rates->op_ns[i] * 1e-3, rates->run_ns[i] * 1e-3);
+}
+
+/* How many sum together. */
+static int32_t sum_size(const qmi_sharing *sharing)
+{
+    return sharing->stages[0].members > 1 ? sharing->stages[0].members : sharing->members;
 }
 
 int64_t qmi_group_load_predict(qm_model *model)
@@ -451,7 +605,11 @@ int64_t qmi_group_load_predict(qm_model *model)
     qmi_group_record *group = model->group;
     qmi_group_rates rates;
     qmi_group_plan plan;
-    qmi_probe(group->members, group->sharing.members, model->plan.hparams.hidden, &model->settings.alloc, &rates);
+    qmi_probe_rates(group->members, group->sharing.members, &rates);
+    rates.exchange_ns = group->way_ns;
+    if (rates.exchange_ns == 0)
+        (void)qmi_probe_sum(group->way, group->members, sum_size(&group->sharing),
+                            model->plan.hparams.hidden, &model->settings.alloc, &rates.exchange_ns);
     describe_rates(group, &rates);
     const qmi_group_question question = { &model->parts.gguf, &model->settings, &model->plan, &group->sharing, group->devices,
                                           &rates };

@@ -35,6 +35,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include <chrono>
 #include <functional>
@@ -106,6 +107,10 @@ void emulator_touch(const void *p, size_t bytes, bool write, bool atomic);
 void emulator_launch(cudaStream_t stream, const void *kernel, int cluster, dim3 grid, dim3 block, size_t shared, bool linked,
                      const std::function<void()> &body);
 const char *emulator_kernel_name(const void *kernel);
+
+/* Several streams, each by a thread of its own: counts given[rank] up, and the stream goes on when the others' are as high, *stop is
+ * not 0, or so much time is over. In place of kernels that wait for those of other streams. */
+void emulator_meet(cudaStream_t stream, int64_t *given, int ranks, int rank, const int32_t *stop, uint64_t patience_ns);
 
 /* For tests: the n-th allocation, the n-th call of the runtime from now fails (0: none); bytes of the card now allocated. Also
  * QMI_EMULATOR_FAIL_ALLOCATION, QMI_EMULATOR_FAIL_CALL from the start. */

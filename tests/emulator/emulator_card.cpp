@@ -97,6 +97,19 @@ int emulator_shared_most(void) /* of a block; CUDA C++ Programming Guide, techni
 }
 static int processors(void) { return (int)emulator_setting("QMI_EMULATOR_PROCESSORS", 4); }
 
+/* All cards' memory is one here. */
+cudaError_t cudaDeviceCanAccessPeer(int *can, int, int)
+{
+    CALL();
+    *can = 1;
+    return cudaSuccess;
+}
+cudaError_t cudaDeviceEnablePeerAccess(int, unsigned)
+{
+    CALL();
+    return cudaSuccess;
+}
+
 cudaError_t cudaGetDeviceCount(int *count)
 {
     CALL();

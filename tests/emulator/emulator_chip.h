@@ -37,6 +37,13 @@ EMULATOR_UNSEEN static inline uint64_t chip_hear_host(const uint64_t *word, uint
     return value;
 }
 
+EMULATOR_UNSEEN static inline uint64_t chip_nanoseconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec;
+}
+
 /* ---- copies to shared memory ---- */
 static inline void emulator_copy_some(void *to_shared, const void *from, unsigned bytes, bool real, const char *file, int line)
 {

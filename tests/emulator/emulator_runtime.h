@@ -26,6 +26,7 @@ struct CUstream_st {
     bool origin;               /* the capture began here */
     enum cudaStreamCaptureMode mode;
     std::deque<struct emulator_item> items;
+    bool meeting;              /* the thread that drains it waits for other threads, without the lock */
 };
 struct CUevent_st {
     int64_t recorded, reached;

@@ -2,14 +2,39 @@
  * a host that touches a buffer too early is found. */
 #include "emulator_runtime.h"
 
+#include <sched.h>
+
 /* ---- streams ---- */
 cudaStream_t emulator_stream(cudaStream_t stream)
 {
     return stream && stream != cudaStreamLegacy ? stream : &emulator_card.zero;
 }
 
+/* Lets other threads work with the card. */
+static void stand_aside(void)
+{
+    emulator_card.mutex.unlock();
+    sched_yield();
+    emulator_card.mutex.lock();
+}
+
+void emulator_meet(cudaStream_t stream, int64_t *given, int ranks, int rank, const int32_t *stop, uint64_t patience_ns)
+{
+    emulator_enqueue(emulator_stream(stream), [=]() {
+        const int64_t turn = ++given[rank];
+        const uint64_t start = chip_nanoseconds();
+        stream->meeting = true;
+        for (int i = 0; i < ranks; i++)
+            while (given[i] < turn && !__atomic_load_n(stop, __ATOMIC_ACQUIRE) && chip_nanoseconds() - start < patience_ns)
+                stand_aside();
+        stream->meeting = false;
+    });
+}
+
 void emulator_drain(cudaStream_t stream, cudaEvent_t until, int64_t number)
 {
+    while (stream->meeting)
+        stand_aside();
     while (!stream->items.empty() && !(until && until->reached >= number)) {
         struct emulator_item item = stream->items.front();
         stream->items.pop_front();

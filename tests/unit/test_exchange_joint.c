@@ -53,15 +53,15 @@ static int32_t fake_make_id(qmi_device *device, uint8_t id[QMI_JOINT_ID])
     return QM_OK;
 }
 
-static int32_t fake_join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], int32_t rank, int32_t ranks, qmi_joint_end **out)
+static int32_t fake_join(qmi_device *device, const uint8_t id[QMI_JOINT_ID], const qmi_joint_terms *terms, qmi_joint_end **out)
 {
     (void)device;
     circle *c = &circles[id[0]];
     qmi_os_mutex_lock(mutex);
-    c->ranks = ranks;
+    c->ranks = terms->ranks;
     c->joined++;
     *out = &ends[end_count++];
-    **out = (qmi_joint_end){ c, rank };
+    **out = (qmi_joint_end){ c, terms->rank };
     qmi_os_condition_signal_all(changed);
     while (c->joined < c->ranks)
         qmi_os_condition_wait(changed, mutex, -1);
@@ -109,7 +109,9 @@ static void fake_leave(qmi_joint_end **end)
     *end = NULL;
 }
 
-static const qmi_joint joint = { "fake", fake_make_id, fake_join, fake_sum, fake_abort, fake_leave };
+static const qmi_joint joint = { .name = "fake", .make_id = fake_make_id, .join = fake_join, .sum = fake_sum, .abort = fake_abort,
+                                 .leave = fake_leave };
+static const qmi_joint *const joints[] = { &joint, NULL };
 static qmi_backend with_joint, without;
 static qmi_device devices[RANKS];
 static qmi_exchange_member members[RANKS];
@@ -122,7 +124,7 @@ static int start(void **state)
     made = sums = end_count = 0;
     missing_on = -1;
     with_joint = without = qmi_cpu_backend;
-    with_joint.joint = &joint;
+    with_joint.joints = joints;
     for (int32_t i = 0; i < RANKS; i++) {
         devices[i].index = i;
         members[i] = (qmi_exchange_member){ &with_joint, &devices[i], "" };
@@ -141,7 +143,7 @@ static int end(void **state)
 
 static void open_all(void)
 {
-    assert_int_equal(qmi_exchange_joint_open(members, RANKS, INT64_C(10000000000), &plain_alloc, opened), QM_OK);
+    assert_int_equal(qmi_exchange_joint_open("fake", members, RANKS, INT64_C(10000000000), &plain_alloc, opened), QM_OK);
 }
 
 static void close_all(void)
@@ -265,15 +267,15 @@ static void test_who_can_not(void **state)
 {
     (void)state;
     members[1].backend = &without;
-    assert_int_equal(qmi_exchange_joint_open(members, RANKS, -1, &plain_alloc, opened), QM_ERROR_UNSUPPORTED);
+    assert_int_equal(qmi_exchange_joint_open("fake", members, RANKS, -1, &plain_alloc, opened), QM_ERROR_UNSUPPORTED);
     assert_non_null(strstr(qmi_error_text(), "fake:1"));
     members[1].backend = &with_joint;
     for (missing_on = 0; missing_on < RANKS; missing_on++) { /* none of the others is left waiting */
-        assert_int_equal(qmi_exchange_joint_open(members, RANKS, -1, &plain_alloc, opened), QM_ERROR_DEVICE);
+        assert_int_equal(qmi_exchange_joint_open("fake", members, RANKS, -1, &plain_alloc, opened), QM_ERROR_DEVICE);
         assert_non_null(strstr(qmi_error_text(), "libfake is not installed"));
     }
     members[2].backend = &without;
-    assert_int_equal(qmi_exchange_joint_open(members, RANKS, -1, &plain_alloc, opened), QM_ERROR_UNSUPPORTED);
+    assert_int_equal(qmi_exchange_joint_open("fake", members, RANKS, -1, &plain_alloc, opened), QM_ERROR_UNSUPPORTED);
 }
 
 int main(void)

@@ -80,6 +80,7 @@ static void build(model *m)
         .down = matrix(QMI_TYPE_Q8_0, F, D, EXPERTS), .shared_gate = matrix(QMI_TYPE_F16, D, 48, 1),
         .shared_up = matrix(QMI_TYPE_F16, D, 48, 1), .shared_down = matrix(QMI_TYPE_F16, 48, D, 1) };
     m->ops[QMI_OP_LOGITS].logits = (qmi_op_logits){ x, norm(D), table, hidden, logits };
+    m->ops[QMI_OP_SUM].sum = (qmi_op_sum){ hidden, x, 1 };
     for (int kind = 0; kind < QMI_OP_COUNT; kind++) {
         m->ops[kind].kind = (qmi_op_kind)kind;
         m->ops[kind].layer = 5;
