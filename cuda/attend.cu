@@ -227,16 +227,40 @@ static int32_t head_blocks(const qmi_op_attend *op, int32_t most)
     return (op->heads / op->kv_heads + most - 1) / most;
 }
 
-static bool has_kernels(const qmi_op_attend *op)
+static bool is_halves(const qmi_op_attend *op)
 {
-    return op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
+    return op->key_type == QMI_KV_F16 && op->value_type == QMI_KV_F16 && !op->rotate_keys && !op->rotate_values;
 }
 
-/* By the kernels for one row a sequence, which append, and turn their results back, themselves. With a window a row has two
- * splits at least. */
+/* Records of types but halves are read sixteen tokens at a time, which have to lie in one run. */
+static bool has_kernels(const qmi_op_attend *op)
+{
+    const bool size = op->head_size == 64 || op->head_size == 128 || op->head_size == 256;
+    return size && (is_halves(op) || op->page_tokens % 16 == 0);
+}
+
+/* How the kernel for one row a sequence takes keys and values; -1: not at all. It appends, and turns results back, itself. With a
+ * window a row has two splits at least. */
+static int decode_taken(const cuda_run *run, const qmi_op_attend *op)
+{
+    const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized;
+    if (!run->single || !has_kernels(op))
+        return -1;
+    if (op->window && 2 * (int64_t)run->rows * op->heads > ATTEND_PARTIALS)
+        return -1;
+    if (op->window)
+        return op->key_type == QMI_KV_Q2 && op->value_type == QMI_KV_Q2 ? ATTEND_GROUPS : ATTEND_WINDOW;
+    if (is_halves(op))
+        return ATTEND_HALVES;
+    const int taken = codes ? ATTEND_CODES : ATTEND_RECORDS;
+    const bool fits = op->key_offset % 16 == 0 && op->value_offset % 16 == 0 &&
+                      attend_decode_fits(taken, op->head_size, run->shared_most);
+    return fits ? taken : -1;
+}
+
 static bool is_decode(const cuda_run *run, const qmi_op_attend *op)
 {
-    return run->single && has_kernels(op) && (!op->window || 2 * (int64_t)run->rows * op->heads <= ATTEND_PARTIALS);
+    return decode_taken(run, op) >= 0;
 }
 
 static attend_arguments arguments_of(const cuda_run *run, const qmi_op_attend *op)
@@ -331,23 +355,21 @@ static int32_t window_splits(const cuda_run *run, const qmi_op_attend *op)
 
 static void attend(const cuda_run *run, const qmi_op_attend *op, attend_arguments a)
 {
-    const bool halves = op->key_type == QMI_KV_F16 && op->value_type == QMI_KV_F16 && !op->rotate_keys && !op->rotate_values;
-    const int taken = op->window ? ATTEND_WINDOW : halves ? ATTEND_HALVES : ATTEND_ANY;
+    const int taken = decode_taken(run, op);
     a.gated = a.gated && !turns_back_later(run, op);
     if (!has_kernels(op)) {
         cuda_launch(run, dim3(a.rows, a.heads), THREADS, (a.correction ? 2 : 1) * sizeof(float) * (size_t)a.head_size, attend_any,
                     a);
         return;
     }
-    if (is_decode(run, op)) {
-        const bool codes = qmi_kv_formats[op->key_type].quantized && qmi_kv_formats[op->value_type].quantized && !op->window &&
-                           op->page_tokens % 16 == 0 && op->key_offset % 16 == 0 && op->value_offset % 16 == 0;
+    if (taken >= 0) {
+        const bool several = taken == ATTEND_CODES || taken == ATTEND_GROUPS; /* blocks on a processor */
         a.window_splits = op->window ? window_splits(run, op) : 0;
-        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, codes ? attend_decode_resident() : 1, &a);
-        attend_decode(run, &a, codes ? ATTEND_CODES : taken);
+        share(run, op, (int64_t)a.rows * a.kv_heads * a.head_blocks, several ? attend_decode_resident() : 1, &a);
+        attend_decode(run, &a, taken);
     } else {
         share(run, op, attend_prefill_tiles(run, &a) * a.kv_heads * a.head_blocks, 1, &a);
-        attend_prefill(run, &a, taken);
+        attend_prefill(run, &a, op->window ? ATTEND_WINDOW : is_halves(op) ? ATTEND_HALVES : ATTEND_ANY);
     }
     if (a.splits > 1)
         cuda_launch(run, dim3(a.head_size / MERGED, a.heads, a.rows), THREADS, (size_t)a.splits * COLUMNS * sizeof(float4),

@@ -54,6 +54,7 @@ typedef struct attend_arguments {
 /* Head sizes 64, 128, 256. */
 void attend_decode(const cuda_run *run, const attend_arguments *a, int taken);
 void attend_prefill(const cuda_run *run, const attend_arguments *a, int taken);
+bool attend_decode_fits(int32_t taken, int32_t head_size, int32_t shared_most);
 int32_t attend_decode_heads(void);                           /* the most for block_heads */
 int32_t attend_decode_resident(void);                        /* blocks of codes that a processor has at a time */
 int32_t attend_prefill_heads(void);
@@ -67,12 +68,19 @@ static __device__ __forceinline__ int attend_warp(void)
     return __shfl_sync(~0u, (int)threadIdx.x / QMI_WARP, 0);
 }
 
-/* How a kernel takes stored keys and values: halves as they are, or any types (attend_types.cuh), which it finds in its
- * arguments; decode copies codes as they are, too, where both are quantized and sixteen tokens' records lie in one run. */
+/* How a kernel takes stored keys and values: halves as they are, or types (attend_types.cuh) that it finds in its arguments. Some
+ * copy records as they are, too, and unpack them in shared memory. */
 #define ATTEND_HALVES 0
 #define ATTEND_ANY 1
-#define ATTEND_CODES 2
-#define ATTEND_WINDOW 3 /* as ATTEND_ANY where tokens are packed; the latest ones are halves */
+#define ATTEND_CODES 2   /* both are quantized, and copied as they are */
+#define ATTEND_RECORDS 3 /* decode: any two types, copied as they are */
+#define ATTEND_WINDOW 4  /* as ATTEND_ANY where tokens are packed; the latest ones are halves */
+#define ATTEND_GROUPS 5  /* the same, both of q2: groups are copied as they are */
+
+static __device__ __forceinline__ constexpr bool attend_has_window(int taken)
+{
+    return taken == ATTEND_WINDOW || taken == ATTEND_GROUPS;
+}
 
 static __device__ __forceinline__ __half attend_half(float x)
 {

@@ -18,11 +18,18 @@
 #define RING_CODES 3 /* the same of codes, of which a chunk takes 4.25 KB then at most: two blocks fit into a processor, since */
 #define RESIDENT 2   /* unpacking takes the time of twice as many warps */
 #define RING_SHALLOW 2
+#define SUBS 4       /* chunks of a group of q2 */
+
+static __device__ __forceinline__ constexpr bool decode_unpacks(int taken)
+{
+    return taken == ATTEND_CODES || taken == ATTEND_RECORDS || taken == ATTEND_GROUPS;
+}
 
 template <int T, int D, int RING> struct decode_memory {
-    static constexpr int slot = T == ATTEND_CODES ? CHUNK * (D + D / 16) : CHUNK * D * 2; /* bytes; codes: q8_0's */
+    static constexpr int slot = T == ATTEND_CODES ? CHUNK * (D + D / 16) : T == ATTEND_RECORDS ? CHUNK * D * 4
+                              : T == ATTEND_GROUPS ? 20 * D : CHUNK * D * 2; /* bytes; codes: q8_0's, records: f32's */
     alignas(16) uint8_t ring[WARPS][RING][slot]; /* at the end each warp's part holds its out[HEADS][D + 4] */
-    __half unpacked[T == ATTEND_CODES ? WARPS : 1][T == ATTEND_CODES ? CHUNK * D : 8];
+    __half unpacked[decode_unpacks(T) ? WARPS : 1][decode_unpacks(T) ? CHUNK * D : 8];
     __half query[HEADS * D];
     __half fresh[2][D];                  /* the row's own key and value */
     float head[HEADS + 2][D];            /* queries, key, value */
@@ -36,6 +43,7 @@ template <int T, int D, int RING> struct decode_memory {
 struct decode_work {
     int row, split, kv_head, first_head, heads, position;
     int chunk, chunks_end; /* the split's */
+    int subs;              /* of 16 tokens each that they count as one */
     bool owns;             /* the row's position */
     bool packed;           /* its tokens are: always without a window */
 };
@@ -53,12 +61,14 @@ template <int T> static __device__ __forceinline__ decode_work decode_work_of(co
     w.heads = min(a.block_heads, a.group - first);
     int chunks = w.position / CHUNK + 1, from = 0, split = w.split, splits = a.splits;
     w.packed = true;
-    if (T == ATTEND_WINDOW) {
+    w.subs = 1;
+    if (attend_has_window(T)) {
         const int packed = attend_packed(a, w.position + 1) / CHUNK;
         splits -= a.window_splits;
         w.packed = split < splits;
+        w.subs = T == ATTEND_GROUPS && w.packed ? SUBS : 1;
         if (w.packed)
-            chunks = packed;
+            chunks = packed / w.subs;
         else {
             from = packed;
             split -= splits;
@@ -68,7 +78,7 @@ template <int T> static __device__ __forceinline__ decode_work decode_work_of(co
     const int each = max((chunks - from + splits - 1) / splits, WARPS);
     w.chunk = from + split * each;
     w.chunks_end = min(chunks, w.chunk + each);
-    w.owns = (T != ATTEND_WINDOW || !w.packed) && w.chunk < chunks && w.chunks_end == chunks;
+    w.owns = (!attend_has_window(T) || !w.packed) && w.chunk < chunks && w.chunks_end == chunks;
     return w;
 }
 
@@ -162,7 +172,7 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
         for (int k = 0; k < QUERIES; k++)
             attend_spread<D>(m->head[warp + k * WARPS], false, lane);
     }
-    const bool corrected = T == ATTEND_WINDOW && w.packed && a.correction;
+    const bool corrected = attend_has_window(T) && w.packed && a.correction;
 #pragma unroll
     for (int k = 0; k < QUERIES; k++)
 #pragma unroll
@@ -177,18 +187,18 @@ static __device__ __forceinline__ void decode_put_heads(const attend_arguments &
         }
     if (!w.owns || warp > 1)
         return;
-    const uint64_t to = T == ATTEND_WINDOW
+    const uint64_t to = attend_has_window(T)
                             ? attend_in_ring(a, a.step.sequences[w.row].next_state, warp == 1, w.kv_head, w.position)
                             : attend_address<T>(a, attend_place_of(a, pages, w.kv_head, w.position), warp == 1);
     if (T != ATTEND_HALVES && (warp == 0 ? a.rotate_keys : a.rotate_values))
         attend_spread<D>(m->head[KEY + warp], false, lane);
-    if (T != ATTEND_HALVES && T != ATTEND_WINDOW)
+    if (T != ATTEND_HALVES && !attend_has_window(T))
         attend_append_head(warp == 0 ? a.key_type : a.value_type, to, m->head[KEY + warp], D, appends, lane);
 #pragma unroll
     for (int i = 2 * lane; i < D; i += 2 * QMI_WARP) {
         const float2 x = *(const float2 *)(m->head[KEY + warp] + i);
         *(uint32_t *)(m->fresh[warp] + i) = attend_halves(x.x, x.y);
-        if ((T == ATTEND_HALVES || T == ATTEND_WINDOW) && appends)
+        if ((T == ATTEND_HALVES || attend_has_window(T)) && appends)
             *(uint32_t *)(to + 2 * i) = attend_halves(x.x, x.y);
     }
 }
@@ -202,7 +212,7 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     chip_let_next_start();
     const decode_work w = decode_work_of<T>(a);
     const uint64_t *pages = a.step.pages + a.step.sequences[w.row].page_first; /* one row a sequence: they have the same number */
-    if (T == ATTEND_WINDOW && a.packs)
+    if (attend_has_window(T) && a.packs)
         chip_wait_for_previous();
 
     /* Copies, in the order keys, values of this warp's chunks; a place in the ring each. Earlier tokens are not written in this
@@ -210,24 +220,35 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     const int parts = 2 * max((w.chunks_end - w.chunk - warp + WARPS - 1) / WARPS, 0);
     auto chunk_of = [&](int part) { return w.chunk + warp + (part >> 1) * WARPS; };
     auto place_of = [&](int part) {
-        const int token = min(chunk_of(part) * CHUNK + lane % CHUNK, w.packed ? w.position : max(w.position - 1, 0));
-        if (T == ATTEND_WINDOW)
+        const int token = min(chunk_of(part) * w.subs * CHUNK + lane % CHUNK, w.packed ? w.position : max(w.position - 1, 0));
+        if (attend_has_window(T))
             return attend_window_place(a, a.step.sequences[w.row], pages, w.kv_head, token, w.packed);
         return attend_place_of(a, pages, w.kv_head, token);
+    };
+    auto slot_of = [&](int slot) { /* of a tile of halves; with groups there is room for them elsewhere */
+        return T == ATTEND_GROUPS && slot == 0 ? m->unpacked[warp] : (__half *)m->ring[warp][T == ATTEND_GROUPS ? 0 : slot];
     };
     attend_place place = place_of(0), place_ahead = place_of(2);
     int ahead = 0, ahead_slot = 0;
     auto fetch = [&]() {
         if (ahead < parts) {
             const int real = w.position - chunk_of(ahead) * CHUNK;
-            if constexpr (T == ATTEND_CODES)
+            if constexpr (T == ATTEND_CODES || T == ATTEND_RECORDS)
                 attend_fetch_codes(m->ring[warp][ahead_slot],
                                    __shfl_sync(~0u, (unsigned long long)attend_address<T>(a, place, ahead & 1), 0),
                                    min(real, CHUNK) * (ahead & 1 ? a.value_bytes : a.key_bytes), lane);
             else if constexpr (T == ATTEND_WINDOW)
-                attend_window_fetch<D, CHUNK, CHUNK>(a, (__half *)m->ring[warp][ahead_slot], 0, place, w.packed, ahead & 1, real,
-                                                     lane);
-            else
+                attend_window_fetch<D, CHUNK, CHUNK>(a, slot_of(ahead_slot), 0, place, w.packed, ahead & 1, real, lane);
+            else if constexpr (T == ATTEND_GROUPS) {
+                const uint64_t page = __shfl_sync(~0u, (unsigned long long)place.page, 0);
+                if (!w.packed)
+                    attend_window_fetch<D, CHUNK, CHUNK>(a, slot_of(ahead_slot), 0, place, false, ahead & 1, real, lane);
+                else if (ahead & 1)
+                    attend_fetch_codes(m->ring[warp][ahead_slot],
+                                       attend_address<T>(a, attend_place{ page, w.kv_head * QMI_KV_GROUP }, true), 20 * D, lane);
+                else
+                    attend_copy_group<D, 16>(m->ring[warp][ahead_slot], attend_group_of(a, page, w.kv_head), 0, lane);
+            } else
                 attend_fetch<T, D, CHUNK, CHUNK>(a, (__half *)m->ring[warp][ahead_slot], 0, place, ahead & 1, real, lane);
         }
         if (ahead & 1) {
@@ -270,61 +291,100 @@ static __global__ void __launch_bounds__(WARPS * QMI_WARP) attend_decode_kernel(
     }
     const attend_offsets key_rows = attend_rows_first(lane), value_rows = attend_values_first(lane);
     float out[D / 16][4] = {}, largest[2] = { -INFINITY, -INFINITY }, sum[2] = { 0, 0 }; /* of heads 2 t, 2 t + 1 */
-    uint32_t weight[2] = { 0, 0 };
+    constexpr int subs_most = T == ATTEND_GROUPS ? SUBS : 1;
+    uint32_t weights[subs_most][2] = {};
     int slot = 0;
     for (int part = 0; part < parts; part++) {
-        __half *tile = T == ATTEND_CODES ? m->unpacked[warp] : (__half *)m->ring[warp][slot];
-        const int first = chunk_of(part) * CHUNK; /* token */
+        float s[subs_most][4];
         chip_copy_wait<RING - 2>();
         __syncwarp();                 /* all lanes have done the part before: its place is free */
         fetch();
-        if constexpr (T == ATTEND_CODES)
-            attend_unpack<D, CHUNK>(part & 1 ? a.value_type : a.key_type, tile, m->ring[warp][slot], w.position - first, lane);
-        if (first + CHUNK > w.position) { /* the row's own token */
-            const __half *from = m->fresh[part & 1];
-            for (int i = lane; i < D / 8; i += QMI_WARP)
-                *(uint4 *)(tile + attend_piece<CHUNK>(w.position - first, i)) = *(const uint4 *)(from + 8 * i);
-            __syncwarp();
+#pragma unroll 1
+        for (int sub = 0; sub < (subs_most == 1 ? 1 : w.subs); sub++) {
+            __half *tile = decode_unpacks(T) && w.packed ? m->unpacked[warp] : slot_of(slot);
+            const int first = (chunk_of(part) * w.subs + sub) * CHUNK; /* token */
+            if constexpr (T == ATTEND_CODES || T == ATTEND_RECORDS)
+                attend_unpack<D, CHUNK, CHUNK, T == ATTEND_RECORDS>(part & 1 ? a.value_type : a.key_type, tile, 0,
+                                                                    m->ring[warp][slot], w.position - first, lane);
+            if (T == ATTEND_GROUPS && w.packed) {
+                __syncwarp();
+                const uint8_t *raw = m->ring[warp][slot];
+                if (part & 1)
+                    attend_unpack_type<QMI_KV_Q2, D, CHUNK, CHUNK>(tile, 0, raw + sub * CHUNK * (5 * D / 16), CHUNK, lane);
+                else
+                    attend_unpack_group<D, CHUNK, CHUNK, true>(tile, 0, raw, raw + 16 * D, sub, lane);
+                __syncwarp();
+            }
+            if (first + CHUNK > w.position) { /* the row's own token */
+                const __half *from = m->fresh[part & 1];
+                for (int i = lane; i < D / 8; i += QMI_WARP)
+                    *(uint4 *)(tile + attend_piece<CHUNK>(w.position - first, i)) = *(const uint4 *)(from + 8 * i);
+                __syncwarp();
+            }
+            if (!(part & 1)) {
+                float score[2][4] = {};
+#pragma unroll
+                for (int i = 0; i < D / 16; i++) {
+                    uint32_t key[4];
+                    chip_load_matrices(key, tile + attend_offset<CHUNK>(key_rows, i));
+                    chip_mma_half(score[i & 1], key, query[i][0], query[i][1]);
+                }
+#pragma unroll
+                for (int i = 0; i < 4; i++) { /* tokens g, g + 8 */
+                    const float x = first + g + 8 * (i >> 1) <= w.position ? score[0][i] + score[1][i] : -INFINITY;
+#pragma unroll
+                    for (int k = 0; k < subs_most; k++)
+                        if (k >= sub) /* and of chunks that are not there */
+                            s[k][i] = k == sub ? x : -INFINITY;
+                }
+            } else {
+                uint32_t weight[2] = { weights[0][0], weights[0][1] };
+#pragma unroll
+                for (int k = 1; k < subs_most; k++)
+                    if (k == sub) {
+                        weight[0] = weights[k][0];
+                        weight[1] = weights[k][1];
+                    }
+#pragma unroll
+                for (int i = 0; i < D / 16; i++) {
+                    uint32_t value[4];
+                    chip_load_matrices_turned(value, tile + attend_offset<CHUNK>(value_rows, i));
+                    chip_mma_half(out[i], value, weight[0], weight[1]);
+                }
+            }
         }
         if (!(part & 1)) {
-            float score[2][4] = {};
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                uint32_t key[4];
-                chip_load_matrices(key, tile + attend_offset<CHUNK>(key_rows, i));
-                chip_mma_half(score[i & 1], key, query[i][0], query[i][1]);
-            }
-            float s[4], before[2];
-#pragma unroll
-            for (int i = 0; i < 4; i++) /* tokens g, g + 8 */
-                s[i] = first + g + 8 * (i >> 1) <= w.position ? score[0][i] + score[1][i] : -INFINITY;
+            float before[2];
 #pragma unroll
             for (int h = 0; h < 2; h++) {
-                float most = fmaxf(s[h], s[h + 2]);
+                float most = -INFINITY, added = 0;
+#pragma unroll
+                for (int k = 0; k < subs_most; k++)
+                    most = fmaxf(most, fmaxf(s[k][h], s[k][h + 2]));
 #pragma unroll
                 for (int o = 4; o < QMI_WARP; o *= 2)
                     most = fmaxf(most, __shfl_xor_sync(~0u, most, o));
                 most = fmaxf(most, largest[h]); /* a chunk has at least one token: finite */
                 before[h] = chip_exp2(largest[h] - most);
                 largest[h] = most;
-                s[h] = chip_exp2(s[h] - most);
-                s[h + 2] = chip_exp2(s[h + 2] - most);
-                sum[h] = sum[h] * before[h] + s[h] + s[h + 2]; /* of this lane's tokens */
+#pragma unroll
+                for (int k = 0; k < subs_most; k++) {
+                    s[k][h] = chip_exp2(s[k][h] - most);
+                    s[k][h + 2] = chip_exp2(s[k][h + 2] - most);
+                    added += s[k][h] + s[k][h + 2]; /* of this lane's tokens */
+                }
+                sum[h] = sum[h] * before[h] + added;
             }
-            weight[0] = chip_turn_matrix(attend_pair(s[0], s[1]));
-            weight[1] = chip_turn_matrix(attend_pair(s[2], s[3]));
+#pragma unroll
+            for (int k = 0; k < subs_most; k++) {
+                weights[k][0] = chip_turn_matrix(attend_pair(s[k][0], s[k][1]));
+                weights[k][1] = chip_turn_matrix(attend_pair(s[k][2], s[k][3]));
+            }
 #pragma unroll
             for (int i = 0; i < D / 16; i++)
 #pragma unroll
                 for (int j = 0; j < 4; j++)
                     out[i][j] *= before[j & 1];
-        } else {
-#pragma unroll
-            for (int i = 0; i < D / 16; i++) {
-                uint32_t value[4];
-                chip_load_matrices_turned(value, tile + attend_offset<CHUNK>(value_rows, i));
-                chip_mma_half(out[i], value, weight[0], weight[1]);
-            }
         }
         slot = slot + 1 == RING ? 0 : slot + 1;
     }
@@ -407,12 +467,17 @@ template <int T, int D, int RING> static void launch(const cuda_run *run, const 
                 attend_decode_kernel<T, D, RING>, *a);
 }
 
+/* The depth of the ring where blocks are few: it fills a processor, or half of it (RESIDENT). */
+static constexpr int deep_ring(int taken)
+{
+    return taken == ATTEND_HALVES ? RING_DEEP : taken == ATTEND_CODES ? RING_CODES : RING_SHALLOW;
+}
+
 template <int T, int D> static void launch_size(const cuda_run *run, const attend_arguments *a)
 {
-    /* The deep ring fills a processor; more blocks than processors are better off when several share one. */
+    /* More blocks than processors are better off when several share one. */
     const int64_t blocks = (int64_t)a->splits * a->kv_heads * a->head_blocks * a->rows;
-    constexpr int deep = T == ATTEND_CODES ? RING_CODES : RING_DEEP;
-    constexpr int resident = T == ATTEND_CODES ? RESIDENT : 1;
+    constexpr int deep = deep_ring(T), resident = T == ATTEND_CODES ? RESIDENT : 1;
     if ((int32_t)sizeof(decode_memory<T, D, deep>) <= run->shared_most && blocks <= resident * run->processors)
         launch<T, D, deep>(run, a);
     else
@@ -437,8 +502,16 @@ void attend_decode(const cuda_run *run, const attend_arguments *a, int taken)
         launch_type<ATTEND_CODES>(run, a);
     else if (taken == ATTEND_WINDOW)
         launch_type<ATTEND_WINDOW>(run, a);
+    else if (taken == ATTEND_GROUPS)
+        launch_type<ATTEND_GROUPS>(run, a);
     else
-        launch_type<ATTEND_ANY>(run, a);
+        launch_type<ATTEND_RECORDS>(run, a);
+}
+
+bool attend_decode_fits(int32_t taken, int32_t head_size, int32_t shared_most)
+{
+    return taken != ATTEND_RECORDS || head_size != 256 ||
+           (int32_t)sizeof(decode_memory<ATTEND_RECORDS, 256, RING_SHALLOW>) <= shared_most;
 }
 
 int32_t attend_decode_heads(void)
@@ -461,7 +534,7 @@ template <int T, int D, int RING> static cudaError_t set_up(int32_t shared_most)
 
 template <int T, int D> static cudaError_t set_up_size(int32_t shared_most)
 {
-    cudaError_t error = set_up<T, D, T == ATTEND_CODES ? RING_CODES : RING_DEEP>(shared_most);
+    cudaError_t error = set_up<T, D, deep_ring(T)>(shared_most);
     return error == cudaSuccess ? set_up<T, D, RING_SHALLOW>(shared_most) : error;
 }
 
@@ -470,7 +543,8 @@ cudaError_t attend_decode_setup(int32_t shared_most)
     cudaError_t (*const each[])(int32_t) = {
         set_up_size<ATTEND_HALVES, 64>, set_up_size<ATTEND_HALVES, 128>, set_up_size<ATTEND_HALVES, 256>,
         set_up_size<ATTEND_CODES, 64>, set_up_size<ATTEND_CODES, 128>, set_up_size<ATTEND_CODES, 256>,
-        set_up_size<ATTEND_ANY, 64>, set_up_size<ATTEND_ANY, 128>, set_up_size<ATTEND_ANY, 256>,
+        set_up_size<ATTEND_RECORDS, 64>, set_up_size<ATTEND_RECORDS, 128>, set_up_size<ATTEND_RECORDS, 256>,
+        set_up_size<ATTEND_GROUPS, 64>, set_up_size<ATTEND_GROUPS, 128>, set_up_size<ATTEND_GROUPS, 256>,
         set_up_size<ATTEND_WINDOW, 64>, set_up_size<ATTEND_WINDOW, 128>, set_up_size<ATTEND_WINDOW, 256>,
     };
     cudaError_t error = cudaSuccess;

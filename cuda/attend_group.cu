@@ -20,6 +20,24 @@ template <int D> struct group_memory {
     __half query[PAIRS * D], keys[2][TOKENS * D], values[2][TOKENS * D];
 };
 
+#define OWN (TOKENS / WARPS) /* tokens of a step that a warp copies */
+
+/* Codes are copied as they are, behind the tiles, and unpacked from there a step later: so many bytes of a warp's tokens. */
+static __host__ __device__ inline int32_t group_key_room(const attend_arguments &a)
+{
+    return a.key_type == QMI_KV_Q2 ? (OWN + 4) * a.head_size : OWN * a.key_bytes;
+}
+
+static __host__ __device__ inline int32_t group_value_room(const attend_arguments &a)
+{
+    return OWN * a.value_bytes;
+}
+
+static __device__ __forceinline__ constexpr bool group_stages(int taken)
+{
+    return taken == ATTEND_CODES || taken == ATTEND_GROUPS;
+}
+
 static bool built; /* for sm_90a: set by attend_group_setup */
 
 #if CHIP_HAS_GROUPS
@@ -56,7 +74,7 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
     __shared__ prefill_work work;
     __shared__ bool found;
     memory *m = (memory *)(unaligned + ((ALIGN - ((uintptr_t)unaligned & (ALIGN - 1))) & (ALIGN - 1)));
-    constexpr int own = TOKENS / WARPS; /* tokens of a step that a warp copies */
+    constexpr int own = OWN;
     static_assert(BATCH * WARPS * D * sizeof(float) <= sizeof m->keys[1] + sizeof m->values[0], "queries on their way");
     const int warp = attend_warp(), lane = threadIdx.x % QMI_WARP, g = lane >> 2, t = lane & 3;
     chip_let_next_start();
@@ -79,13 +97,42 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
     }
     auto place_of = [&](int step) { return prefill_place<T>(a, w, step, warp * own + lane % own); };
     attend_place key_place = place_of(w.step), value_place = key_place;
+    uint8_t *const raw_keys = (uint8_t *)(m + 1) + warp * group_key_room(a);
+    uint8_t *const raw_values = (uint8_t *)(m + 1) + WARPS * group_key_room(a) + warp * group_value_room(a);
+    auto stage = [&](attend_place place, bool value, int step) {
+        const attend_place first = { (uint64_t)__shfl_sync(~0u, (unsigned long long)place.page, 0),
+                                     __shfl_sync(~0u, place.record, 0) };
+        const int real = min(w.last + 1 - prefill_token<T>(w, step) - warp * own, own);
+        if (T == ATTEND_GROUPS && !value)
+            attend_copy_group<D, own>(raw_keys, attend_group_of(a, first.page, w.kv_head), warp * own, lane);
+        else if (real > 0)
+            attend_fetch_codes(value ? raw_values : raw_keys, attend_address<ATTEND_ANY>(a, first, value),
+                               real * (value ? a.value_bytes : a.key_bytes), lane);
+    };
+    auto settle = [&](bool value, int step) { /* what was staged, in its tile */
+        __half *tile = value ? m->values[(step - w.step) & 1] : m->keys[(step - w.step) & 1];
+        const int real = w.last + 1 - prefill_token<T>(w, step) - warp * own;
+        if (!group_stages(T) || step >= w.steps_end || !prefill_packed<T>(w, step))
+            return;
+        if (T == ATTEND_GROUPS && !value)
+            attend_unpack_group<D, TOKENS, own, true>(tile, warp * own, raw_keys, raw_keys + own * D, warp * own / 16, lane);
+        else if (T == ATTEND_GROUPS)
+            attend_unpack_type<QMI_KV_Q2, D, TOKENS, own>(tile, warp * own, raw_values, real, lane);
+        else
+            attend_unpack<D, TOKENS, own, false>(value ? a.value_type : a.key_type, tile, warp * own,
+                                                 value ? raw_values : raw_keys, real, lane);
+    };
     auto fetch_keys = [&](int step) { /* and where the next ones are */
-        if (step < w.steps_end)
+        if (step < w.steps_end && group_stages(T) && prefill_packed<T>(w, step))
+            stage(key_place, false, step);
+        else if (step < w.steps_end)
             prefill_fetch<T, D, own>(a, w, m->keys[(step - w.step) & 1], step, warp * own, key_place, false, lane);
         key_place = place_of(step + 1);
     };
     auto fetch_values = [&](int step) {
-        if (step < w.steps_end)
+        if (step < w.steps_end && group_stages(T) && prefill_packed<T>(w, step))
+            stage(value_place, true, step);
+        else if (step < w.steps_end)
             prefill_fetch<T, D, own>(a, w, m->values[(step - w.step) & 1], step, warp * own, value_place, true, lane);
         value_place = place_of(step + 1);
     };
@@ -93,7 +140,7 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
     chip_copy_commit();
 
     const int pairs = w.rows * w.heads, first_pair = 16 * warp, group_pair = first_pair & ~63;
-    const bool prepared = T == ATTEND_WINDOW && a.correction; /* two bases: the second one comes where packed tokens end */
+    const bool prepared = attend_has_window(T) && a.correction; /* two bases: the second one comes where packed tokens end */
     if (prepared)
         prefill_prepared<D, PAIRS>(a, w, m->query, w.step < w.packed, first_pair, lane);
     else if (first_pair < pairs)
@@ -114,6 +161,8 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
     };
 
     chip_copy_wait<0>();
+    __syncwarp();
+    settle(false, w.step);
     chip_group_publish();
     __syncthreads();
     fetch_keys(w.step + 1);
@@ -134,6 +183,9 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
             chip_copy_commit();
         }
         chip_copy_wait<0>();
+        __syncwarp();
+        settle(false, step + 1);
+        settle(true, step);
         chip_group_publish();
         __syncthreads(); /* the step's values and the next keys are there; its keys and the values before it are done with */
         fetch_keys(step + 2);
@@ -175,7 +227,8 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
 /* ---- launching ---- */
 template <int T, int D> static void launch(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
-    cuda_launch(run, blocks, THREADS, sizeof(group_memory<D>) + ALIGN, attend_group_kernel<T, D>, *a);
+    const int32_t staged = group_stages(T) ? WARPS * (group_key_room(*a) + group_value_room(*a)) : 0;
+    cuda_launch(run, blocks, THREADS, sizeof(group_memory<D>) + ALIGN + staged, attend_group_kernel<T, D>, *a);
 }
 
 template <int T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
@@ -188,30 +241,44 @@ template <int T> static void launch_type(const cuda_run *run, const attend_argum
         launch<T, 256>(run, a, blocks);
 }
 
+/* Codes of both go through shared memory where they fit behind the tiles (q8_0's of heads of 256 do not), and a step's lie in one
+ * page. */
+static int group_taken(const cuda_run *run, const attend_arguments *a, int taken)
+{
+    const int32_t room = run->shared_most - (int32_t)sizeof(group_memory<256>) - SHARED_MORE;
+    const bool codes = qmi_kv_formats[a->key_type].quantized && qmi_kv_formats[a->value_type].quantized;
+    if (!codes || WARPS * (group_key_room(*a) + group_value_room(*a)) > room || a->key_offset % 16 || a->value_offset % 16)
+        return taken;
+    if (taken == ATTEND_WINDOW)
+        return a->key_type == QMI_KV_Q2 && a->value_type == QMI_KV_Q2 ? ATTEND_GROUPS : taken;
+    return taken == ATTEND_ANY && a->page_tokens % TOKENS == 0 ? ATTEND_CODES : taken;
+}
+
 bool attend_group(const cuda_run *run, const attend_arguments *a, int taken, uint32_t blocks)
 {
     if (!built || run->capability != CAPABILITY || (int32_t)sizeof(group_memory<256>) + SHARED_MORE > run->shared_most)
         return false;
-    if (taken == ATTEND_HALVES)
-        launch_type<ATTEND_HALVES>(run, a, blocks);
-    else if (taken == ATTEND_WINDOW)
-        launch_type<ATTEND_WINDOW>(run, a, blocks);
-    else
-        launch_type<ATTEND_ANY>(run, a, blocks);
+    switch (group_taken(run, a, taken)) {
+    case ATTEND_HALVES: launch_type<ATTEND_HALVES>(run, a, blocks); break;
+    case ATTEND_CODES: launch_type<ATTEND_CODES>(run, a, blocks); break;
+    case ATTEND_GROUPS: launch_type<ATTEND_GROUPS>(run, a, blocks); break;
+    case ATTEND_WINDOW: launch_type<ATTEND_WINDOW>(run, a, blocks); break;
+    default: launch_type<ATTEND_ANY>(run, a, blocks); break;
+    }
     return true;
 }
 
 template <int T, int D> static cudaError_t set_up(int32_t shared_most)
 {
     struct cudaFuncAttributes attributes;
-    const int32_t bytes = (int32_t)sizeof(group_memory<D>) + ALIGN;
     cudaError_t error = cudaFuncGetAttributes(&attributes, attend_group_kernel<T, D>);
     if (error != cudaSuccess)
         return error;
-    if (!attributes.sharedSizeBytes || bytes > shared_most) /* a trap has no shared memory */
+    const int32_t own = (int32_t)attributes.sharedSizeBytes;
+    if (!own || (int32_t)sizeof(group_memory<D>) + ALIGN + own > shared_most) /* a trap has no shared memory */
         return cudaSuccess;
     built = true;
-    return cudaFuncSetAttribute(attend_group_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+    return cudaFuncSetAttribute(attend_group_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_most - own);
 }
 
 cudaError_t attend_group_setup(int32_t shared_most)
@@ -219,7 +286,9 @@ cudaError_t attend_group_setup(int32_t shared_most)
     cudaError_t (*const each[])(int32_t) = {
         set_up<ATTEND_HALVES, 64>, set_up<ATTEND_HALVES, 128>, set_up<ATTEND_HALVES, 256>,
         set_up<ATTEND_ANY, 64>, set_up<ATTEND_ANY, 128>, set_up<ATTEND_ANY, 256>,
+        set_up<ATTEND_CODES, 64>, set_up<ATTEND_CODES, 128>, set_up<ATTEND_CODES, 256>,
         set_up<ATTEND_WINDOW, 64>, set_up<ATTEND_WINDOW, 128>, set_up<ATTEND_WINDOW, 256>,
+        set_up<ATTEND_GROUPS, 64>, set_up<ATTEND_GROUPS, 128>, set_up<ATTEND_GROUPS, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)

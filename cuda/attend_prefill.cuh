@@ -49,7 +49,7 @@ struct prefill_work {
 
 template <int T> static __device__ __forceinline__ bool prefill_packed(const prefill_work &w, int step)
 {
-    return T != ATTEND_WINDOW || step < w.packed;
+    return !attend_has_window(T) || step < w.packed;
 }
 
 /* First token of a step. */
@@ -61,14 +61,14 @@ template <int T> static __device__ __forceinline__ int prefill_token(const prefi
 /* Steps up to the one that has the token at a position. */
 template <int T> static __device__ __forceinline__ int prefill_steps(const prefill_work &w, int position)
 {
-    return position / TOKENS + 1 + (T == ATTEND_WINDOW ? w.back : 0);
+    return position / TOKENS + 1 + (attend_has_window(T) ? w.back : 0);
 }
 
 /* The position that limits what a row at `position` sees in a step; -1: nothing. */
 template <int T>
 static __device__ __forceinline__ int prefill_limit(const attend_arguments &a, const prefill_work &w, int position, int step)
 {
-    if (T != ATTEND_WINDOW)
+    if (!attend_has_window(T))
         return position;
     const bool packed = prefill_packed<T>(w, step);
     return packed == (prefill_token<T>(w, step) < attend_packed(a, position + 1)) ? position : -1;
@@ -79,7 +79,7 @@ template <int T>
 static __device__ __forceinline__ attend_place prefill_place(const attend_arguments &a, const prefill_work &w, int step,
                                                              int token)
 {
-    if (T != ATTEND_WINDOW)
+    if (!attend_has_window(T))
         return attend_place_of(a, w.pages, w.kv_head, min(step * TOKENS + token, w.last));
     return attend_window_place(a, w.sequence, w.pages, w.kv_head, min(prefill_token<T>(w, step) + token, w.last),
                                prefill_packed<T>(w, step));
@@ -90,10 +90,10 @@ static __device__ __forceinline__ void prefill_fetch(const attend_arguments &a, 
                                                      int first, attend_place place, bool value, int lane)
 {
     const int real = w.last + 1 - prefill_token<T>(w, step) - first;
-    if constexpr (T == ATTEND_WINDOW)
+    if constexpr (attend_has_window(T))
         attend_window_fetch<D, TOKENS, COUNT>(a, tile, first, place, prefill_packed<T>(w, step), value, real, lane);
     else
-        attend_fetch<T, D, TOKENS, COUNT>(a, tile, first, place, value, real, lane);
+        attend_fetch<T == ATTEND_HALVES ? T : ATTEND_ANY, D, TOKENS, COUNT>(a, tile, first, place, value, real, lane);
 }
 
 /* False: nothing. The tiles of a sequence come in descending order: the last ones see most tokens. */
@@ -113,7 +113,7 @@ static __device__ __forceinline__ bool prefill_work_of(const attend_arguments &a
     w->last = w->position + w->rows - 1;
     w->pages = a.step.pages + s.page_first;
     w->sequence = s;
-    if (T == ATTEND_WINDOW) {
+    if (attend_has_window(T)) {
         w->packed = attend_packed(a, w->last + 1) / TOKENS;
         w->back = w->packed - attend_packed(a, w->position + 1) / TOKENS;
     }

@@ -26,6 +26,13 @@ static __device__ __forceinline__ constexpr int attend_bits(int type)
     return type == QMI_KV_Q8_0 ? 8 : type == QMI_KV_Q6 ? 6 : type == QMI_KV_Q5 ? 5 : type == QMI_KV_Q2 ? 2 : 4;
 }
 
+/* Of a head of whole blocks. */
+static __device__ __forceinline__ constexpr int attend_record_bytes(int type, int size)
+{
+    return attend_quantized(type) ? size / QMI_KV_BLOCK * (attend_low(type) + attend_high(type) + 2)
+         : type == QMI_KV_F32 ? 4 * size : 2 * size;
+}
+
 static __device__ __forceinline__ float attend_bfloat(uint32_t bits)
 {
     return __uint_as_float(bits << 16);
@@ -282,69 +289,103 @@ static __device__ __forceinline__ uint32_t attend_two_bits(uint32_t codes, int p
     return place < 3 ? codes << (4 - 2 * place) : codes >> 2;
 }
 
-/* Values 8 piece .. 8 piece + 7 of a record, as halves. */
-template <int TYPE, int D> static __device__ __forceinline__ uint4 attend_piece_of(uint64_t record, int piece)
+/* What values 8 piece .. 8 piece + 7 of a record are made of: loaded apart from unpacking, so that several are on their way. */
+struct attend_raw {
+    uint4 low, more; /* numbers or codes; f32: the other four numbers, q6 and q5: high bits */
+    __half scale;
+};
+
+template <int TYPE, int D> static __device__ __forceinline__ attend_raw attend_load(uint64_t record, int piece)
 {
     const uint8_t *bytes = (const uint8_t *)record;
-    if constexpr (TYPE == QMI_KV_F16)
-        return *(const uint4 *)(bytes + 16 * piece);
-    if constexpr (TYPE == QMI_KV_F32) {
-        const float4 a = ((const float4 *)bytes)[2 * piece], b = ((const float4 *)bytes)[2 * piece + 1];
-        return make_uint4(attend_halves(a.x, a.y), attend_halves(a.z, a.w), attend_halves(b.x, b.y), attend_halves(b.z, b.w));
+    constexpr int blocks = D / QMI_KV_BLOCK, low = attend_low(TYPE), high = attend_high(TYPE);
+    const int block = piece >> 2, quarter = piece & 3;
+    attend_raw raw = {};
+    if constexpr (!attend_quantized(TYPE)) {
+        raw.low = *(const uint4 *)(bytes + (TYPE == QMI_KV_F32 ? 32 : 16) * piece);
+        if constexpr (TYPE == QMI_KV_F32)
+            raw.more = *(const uint4 *)(bytes + 32 * piece + 16);
+        return raw;
     }
+    const int at = TYPE == QMI_KV_Q8_0 ? 8 * piece : low * block + (low == 16 ? 8 * (quarter & 1) : 0);
+    const uint2 c = attend_eight<D>(bytes + at);
+    raw.low.x = c.x;
+    raw.low.y = c.y;
+    if constexpr (TYPE == QMI_KV_Q6) {
+        const uint2 h = attend_eight<D>(bytes + blocks * low + 8 * block);
+        raw.more.x = h.x;
+        raw.more.y = h.y;
+    }
+    if constexpr (TYPE == QMI_KV_Q5)
+        raw.more.x = bytes[blocks * low + 4 * block + quarter];
+    raw.scale = *(const __half *)(bytes + blocks * (low + high) + 2 * block);
+    return raw;
+}
+
+/* As halves. */
+template <int TYPE> static __device__ __forceinline__ uint4 attend_unpacked(const attend_raw &raw, int piece)
+{
+    const int quarter = piece & 3;
+    if constexpr (TYPE == QMI_KV_F16)
+        return raw.low;
+    if constexpr (TYPE == QMI_KV_F32)
+        return make_uint4(attend_halves(__uint_as_float(raw.low.x), __uint_as_float(raw.low.y)),
+                          attend_halves(__uint_as_float(raw.low.z), __uint_as_float(raw.low.w)),
+                          attend_halves(__uint_as_float(raw.more.x), __uint_as_float(raw.more.y)),
+                          attend_halves(__uint_as_float(raw.more.z), __uint_as_float(raw.more.w)));
     if constexpr (TYPE == QMI_KV_BF16) {
-        const uint4 v = *(const uint4 *)(bytes + 16 * piece);
-        const uint32_t w[4] = { v.x, v.y, v.z, v.w };
+        const uint32_t w[4] = { raw.low.x, raw.low.y, raw.low.z, raw.low.w };
         uint32_t h[4];
 #pragma unroll
         for (int i = 0; i < 4; i++)
             h[i] = attend_halves(attend_bfloat(w[i] & 0xffff), attend_bfloat(w[i] >> 16));
         return make_uint4(h[0], h[1], h[2], h[3]);
     }
-    constexpr int blocks = D / QMI_KV_BLOCK, low = attend_low(TYPE), high = attend_high(TYPE);
-    const int block = piece >> 2, quarter = piece & 3;
-    const __half scale = *(const __half *)(bytes + blocks * (low + high) + 2 * block);
-    if constexpr (TYPE == QMI_KV_Q8_0) {
-        uint2 c = attend_eight<D>(bytes + 8 * piece);
-        return attend_scaled(make_uint2(c.x ^ 0x80808080u, c.y ^ 0x80808080u), 128, scale); /* bytes from -128 on */
-    }
+    uint2 c = make_uint2(raw.low.x, raw.low.y);
+    if constexpr (TYPE == QMI_KV_Q8_0)
+        return attend_scaled(make_uint2(c.x ^ 0x80808080u, c.y ^ 0x80808080u), 128, raw.scale); /* bytes from -128 on */
     if constexpr (TYPE == QMI_KV_Q2) {
-        const uint2 c = attend_eight<D>(bytes + 8 * block);
         const uint4 level = attend_levels(make_uint2(attend_two_bits(c.x, quarter), attend_two_bits(c.y, quarter)));
-        const uint32_t by = attend_pair(__half2float(scale), __half2float(scale));
+        const uint32_t by = attend_pair(__half2float(raw.scale), __half2float(raw.scale));
         return make_uint4(attend_multiply_add(level.x, by, 0), attend_multiply_add(level.y, by, 0),
                           attend_multiply_add(level.z, by, 0), attend_multiply_add(level.w, by, 0));
     }
-    uint2 c = attend_eight<D>(bytes + low * block + 8 * (quarter & 1));
     const int shift = 4 * (quarter >> 1);
     c = make_uint2(c.x >> shift & 0x0f0f0f0fu, c.y >> shift & 0x0f0f0f0fu);
     if constexpr (TYPE == QMI_KV_Q6) {
-        const uint2 h = attend_eight<D>(bytes + blocks * low + 8 * block);
-        c.x |= (h.x >> 2 * quarter & 0x03030303u) << 4;
-        c.y |= (h.y >> 2 * quarter & 0x03030303u) << 4;
+        c.x |= (raw.more.x >> 2 * quarter & 0x03030303u) << 4;
+        c.y |= (raw.more.y >> 2 * quarter & 0x03030303u) << 4;
     }
     if constexpr (TYPE == QMI_KV_Q5) {
-        const uint32_t h = bytes[blocks * low + 4 * block + quarter];
+        const uint32_t h = raw.more.x;
         c.x |= ((h & 1) | (h & 2) << 7 | (h & 4) << 14 | (h & 8) << 21) << 4;
         c.y |= ((h >> 4 & 1) | (h >> 4 & 2) << 7 | (h >> 4 & 4) << 14 | (h >> 4 & 8) << 21) << 4;
     }
-    return attend_scaled(c, 1 << (attend_bits(TYPE) - 1), scale);
+    return attend_scaled(c, 1 << (attend_bits(TYPE) - 1), raw.scale);
 }
 
+/* `first`: the record of the first of COUNT tokens, which lie one after the other. */
 template <int TYPE, int D, int ROWS, int COUNT>
-static __device__ __forceinline__ void attend_fetch_type(const attend_arguments &a, __half *tile, int first_row,
-                                                         attend_place place, bool value, int real, int lane)
+static __device__ __forceinline__ void attend_fetch_type(__half *tile, int first_row, uint64_t first, int real, int lane)
 {
-    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
-#pragma unroll 4
-    for (int i = 0; i < COUNT; i += together) {
-        const int row = i + lane / pieces, piece = lane % pieces;
-        const attend_place from = { (uint64_t)__shfl_sync(~0u, (unsigned long long)place.page, row),
-                                    __shfl_sync(~0u, place.record, row) };
-        uint4 x = make_uint4(0, 0, 0, 0);
-        if (row < real)
-            x = attend_piece_of<TYPE, D>(attend_address<ATTEND_ANY>(a, from, value), piece);
-        *(uint4 *)(tile + attend_piece<ROWS>(first_row + row, piece)) = x;
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces, bytes = attend_record_bytes(TYPE, D), deep = 4;
+    const int piece = lane % pieces;
+#pragma unroll 1
+    for (int from = 0; from < COUNT; from += deep * together) {
+        attend_raw raw[deep];
+#pragma unroll
+        for (int i = 0; i < deep; i++) {
+            const int row = from + i * together + lane / pieces;
+            if (i * together < COUNT && row < real)
+                raw[i] = attend_load<TYPE, D>(first + (uint64_t)(row * bytes), piece);
+        }
+#pragma unroll
+        for (int i = 0; i < deep; i++) {
+            const int row = from + i * together + lane / pieces;
+            if (i * together < COUNT)
+                *(uint4 *)(tile + attend_piece<ROWS>(first_row + row, piece)) =
+                    row < real ? attend_unpacked<TYPE>(raw[i], piece) : make_uint4(0, 0, 0, 0);
+        }
     }
 }
 
@@ -362,28 +403,35 @@ static __device__ __forceinline__ void attend_fetch_halves(__half *tile, int fir
     }
 }
 
-/* COUNT (8 or 16) tokens of a group of keys of q2, from its token `token` on, to rows first_row ...; a warp together. */
-template <int D, int ROWS, int COUNT>
-static __device__ __forceinline__ void attend_fetch_group(__half *tile, int first_row, const uint8_t *group, int token, int lane)
+/* Where a group's channel has its codes among the others': in shared memory so that eight lanes load from different banks. */
+template <bool SHARED> static __device__ __forceinline__ int attend_channel(int channel)
 {
-    constexpr int pieces = D / 8, together = QMI_WARP / pieces, words = COUNT / 4;
+    return SHARED ? channel ^ (channel >> 3 & 7) : channel;
+}
+
+/* COUNT (8 or 16) tokens of a group of keys of q2 to rows first_row ...; a warp together. Their codes lie at `place` (0 .. 3) of
+ * the first COUNT bytes that a channel has behind `codes`. */
+template <int D, int ROWS, int COUNT, bool SHARED>
+static __device__ __forceinline__ void attend_unpack_group(__half *tile, int first_row, const uint8_t *codes,
+                                                           const uint8_t *scales, int place, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces, words = COUNT / 4, stride = SHARED ? COUNT : QMI_KV_GROUP / 4;
     const int piece = lane % pieces, own = lane / pieces; /* tokens own, own + together, ... */
-    const uint8_t *codes = group + 128 * piece + (token & 15);
-    const uint4 s = *(const uint4 *)(group + 16 * D + 16 * piece), z = *(const uint4 *)(group + 18 * D + 16 * piece);
+    const uint4 s = *(const uint4 *)(scales + 16 * piece), z = *(const uint4 *)(scales + 2 * D + 16 * piece);
     const uint32_t by[4] = { s.x, s.y, s.z, s.w }, centre[4] = { z.x, z.y, z.z, z.w };
     uint32_t channel[8][words];
 #pragma unroll
     for (int i = 0; i < 8; i++) {
         if constexpr (COUNT == 16) {
-            const uint4 c = *(const uint4 *)(codes + 16 * i);
+            const uint4 c = *(const uint4 *)(codes + stride * attend_channel<SHARED>(8 * piece + i));
             channel[i][0] = c.x, channel[i][1] = c.y, channel[i][2] = c.z, channel[i][3] = c.w;
         } else {
-            const uint2 c = *(const uint2 *)(codes + 16 * i);
+            const uint2 c = *(const uint2 *)(codes + stride * attend_channel<SHARED>(8 * piece + i));
             channel[i][0] = c.x, channel[i][1] = c.y;
         }
 #pragma unroll
         for (int j = 0; j < words; j++)
-            channel[i][j] = attend_two_bits(channel[i][j], token >> 4);
+            channel[i][j] = attend_two_bits(channel[i][j], place);
     }
     const __half2 one = __floats2half2_rn(1, 1), base = __floats2half2_rn(-65.5f, -65.5f);
 #pragma unroll
@@ -403,7 +451,8 @@ static __device__ __forceinline__ void attend_fetch_group(__half *tile, int firs
 }
 
 /* Copies COUNT tokens of D values, of which the first `real` exist (the others: zeros), to rows first_row ... Lane r holds the
- * place of the first_row + r'th; a warp copies them all. Halves arrive like cp.async: wait for them. */
+ * place of the first_row + r'th; a warp copies them all. Of types but halves they lie one after the other. Halves arrive like
+ * cp.async: wait for them. */
 template <int T, int D, int ROWS, int COUNT>
 static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, __half *tile, int first_row, attend_place place,
                                                     bool value, int real, int lane)
@@ -412,15 +461,16 @@ static __device__ __forceinline__ void attend_fetch(const attend_arguments &a, _
     if constexpr (T == ATTEND_HALVES)
         attend_fetch_halves<D, ROWS, COUNT>(tile, first_row, attend_address<T>(a, place, value), real, lane);
     else {
+        const uint64_t own = attend_address<T>(a, place, value), first = __shfl_sync(~0u, (unsigned long long)own, 0);
         switch (value ? a.value_type : a.key_type) {
-        case QMI_KV_F32: attend_fetch_type<QMI_KV_F32, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_F16: attend_fetch_type<QMI_KV_F16, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_BF16: attend_fetch_type<QMI_KV_BF16, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_Q8_0: attend_fetch_type<QMI_KV_Q8_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_Q6: attend_fetch_type<QMI_KV_Q6, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_Q5: attend_fetch_type<QMI_KV_Q5, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        case QMI_KV_Q2: attend_fetch_type<QMI_KV_Q2, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
-        default: attend_fetch_type<QMI_KV_Q4_0, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane); break;
+        case QMI_KV_F32: attend_fetch_type<QMI_KV_F32, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_F16: attend_fetch_type<QMI_KV_F16, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_BF16: attend_fetch_type<QMI_KV_BF16, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_Q8_0: attend_fetch_type<QMI_KV_Q8_0, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_Q6: attend_fetch_type<QMI_KV_Q6, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_Q5: attend_fetch_type<QMI_KV_Q5, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        case QMI_KV_Q2: attend_fetch_type<QMI_KV_Q2, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
+        default: attend_fetch_type<QMI_KV_Q4_0, D, ROWS, COUNT>(tile, first_row, first, real, lane); break;
         }
     }
 }
@@ -435,32 +485,60 @@ static __device__ __forceinline__ void attend_fetch_codes(uint8_t *to_shared, ui
         *(uint32_t *)(to_shared + rest) = *(const uint32_t *)(from + rest);
 }
 
-template <int TYPE, int D, int ROWS>
-static __device__ __forceinline__ void attend_unpack_type(__half *tile, const uint8_t *records, int real, int lane)
+/* COUNT (8 or 16) tokens of a group of keys of q2, from its token `token` on: all channels' codes, then scales and centres. Wait
+ * for them like cp.async. */
+template <int D, int COUNT>
+static __device__ __forceinline__ void attend_copy_group(uint8_t *to_shared, const uint8_t *group, int token, int lane)
 {
-    constexpr int pieces = D / 8, together = QMI_WARP / pieces;
-    constexpr int bytes = D / QMI_KV_BLOCK * (attend_low(TYPE) + attend_high(TYPE) + 2);
+#pragma unroll
+    for (int i = 0; i < D; i += QMI_WARP) {
+        uint8_t *to = to_shared + COUNT * attend_channel<true>(i + lane);
+        const uint8_t *from = group + 16 * (i + lane) + (token & 15);
+        if (COUNT == 16)
+            chip_copy16(to, from, true);
+        else
+            chip_copy8(to, from, true);
+    }
+    for (int i = lane; i < D / 4; i += QMI_WARP)
+        chip_copy16(to_shared + COUNT * D + 16 * i, group + 16 * (D + i), true);
+}
+
+template <int TYPE, int D, int ROWS, int COUNT>
+static __device__ __forceinline__ void attend_unpack_type(__half *tile, int first_row, const uint8_t *records, int real, int lane)
+{
+    constexpr int pieces = D / 8, together = QMI_WARP / pieces, bytes = attend_record_bytes(TYPE, D);
 #pragma unroll 4 /* kernels' code is not in the processor's cache when a token's turn comes */
-    for (int i = 0; i < ROWS; i += together) {
+    for (int i = 0; i < COUNT; i += together) {
         const int row = i + lane / pieces, piece = lane % pieces;
         uint4 x = make_uint4(0, 0, 0, 0);
         if (row < real)
-            x = attend_piece_of<TYPE, D>((uint64_t)(records + row * bytes), piece);
-        *(uint4 *)(tile + attend_piece<ROWS>(row, piece)) = x;
+            x = attend_unpacked<TYPE>(attend_load<TYPE, D>((uint64_t)(records + row * bytes), piece), piece);
+        *(uint4 *)(tile + attend_piece<ROWS>(first_row + row, piece)) = x;
     }
 }
 
-/* Records in shared memory to a tile of halves; a warp together. */
-template <int D, int ROWS>
-static __device__ __forceinline__ void attend_unpack(int type, __half *tile, const uint8_t *records, int real, int lane)
+/* COUNT records in shared memory, of which the first `real` exist, to rows first_row ... of a tile of halves; a warp together.
+ * FLOATS: of types that are not quantized, too. */
+template <int D, int ROWS, int COUNT, bool FLOATS>
+static __device__ __forceinline__ void attend_unpack(int type, __half *tile, int first, const uint8_t *records, int real,
+                                                     int lane)
 {
-    switch (type) {
-    case QMI_KV_Q8_0: attend_unpack_type<QMI_KV_Q8_0, D, ROWS>(tile, records, real, lane); break;
-    case QMI_KV_Q6: attend_unpack_type<QMI_KV_Q6, D, ROWS>(tile, records, real, lane); break;
-    case QMI_KV_Q5: attend_unpack_type<QMI_KV_Q5, D, ROWS>(tile, records, real, lane); break;
-    case QMI_KV_Q2: attend_unpack_type<QMI_KV_Q2, D, ROWS>(tile, records, real, lane); break;
-    default: attend_unpack_type<QMI_KV_Q4_0, D, ROWS>(tile, records, real, lane); break;
-    }
+    if (FLOATS && type == QMI_KV_F32)
+        attend_unpack_type<QMI_KV_F32, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (FLOATS && type == QMI_KV_F16)
+        attend_unpack_type<QMI_KV_F16, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (FLOATS && type == QMI_KV_BF16)
+        attend_unpack_type<QMI_KV_BF16, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (type == QMI_KV_Q8_0)
+        attend_unpack_type<QMI_KV_Q8_0, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (type == QMI_KV_Q6)
+        attend_unpack_type<QMI_KV_Q6, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (type == QMI_KV_Q5)
+        attend_unpack_type<QMI_KV_Q5, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else if (type == QMI_KV_Q2)
+        attend_unpack_type<QMI_KV_Q2, D, ROWS, COUNT>(tile, first, records, real, lane);
+    else
+        attend_unpack_type<QMI_KV_Q4_0, D, ROWS, COUNT>(tile, first, records, real, lane);
     __syncwarp();
 }
 

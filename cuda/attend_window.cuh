@@ -80,8 +80,9 @@ static __device__ __forceinline__ void attend_window_fetch(const attend_argument
     } else if (!value && a.key_type == QMI_KV_Q2) {
         const int record = __shfl_sync(~0u, place.record, 0);
         const uint64_t page = __shfl_sync(~0u, (unsigned long long)place.page, 0);
-        attend_fetch_group<D, ROWS, COUNT>(tile, first_row, attend_group_of(a, page, record / QMI_KV_GROUP),
-                                           record % QMI_KV_GROUP, lane);
+        const uint8_t *group = attend_group_of(a, page, record / QMI_KV_GROUP);
+        attend_unpack_group<D, ROWS, COUNT, false>(tile, first_row, group + record % 16, group + 16 * D,
+                                                   record % QMI_KV_GROUP / 16, lane);
     } else
         attend_fetch<ATTEND_ANY, D, ROWS, COUNT>(a, tile, first_row, place, value, real, lane);
 }
