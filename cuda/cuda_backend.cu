@@ -362,12 +362,13 @@ extern "C" int64_t qmi_cuda_matrix_bytes(uint32_t *type, int64_t columns, int64_
 }
 
 /* Readers' memory on the card counts too while they have it; where little is left, smaller pieces do. */
-int32_t cuda_start_uploader(qmi_device *device, const qmi_os_map *files, int32_t file_count, cuda_uploader **out, int64_t *bytes)
+int32_t cuda_start_uploader(qmi_device *device, const cuda_upload_files *files, cuda_uploader **out, int64_t *bytes)
 {
     cuda_upload_settings settings = {};
     settings.device = device->index;
-    settings.maps = files;
-    settings.map_count = file_count;
+    settings.threads = files->threads;
+    settings.maps = files->list;
+    settings.map_count = files->count;
     settings.alloc = device->alloc;
     settings.piece = CUDA_UPLOAD_PIECE;
     int64_t staging = cuda_uploader_staging(&settings);
@@ -403,7 +404,8 @@ extern "C" int32_t qmi_cuda_upload_start(qmi_device *device, int64_t bytes, cons
     device->weights = (uint8_t *)weights;
     device->weights_bytes = bytes;
     device->weights_used = 0;
-    code = cuda_start_uploader(device, files, file_count, &device->uploader, &device->staging);
+    const cuda_upload_files from = { files, file_count, 0 };
+    code = cuda_start_uploader(device, &from, &device->uploader, &device->staging);
     return code < 0 ? code : cuda_lend_files(device, files, file_count);
 }
 

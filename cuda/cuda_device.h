@@ -97,8 +97,12 @@ int32_t cuda_take(qmi_device *device, int64_t bytes, const char *what, void **ou
 void cuda_give(qmi_device *device, void *address, int64_t bytes); /* NULL is fine */
 
 /* An uploader whose readers' memory fits the limit; *staging: their bytes, counted. */
-int32_t cuda_start_uploader(qmi_device *device, const qmi_os_map *files, int32_t file_count, cuda_uploader **out,
-                            int64_t *staging);
+typedef struct cuda_upload_files {
+    const qmi_os_map *list;
+    int32_t count, threads;    /* as in cuda_upload_settings */
+} cuda_upload_files;
+
+int32_t cuda_start_uploader(qmi_device *device, const cuda_upload_files *files, cuda_uploader **out, int64_t *staging);
 
 /* cuda_run.cu */
 int32_t cuda_run_open(qmi_device *device);

@@ -42,6 +42,8 @@ void cuda_help_close(qmi_device *device)
     (void)cudaFreeHost(help->words);
     if (help->asked)
         (void)cudaEventDestroy(help->asked);
+    cuda_give(device, help->own, help->own_bytes);
+    help->own = NULL;
     help->words = help->mapped = NULL;
     help->asked = NULL;
     help->bytes = 0;
@@ -50,7 +52,7 @@ void cuda_help_close(qmi_device *device)
 int32_t cuda_help_room(qmi_device *device, int32_t rows, const qmi_op_experts *op)
 {
     cuda_help *help = &device->help;
-    void *mapped = NULL;
+    void *mapped = NULL, *own = NULL;
     if (rows > help->table.rows)
         rows = help->table.rows;
     const int64_t width = line(rows * op->gate.columns * (int64_t)sizeof(float));
@@ -63,6 +65,10 @@ int32_t cuda_help_room(qmi_device *device, int32_t rows, const qmi_op_experts *o
     int32_t code = cuda_check(device, cudaHostAlloc((void **)&help->words, (size_t)bytes, cudaHostAllocMapped), "pinned memory");
     if (code >= 0)
         code = cuda_check(device, cudaHostGetDevicePointer(&mapped, help->words, 0), "mapping pinned memory");
+    if (code >= 0)
+        code = cuda_take(device, route, "routes to experts", &own);
+    help->own = (float *)own;
+    help->own_bytes = route;
     if (code >= 0)
         code = cuda_check(device, cudaEventCreateWithFlags(&help->asked, cudaEventDisableTiming), "making an event");
     if (code < 0) {
@@ -83,11 +89,26 @@ int32_t cuda_help_room(qmi_device *device, int32_t rows, const qmi_op_experts *o
 typedef struct ask_work {
     const float *hidden, *route;         /* [rows][columns], [rows][2 top + 1] */
     float *to_hidden, *to_route;
-    float *shared;                       /* [rows][3]: a route to the shared expert as the only one there is */
+    const int32_t *table;                /* of the cache: expert -> slot or -1; or NULL */
+    /* The card's own route: to the cache's slots, [rows][2 top + 1]; without, to the shared expert as the only one, [rows][3]. */
+    float *own;
     uint64_t *asked;
     uint32_t number;                     /* 0: the host waits for an event */
-    int32_t rows, columns, top;
+    int32_t rows, columns, top, slots;
 } ask_work;
+
+static __device__ void route_choice(const ask_work &work, int64_t row, int k)
+{
+    const int each = 2 * work.top + 1;
+    const int64_t at = row * each + k;
+    const float choice = work.route[at];
+    const int slot = work.table ? work.table[(int)choice] : -1;
+    work.to_route[at] = slot < 0 ? choice : -1 - choice;
+    if (work.table) {
+        work.own[at] = (float)(slot < 0 ? work.slots : slot);
+        work.own[at + work.top] = slot < 0 ? 0 : work.route[at + work.top];
+    }
+}
 
 static __global__ void __launch_bounds__(HELP_THREADS) ask_kernel(const __grid_constant__ ask_work work)
 {
@@ -102,12 +123,22 @@ static __global__ void __launch_bounds__(HELP_THREADS) ask_kernel(const __grid_c
         for (int64_t i = first; i < count; i += step)
             work.to_hidden[i] = work.hidden[i];
     const int each = 2 * work.top + 1;
-    for (int64_t i = first; i < (int64_t)work.rows * each; i += step)
+    for (int64_t i = first; i < (int64_t)work.rows * each; i += step) {
+        const int64_t row = i / each;
+        const int k = (int)(i - row * each);
+        if (k < work.top) {
+            route_choice(work, row, k);
+            continue;
+        }
         work.to_route[i] = work.route[i];
-    for (int64_t i = first; i < work.rows; i += step) {
-        work.shared[3 * i] = 0;
-        work.shared[3 * i + 1] = work.route[i * each + each - 1];
-        work.shared[3 * i + 2] = 0;
+        if (k < each - 1)
+            continue;
+        if (work.table)
+            work.own[i] = work.route[i];
+        else {
+            work.own[3 * row] = work.own[3 * row + 2] = 0;
+            work.own[3 * row + 1] = work.route[i];
+        }
     }
     if (work.number == 0)
         return;
@@ -155,6 +186,11 @@ static __global__ void __launch_bounds__(HELP_THREADS) add_kernel(const __grid_c
 
 /* ---- launches ---- */
 
+static const qmi_op_experts *op_of(const cuda_lent *lent, size_t k)
+{
+    return &lent->ops[lent->list[k].op].experts;
+}
+
 /* The shared expert as an op of one expert, which is chosen by all. */
 static qmi_op shared_op(const qmi_op_experts *op)
 {
@@ -169,54 +205,58 @@ static qmi_op shared_op(const qmi_op_experts *op)
     return alone;
 }
 
-static int64_t shared_scratch(const qmi_op_experts *op, int32_t rows)
+static int64_t op_scratch(const qmi_op *op, int32_t rows)
 {
-    const qmi_op alone = shared_op(op);
     const int32_t few = rows < CUDA_VECTOR_ROWS ? rows : CUDA_VECTOR_ROWS;
-    const int64_t vector = cuda_scratch_matvec(&alone, few), matrix = rows > few ? cuda_scratch_matmul(&alone, rows) : 0;
-    return op->shared_gate.data ? ((vector > matrix ? vector : matrix) + 255) / 256 * 256 : 0;
+    const int64_t vector = cuda_scratch_matvec(op, few), matrix = rows > few ? cuda_scratch_matmul(op, rows) : 0;
+    return vector > matrix ? vector : matrix;
 }
 
+/* Those of the cache have as many experts as there are, or fewer, and need no more than all of them. */
 int64_t cuda_help_scratch(const qmi_op_experts *op, int32_t rows)
 {
-    return shared_scratch(op, rows) + 3 * rows * (int64_t)sizeof(float);
+    const qmi_op alone = shared_op(op);
+    return op->shared_gate.data ? op_scratch(&alone, rows) : 0;
 }
 
-static const qmi_op_experts *op_of(const cuda_lent *lent, size_t k)
-{
-    return &lent->ops[lent->list[k].op].experts;
-}
-
-static float *shared_route(const cuda_run *run, const qmi_op_experts *op)
-{
-    return (float *)(run->scratch + shared_scratch(op, run->rows));
-}
-
-static void launch_ask(const qmi_device *device, const cuda_run *run, const qmi_op_experts *op, uint32_t number)
+static void launch_ask(const qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k, uint32_t number)
 {
     const cuda_help *help = &device->help;
+    const cuda_cache *cache = &lent->cache;
+    const qmi_op_experts *op = op_of(lent, k);
     uint8_t *mapped = (uint8_t *)help->mapped;
     const ask_work work = { cuda_slot(run, op->hidden), cuda_slot(run, op->route), (float *)(mapped + help->hidden),
-                            (float *)(mapped + help->route), shared_route(run, op), &help->mapped->asked, number, run->rows,
-                            (int32_t)op->gate.columns, op->top };
+                            (float *)(mapped + help->route), cache->ops ? cache->card_table + k * cache->experts : NULL,
+                            help->own, &help->mapped->asked, number, run->rows, (int32_t)op->gate.columns, op->top,
+                            cache->slots };
     const int32_t blocks = number ? 1 : run->rows < HELP_BLOCKS ? run->rows : HELP_BLOCKS;
     cuda_launch(run, dim3((uint32_t)blocks), dim3(HELP_THREADS), 0, ask_kernel, work);
 }
 
-static void launch_shared(const cuda_run *run, const qmi_op_experts *op)
+/* What the card computes itself. */
+static void launch_own(const qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k)
 {
-    const qmi_op alone = shared_op(op);
+    const cuda_cache *cache = &lent->cache;
+    const qmi_op_experts *op = op_of(lent, k);
+    qmi_op_experts part = *op;
     qmi_address slots[QMI_SLOTS_MAX];
     cuda_run own = *run;
-    if (!op->shared_gate.data)
+    if (cache->ops) {
+        part.gate = cache->ops[k].gate;
+        part.up = cache->ops[k].up;
+        part.down = cache->ops[k].down;
+    } else if (op->shared_gate.data) {
+        part = shared_op(op).experts;
+    } else {
         return;
+    }
     memcpy(slots, run->slots, sizeof slots);
-    slots[op->route] = (qmi_address)shared_route(run, op);
+    slots[op->route] = (qmi_address)device->help.own;
     own.slots = slots;
     if (run->rows <= CUDA_VECTOR_ROWS)
-        cuda_matvec_route_experts(&own, NULL, &alone.experts);
+        cuda_matvec_route_experts(&own, NULL, &part);
     else
-        cuda_matmul_experts(&own, &alone.experts);
+        cuda_matmul_experts(&own, &part);
 }
 
 static void launch_add(const qmi_device *device, const cuda_run *run, const qmi_op_experts *op, uint32_t number)
@@ -231,23 +271,40 @@ static void launch_add(const qmi_device *device, const cuda_run *run, const qmi_
 
 /* ---- the host's part ---- */
 
-static int32_t compute(const qmi_device *device, const cuda_lent *lent, size_t k, const qmi_program *program, int32_t rows,
+/* Whether the host has anything to compute. */
+static bool is_wanted(const float *route, int32_t rows, int32_t top)
+{
+    for (int32_t row = 0; row < rows; row++)
+        for (int32_t k = 0; k < top; k++)
+            if (route[row * (2 * top + 1) + k] >= 0)
+                return true;
+    return false;
+}
+
+static int32_t compute(const qmi_device *device, cuda_lent *lent, size_t k, const qmi_program *program, int32_t rows,
                        const int32_t *cancel)
 {
     const cuda_help *help = &device->help;
+    const qmi_op_experts *op = op_of(lent, k);
     uint8_t *host = (uint8_t *)help->words;
     const qmi_help question = { (const float *)(host + help->hidden), (const float *)(host + help->route),
                                 (float *)(host + help->out), rows, cancel };
+    if (lent->cache.ops)
+        cuda_cache_note(lent, k, question.route, rows, op->top);
+    if (!is_wanted(question.route, rows, op->top)) {
+        memset(question.out, 0, (size_t)(rows * op->down.rows) * sizeof *question.out);
+        return QM_OK;
+    }
     return help->table.compute(help->table.user, program, lent->list[k].op, &question);
 }
 
-int32_t cuda_help_now(qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k, const qmi_program *program,
+int32_t cuda_help_now(qmi_device *device, const cuda_run *run, cuda_lent *lent, size_t k, const qmi_program *program,
                       const int32_t *cancel)
 {
     const qmi_op_experts *op = op_of(lent, k);
-    launch_ask(device, run, op, 0);
+    launch_ask(device, run, lent, k, 0);
     int32_t code = cuda_check(device, cudaEventRecord(device->help.asked, run->stream), "an event");
-    launch_shared(run, op);
+    launch_own(device, run, lent, k);
     if (code >= 0)
         code = cuda_check(device, cudaEventSynchronize(device->help.asked), "computing");
     if (code >= 0)
@@ -260,8 +317,8 @@ int32_t cuda_help_now(qmi_device *device, const cuda_run *run, const cuda_lent *
 void cuda_help_record(qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k)
 {
     const qmi_op_experts *op = op_of(lent, k);
-    launch_ask(device, run, op, (uint32_t)k + 1);
-    launch_shared(run, op);
+    launch_ask(device, run, lent, k, (uint32_t)k + 1);
+    launch_own(device, run, lent, k);
     launch_add(device, run, op, (uint32_t)k + 1);
 }
 
@@ -303,7 +360,7 @@ static int32_t wait_asked(qmi_device *device, uint64_t number, const int32_t *ca
     }
 }
 
-int32_t cuda_help_serve(qmi_device *device, const cuda_lent *lent, const qmi_program *program, const qmi_batch *batch)
+int32_t cuda_help_serve(qmi_device *device, cuda_lent *lent, const qmi_program *program, const qmi_batch *batch)
 {
     cuda_help *help = &device->help;
     int32_t code = QM_OK;

@@ -40,17 +40,19 @@ typedef struct cuda_help {     /* of a device */
     cuda_help_words *mapped;   /* the same, as the card sees it */
     int64_t bytes;
     int64_t hidden, route, out; /* offsets */
+    float *own;                /* on the card: the route of what it computes itself */
+    int64_t own_bytes;
     cudaEvent_t asked;
     int64_t answers, computing_ns, waiting_ns; /* of recorded runs: for the host, and for the next question of a run */
 } cuda_help;
 
 int32_t cuda_help_room(qmi_device *device, int32_t rows, const qmi_op_experts *op);
 int64_t cuda_help_scratch(const qmi_op_experts *op, int32_t rows);
-int32_t cuda_help_now(qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k, const qmi_program *program,
+int32_t cuda_help_now(qmi_device *device, const cuda_run *run, cuda_lent *lent, size_t k, const qmi_program *program,
                       const int32_t *cancel);
 void cuda_help_record(qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k);
 void cuda_help_begin(qmi_device *device);
-int32_t cuda_help_serve(qmi_device *device, const cuda_lent *lent, const qmi_program *program, const qmi_batch *batch);
+int32_t cuda_help_serve(qmi_device *device, cuda_lent *lent, const qmi_program *program, const qmi_batch *batch);
 int32_t cuda_help_end(qmi_device *device);
 void cuda_help_log(const qmi_device *device);
 void cuda_help_close(qmi_device *device);

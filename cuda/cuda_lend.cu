@@ -77,6 +77,7 @@ static int32_t note_op(qmi_device *device, cuda_lent *lent, size_t i)
 
 void cuda_lend_forget(qmi_device *device, cuda_lent *lent)
 {
+    cuda_cache_free(device, &lent->cache);
     qmi_delete(&device->alloc, lent->ops);
     qmi_delete(&device->alloc, lent->list);
     memset(lent, 0, sizeof *lent);
@@ -128,6 +129,8 @@ int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, int32_
         code = make_rooms(device, most);
     for (size_t k = 0; k < lent->list_count && code >= 0; k++)
         code = cuda_help_room(device, rows, &lent->ops[lent->list[k].op].experts);
+    if (code >= 0 && device->help.table.compute)
+        code = cuda_cache_make(device, lent, device->help.table.cache_bytes);
     if (code < 0 || most == 0)
         cuda_lend_forget(device, lent);
     return code;
@@ -138,8 +141,15 @@ int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, int32_
 static int32_t start_uploader(qmi_device *device)
 {
     cuda_lender *lender = &device->lender;
-    return lender->uploader ? QM_OK : cuda_start_uploader(device, lender->files, lender->file_count, &lender->uploader,
-                                                          &lender->staging);
+    const cuda_upload_files from = { lender->files, lender->file_count, 0 };
+    return lender->uploader ? QM_OK : cuda_start_uploader(device, &from, &lender->uploader, &lender->staging);
+}
+
+int32_t cuda_lend_start_filler(qmi_device *device)
+{
+    cuda_lender *lender = &device->lender;
+    const cuda_upload_files from = { lender->files, lender->file_count, 1 };
+    return lender->filler ? QM_OK : cuda_start_uploader(device, &from, &lender->filler, &lender->filler_staging);
 }
 
 /* Op k's matrices begin to come. */
@@ -210,6 +220,7 @@ void cuda_lend_close(qmi_device *device)
 {
     cuda_lender *lender = &device->lender;
     cuda_uploader_abandon(&lender->uploader);
+    cuda_uploader_abandon(&lender->filler);
     for (int i = 0; i < CUDA_LEND_ROOMS; i++) {
         (void)cudaFree(lender->rooms[i]);
         if (lender->left[i])

@@ -12,6 +12,7 @@
 #ifndef QMI_CUDA_LEND_H
 #define QMI_CUDA_LEND_H
 
+#include "cuda_cache.h"
 #include "cuda_upload.h"
 
 #define CUDA_LEND_ROOMS 2
@@ -34,6 +35,7 @@ typedef struct cuda_lent {     /* of a program */
     size_t count;
     cuda_lent_op *list;        /* those that have some, in order */
     size_t list_count, list_capacity;
+    cuda_cache cache;
 } cuda_lent;
 
 typedef struct cuda_lender {   /* of a device */
@@ -43,6 +45,8 @@ typedef struct cuda_lender {   /* of a device */
     size_t count, capacity;
     cuda_uploader *uploader;   /* NULL: not started, or it failed */
     int64_t staging;
+    cuda_uploader *filler;     /* of caches: one reader, as the processors have enough to do */
+    int64_t filler_staging;
     uint8_t *rooms[CUDA_LEND_ROOMS];
     int64_t room_bytes;
     cudaEvent_t left[CUDA_LEND_ROOMS]; /* the op that had the room is over */
@@ -51,6 +55,7 @@ typedef struct cuda_lender {   /* of a device */
 int32_t cuda_lend_files(qmi_device *device, const qmi_os_map *files, int32_t count);
 int32_t cuda_lend_prepare(qmi_device *device, const qmi_program *program, int32_t rows, cuda_lent *lent);
 void cuda_lend_forget(qmi_device *device, cuda_lent *lent);
+int32_t cuda_lend_start_filler(qmi_device *device);
 int32_t cuda_lend_start(qmi_device *device, cuda_lent *lent);
 int32_t cuda_lend_arrive(qmi_device *device, const cuda_lent *lent, size_t k);
 int32_t cuda_lend_leave(qmi_device *device, size_t k);

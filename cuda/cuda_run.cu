@@ -690,11 +690,16 @@ extern "C" int32_t qmi_cuda_run(qmi_device *device, const qmi_program *program, 
     work.step_bytes = at.bytes;
     work.picks = batch->picks ? device->picks_mapped : NULL;
     work.circles = prepared->circles;
+    if (work.helped && (code = cuda_cache_begin(device, work.lent)) < 0)
+        return code;
     if (run.single && !device->profile && !device->no_graphs && (!work.lent || work.helped))
         code = is_cancelled(batch) ? QM_ERROR_CANCELLED : replay(device, &run, &work);
     else
         code = walk(device, &run, &work);
     if (work.lent && !work.helped)
         code = cuda_lend_end(device, code);
-    return finish(device, &run, &work, code);
+    code = finish(device, &run, &work, code);
+    if (code >= 0 && work.helped)
+        cuda_cache_end(device, work.lent);
+    return code;
 }

@@ -28,6 +28,7 @@ typedef struct upload_matrix {
     const qmi_os_map *map; /* that data lies in, or NULL */
     uint32_t type, card_type;
     int64_t columns, rows, row_bytes;
+    int64_t first;         /* of its rows, where they are a part of those on the card */
     uint8_t *to;
     qmi_cuda_planes planes;
     enum upload_way way;
@@ -135,7 +136,7 @@ static int32_t read_file(const upload_piece *piece, uint8_t *to)
     const upload_matrix *m = &piece->matrix;
     if (!m->data)
         return m->source.read(m->source.user, piece->first, piece->rows, to);
-    const uint8_t *from = m->data + piece->first * m->row_bytes;
+    const uint8_t *from = m->data + (piece->first - m->first) * m->row_bytes;
     const int64_t bytes = piece->rows * m->row_bytes;
     if (m->map)
         return qmi_os_map_read(m->map, from - m->map->data, to, bytes);
@@ -247,7 +248,7 @@ static bool take_piece(cuda_uploader *u, upload_piece *out)
             const upload_matrix *m = &u->matrices[u->next];
             const int64_t left = m->rows - u->next_row;
             out->matrix = *m;
-            out->first = u->next_row;
+            out->first = m->first + u->next_row;
             out->rows = left < m->piece_rows ? left : m->piece_rows;
             found = true;
             u->next_row += out->rows;
@@ -442,6 +443,7 @@ static int32_t append(cuda_uploader *u, const upload_matrix *matrix)
     return code;
 }
 
+/* m->rows: where they are not all. */
 static int32_t add(cuda_uploader *u, upload_matrix *m, uint32_t type, int64_t columns, int64_t rows, void *to)
 {
     if (rows <= 0)
@@ -449,7 +451,7 @@ static int32_t add(cuda_uploader *u, upload_matrix *m, uint32_t type, int64_t co
     m->type = type;
     m->card_type = qmi_cuda_type(type);
     m->columns = columns;
-    m->rows = rows;
+    m->rows = m->rows ? m->rows : rows;
     m->row_bytes = qmi_quant_row_bytes(type, columns);
     m->to = (uint8_t *)to;
     m->way = way_of(type, columns);
@@ -483,6 +485,25 @@ int32_t cuda_uploader_add_rows(cuda_uploader *u, const qmi_row_source *source, u
     upload_matrix m = {};
     m.source = *source;
     return add(u, &m, type, columns, rows, to);
+}
+
+int32_t cuda_uploader_add_part(cuda_uploader *u, const cuda_upload_part *part, uint32_t type, int64_t columns, int64_t rows,
+                               void *to)
+{
+    upload_matrix m = {};
+    m.data = (const uint8_t *)part->data;
+    m.map = map_of(&u->settings, m.data);
+    m.first = part->first;
+    m.rows = part->count;
+    return add(u, &m, type, columns, rows, to);
+}
+
+bool cuda_uploader_has_read(cuda_uploader *u)
+{
+    qmi_os_mutex_lock(u->mutex);
+    const bool read = u->code < 0 || u->done >= u->total;
+    qmi_os_mutex_unlock(u->mutex);
+    return read;
 }
 
 int32_t cuda_uploader_join(cuda_uploader *u, cudaStream_t stream)

@@ -51,6 +51,16 @@ int32_t cuda_uploader_finish(cuda_uploader **uploader, qm_progress_callback prog
 int32_t cuda_uploader_add_behind(cuda_uploader *uploader, cudaEvent_t after, const void *data, uint32_t type, int64_t columns,
                                  int64_t rows, void *to);
 int32_t cuda_uploader_join(cuda_uploader *uploader, cudaStream_t stream);
+bool cuda_uploader_has_read(cuda_uploader *uploader); /* all that was added, or it failed: a join would not wait */
+
+/* Some rows of a matrix: [first, first + count) of those on the card, of which `rows` are all. */
+typedef struct cuda_upload_part {
+    const void *data;       /* in the file, of its first row */
+    int64_t first, count;
+} cuda_upload_part;
+
+int32_t cuda_uploader_add_part(cuda_uploader *uploader, const cuda_upload_part *part, uint32_t type, int64_t columns,
+                               int64_t rows, void *to);
 
 /* For a caller that has failed elsewhere: ends what is under way, and frees as `finish` does. */
 void cuda_uploader_abandon(cuda_uploader **uploader);

@@ -64,7 +64,7 @@ for library in $backends; do
     fi
     echo "==> $kind: models"
     for model in tests/data/oracle/qwen3 tests/data/oracle/qwen3moe tests/data/oracle/qwen35 tests/data/oracle/qwen35moe \
-        tests/data/oracle/qwen3next tests/data/tiny/attention tests/data/tiny/hybrid; do
+        tests/data/oracle/qwen3next tests/data/tiny/attention tests/data/tiny/hybrid tests/data/tiny/experts; do
         check "$kind: $(basename $model)" "$build/tests/oracle" $model.gguf $model.expect.gguf --bound 5e-3 \
             --set device=cuda --set "cuda-library=$library"
     done
@@ -79,6 +79,9 @@ for library in $backends; do
     done
     check "$kind: qwen35moe with experts of two layers on the CPU" "$build/tests/oracle" tests/data/oracle/qwen35moe.gguf \
         tests/data/oracle/qwen35moe.expect.gguf --bound 5e-3 --set devices=cuda:0,cpu --set host-experts=2 \
+        --set "cuda-library=$library"
+    check "$kind: tiny experts of three layers on the CPU, some cached" "$build/tests/oracle" tests/data/tiny/experts.gguf \
+        tests/data/tiny/experts.expect.gguf --bound 5e-3 --set devices=cuda:0,cpu --set host-experts=3 --set expert-cache=200000 \
         --set "cuda-library=$library"
     check "$kind: the default model with experts of three layers on the CPU" "$build/tests/oracle" examples/model/qwenmoe-py.gguf \
         examples/model/heldout.expect.gguf --bound 1e-2 --set devices=cuda:0,cpu --set host-experts=3 --set "cuda-library=$library"

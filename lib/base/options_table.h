@@ -14,6 +14,8 @@ QMI_OPTION(SHARES, "shares", MODEL, TEXT, "", 0, 0, "",
            "how much of the work each of several devices does, as 3:1; empty: all alike, or as their memory allows")
 QMI_OPTION(HOST_EXPERTS, "host-experts", MODEL, INT, "-1", -1, 512, "",
            "last layers whose experts the last of several devices computes, and nothing else (cuda:0,cpu: experts in RAM); -1: as many as the others have no room for")
+QMI_OPTION(EXPERT_CACHE, "expert-cache", MODEL, INT, "0", -1, 1000000000000000, "",
+           "bytes of each card for experts of the host's memory that are chosen often; -1: three quarters of what is left of it; 0: none, and the same input gives the same bits")
 QMI_OPTION(EXCHANGE, "exchange", MODEL, CHOICE, "auto", 0, 0, "auto|peer|pinned|nccl|host",
            "how several devices sum what they have of a layer: peer (cards write into each other's memory), pinned (into the host's), nccl (the library), host (the CPU adds); auto: what is fastest here")
 QMI_OPTION(EXCHANGE_TIMEOUT, "exchange-timeout", MODEL, INT, "600", 1, 86400, "",

@@ -107,7 +107,7 @@ typedef struct experts_room {
     int32_t *start;         /* own [experts + 2]: where each expert's pairs begin; the shared expert is the last */
     int32_t *active;        /* own [experts + 1]: those that have pairs, ascending */
     int32_t *token;         /* own [pairs]: of each pair, sorted by expert and then by token */
-    int32_t *place;         /* own [n][top]: where the pair went */
+    int32_t *place;         /* own [n][top]: where the pair went; -1: its index is below 0, and there is none */
     float *gate, *up;       /* own [QMI_CPU_TOKENS][INNER_CHUNK] */
     float *down;            /* own [pairs][OUTER_CHUNK] */
 } experts_room;
@@ -148,8 +148,11 @@ static int32_t sort_pairs(const qmi_cpu_worker *w, const qmi_op_experts *op, exp
     int32_t experts = (int32_t)op->gate.count, n = w->batch->count, active = 0, *start = room->start;
     memset(start, 0, ((size_t)experts + 2) * sizeof *start);
     for (int32_t t = 0; t < n; t++)
-        for (int32_t k = 0; k < op->top; k++)
-            start[(int32_t)qmi_cpu_row(w, op->route, t)[k] + 1]++;
+        for (int32_t k = 0; k < op->top; k++) {
+            int32_t e = (int32_t)qmi_cpu_row(w, op->route, t)[k];
+            if (e >= 0)
+                start[e + 1]++;
+        }
     start[experts + 1] = op->shared_gate.data ? n : 0;
     for (int32_t e = 0; e <= experts; e++) {
         if (start[e + 1])
@@ -158,8 +161,9 @@ static int32_t sort_pairs(const qmi_cpu_worker *w, const qmi_op_experts *op, exp
     }
     for (int32_t t = 0; t < n; t++)
         for (int32_t k = 0; k < op->top; k++) {
-            int32_t place = start[(int32_t)qmi_cpu_row(w, op->route, t)[k]]++;
-            room->token[place] = t;
+            int32_t e = (int32_t)qmi_cpu_row(w, op->route, t)[k], place = e < 0 ? -1 : start[e]++;
+            if (place >= 0)
+                room->token[place] = t;
             room->place[t * op->top + k] = place;
         }
     for (int32_t e = experts; e > 0; e--) /* each start has moved to its end, which is the next one's beginning */
@@ -250,6 +254,8 @@ static void add_weighted(const qmi_cpu_worker *w, const qmi_op_experts *op, cons
             if (k == op->top && !op->shared_gate.data)
                 break;
             int32_t place = k < op->top ? room->place[t * op->top + k] : shared_start + t;
+            if (place < 0)
+                continue;
             const float *down = room->down + (int64_t)place * OUTER_CHUNK;
             for (int64_t r = 0; r < rows; r++)
                 sums[r] += weights[k] * down[r];

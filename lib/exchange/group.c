@@ -102,6 +102,7 @@ int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
     group->sharing = settings->sharing;
     group->sizes = settings->sizes;
     group->timeout_ns = settings->timeout_ns;
+    memcpy(group->cache_bytes, settings->cache_bytes, sizeof group->cache_bytes);
     group->count = settings->sharing.members;
     group->next = 4096; /* 0 is no address */
     for (int32_t i = 0; i < group->count; i++) {

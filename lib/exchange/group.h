@@ -20,6 +20,7 @@ typedef struct qmi_group_settings {
     qmi_sharing sharing;
     qmi_cut_sizes sizes;
     int64_t timeout_ns;                 /* of exchanges; < 0: none */
+    int64_t cache_bytes[QMI_RANKS_MAX]; /* by member: for experts of the host that are chosen often */
     const char *way;                    /* a way of the members' own to sum (backend/joint.h); "host": through its memory */
     bool way_needed;                    /* else the host's memory does where it can't be had */
     qmi_alloc alloc;

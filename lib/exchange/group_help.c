@@ -84,7 +84,7 @@ static int32_t copy_programs(qmi_group *group, group_program *program)
 
 int32_t qmi_group_help_start(qmi_group *group)
 {
-    const qmi_helper helper = { .compute = compute, .user = group, .rows = QMI_GROUP_HELP_ROWS, .timeout_ns = group->timeout_ns };
+    qmi_helper helper = { .compute = compute, .user = group, .rows = QMI_GROUP_HELP_ROWS, .timeout_ns = group->timeout_ns };
     if (!can_help(group))
         return QM_OK;
     int32_t code = qmi_os_mutex_new(&group->help_mutex);
@@ -92,6 +92,7 @@ int32_t qmi_group_help_start(qmi_group *group)
         code = copy_programs(group, &group->programs[i]);
     for (int32_t i = 0; i < group->sharing.stage_count && code >= 0; i++) {
         const group_member *card = &group->members[group->sharing.stages[i].member];
+        helper.cache_bytes = group->cache_bytes[group->sharing.stages[i].member];
         card->base.backend->set_helper(card->base.device, &helper);
     }
     group->helps = code >= 0;

@@ -1,5 +1,5 @@
-/* The group's host helps its cards (backend/helper.h): each card has its layers whole, and asks within its own run for experts that
- * stay in the host's memory. So a token needs no program of the group's for each layer, no messages and no sums. */
+/* The group's host helps its cards (backend/helper.h): each card has its layers whole, and asks within its own run for experts
+ * that stay in the host's memory. So a token needs no program of the group's for each layer, no messages and no sums. */
 #ifndef QMI_EXCHANGE_GROUP_HELP_H
 #define QMI_EXCHANGE_GROUP_HELP_H
 

@@ -116,6 +116,8 @@ static int32_t count_weights(maker *m, int32_t index)
             member->copied += qmi_slice_bytes(list.list[i]);
     }
     member->lent = device->mapped ? 0 : count_lent(m, index, &list, held);
+    const int64_t cache = qmi_settings_int(m->question->settings, QMI_OPT_EXPERT_CACHE);
+    member->cache = member->lent > 0 && cache > 0 ? cache : 0;
     qmi_slices_free(&list, m->alloc);
     return code;
 }
@@ -224,7 +226,8 @@ static void sum_member(const maker *m, int32_t index)
     qmi_member_plan *member = &m->out->members[index];
     member->checkpoints = m->out->checkpoints * checkpoint_bytes(m, index);
     member->total = member->vectors + member->kv + member->state + member->checkpoints + member->workspace + member->scratch +
-                    member->fixed + member->lent + (m->question->devices[index].mapped ? member->copied : member->weights);
+                    member->fixed + member->lent + member->cache +
+                    (m->question->devices[index].mapped ? member->copied : member->weights);
 }
 
 static int32_t set_chunk(maker *m, int32_t chunk)
@@ -293,6 +296,18 @@ static void choose_checkpoints(maker *m)
         sum_member(m, i);
 }
 
+static void choose_caches(maker *m)
+{
+    if (qmi_settings_int(m->question->settings, QMI_OPT_EXPERT_CACHE) >= 0)
+        return;
+    for (int32_t i = 0; i < m->out->count; i++) {
+        qmi_member_plan *member = &m->out->members[i];
+        if (member->lent > 0 && member->available >= 0)
+            member->cache = (member->available - member->total) / 4 * 3;
+        sum_member(m, i);
+    }
+}
+
 static void explain(maker *m)
 {
     for (int32_t i = 0; i < m->out->count; i++) {
@@ -322,10 +337,12 @@ int32_t qmi_group_plan_make(const qmi_group_question *question, const qmi_alloc 
         code = count_fixed(m);
     if (code >= 0)
         code = choose_chunk(m);
-    if (code >= 0 && out->fits)
+    if (code >= 0 && out->fits) {
         choose_checkpoints(m);
-    else if (code >= 0)
+        choose_caches(m);
+    } else if (code >= 0) {
         explain(m);
+    }
     if (code >= 0)
         code = qmi_predict(&m->cuts[0], question->sharing, question->devices, question->rates, alloc, out);
     for (int32_t i = 0; i < m->cut_count; i++)

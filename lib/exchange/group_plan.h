@@ -14,6 +14,7 @@ typedef struct qmi_member_plan {
     int64_t weights;          /* matrices as they lie on the device */
     int64_t copied;           /* of them, where weights are used in the mapped file: what is gathered from it */
     int64_t lent;             /* room for experts that come from the host's memory for batches of many rows */
+    int64_t cache;            /* for experts of the host that are chosen often: as option expert-cache says */
     int64_t vectors, kv, state, checkpoints, workspace, scratch, fixed;
     int64_t total;            /* what has to be free: not what is used where the file is mapped */
     int64_t available;        /* -1: unknown */

@@ -30,7 +30,7 @@ static void put_member(qmi_print *w, const qmi_member_plan *member, const char *
         snprintf(has, sizeof has, "%.1f", mib(member->available));
     qmi_put(w, "  %-12s %-18s %9.1f %9.1f %9.1f %9.1f %9.1f %9.1f %9s %9.1f %5d %6d\n", name, layers, mib(member->weights),
             mib(member->kv), mib(member->state), mib(member->checkpoints),
-            mib(member->workspace + member->scratch + member->fixed + member->lent), mib(member->total), has,
+            mib(member->workspace + member->scratch + member->fixed + member->lent + member->cache), mib(member->total), has,
             (double)member->token_bytes / 1e6, member->runs, member->exchanges);
 }
 

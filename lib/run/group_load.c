@@ -534,11 +534,13 @@ static int32_t open_group(opener *o)
     if (code < 0)
         return code;
     adopt_plan(model, &model->group->plan);
-    const qmi_group_settings group = { .members = o->members, .sharing = model->group->sharing,
-                                       .sizes = qmi_group_plan_sizes(&model->plan),
-                                       .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * SECOND_NS,
-                                       .way = model->group->way, .way_needed = model->group->way_needed,
-                                       .alloc = *alloc, .log = model->settings.log };
+    qmi_group_settings group = { .members = o->members, .sharing = model->group->sharing,
+                                 .sizes = qmi_group_plan_sizes(&model->plan),
+                                 .timeout_ns = qmi_settings_int(&model->settings, QMI_OPT_EXCHANGE_TIMEOUT) * SECOND_NS,
+                                 .way = model->group->way, .way_needed = model->group->way_needed,
+                                 .alloc = *alloc, .log = model->settings.log };
+    for (int32_t i = 0; i < o->count; i++)
+        group.cache_bytes[i] = model->group->plan.members[i].cache;
     code = qmi_group_open(&group, &model->device);
     if (code < 0)
         return code;

@@ -213,7 +213,7 @@ static void survives_each_failure(void **)
     assert_int_equal(open_scene(1), QM_OK);
     assert_int_equal(run(9, false, NULL, &expected), QM_OK);
     for (int allocation = 0; allocation < 2; allocation++)
-        for (int64_t n = 1; n < (allocation ? 4 : 60); n += allocation ? 1 : 3) {
+        for (int64_t n = 1; n < (allocation ? 4 : 60); n += allocation ? 1 : 4) {
             emulator_fail(allocation ? n : 0, allocation ? 0 : n);
             const int32_t code = run(9, false, NULL, &got);
             emulator_fail(0, 0);
@@ -230,7 +230,7 @@ static void survives_each_failure(void **)
                 assert_int_equal(open_scene(1), QM_OK);
             }
         }
-    assert_true(failed > 10 && recovered > 5);
+    assert_true(failed > 8 && recovered > 4);
     close_scene();
 }
 
@@ -255,6 +255,7 @@ static void memory_is_counted(void **)
 /* ---- the host computes ---- */
 
 typedef struct host {
+    int computed;              /* experts */
     int questions, fail_at;    /* number of the question that fails, from 1 on; 0: none */
     int32_t code;              /* with which */
 } host;
@@ -285,6 +286,9 @@ static int32_t compute(void *user, const qmi_program *program, size_t op, const 
         memset(out, 0, WIDTH * sizeof *out);
         for (int k = 0; k < TOP; k++) {
             const int64_t expert = (int64_t)route[k];
+            if (route[k] < 0)
+                continue;
+            h->computed++;
             for (int i = 0; i < INNER; i++) {
                 const float gate = dot_of(s.gate[op], expert * INNER + i, hidden, WIDTH);
                 act[i] = gate / (1 + expf(-gate)) * dot_of(s.up[op], expert * INNER + i, hidden, WIDTH);
@@ -313,7 +317,7 @@ static void host_computes(void **)
 {
     std::vector<float> expected[2][3], got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS - 1, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS - 1, 0, INT64_C(10000000000) };
     for (int shared = 0; shared < 2; shared++) {
         const int32_t own_shapes[] = { 1, ROWS - 1, ROWS };
         s.has_shared = shared;
@@ -341,7 +345,7 @@ static void host_fails(void **)
 {
     std::vector<float> expected, got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS, 0, INT64_C(10000000000) };
     s.helper = &helper;
     assert_int_equal(open_scene(0), QM_OK);
     for (int again = 0; again < 3; again++)
@@ -366,7 +370,7 @@ static void host_is_not_left_waiting(void **)
 {
     std::vector<float> expected, got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS, 0, INT64_C(10000000000) };
     int failed = 0;
     s.helper = &helper;
     assert_int_equal(open_scene(0), QM_OK);
@@ -390,6 +394,49 @@ static void host_is_not_left_waiting(void **)
     s.helper = NULL;
 }
 
+/* Two of six experts have room on the card. What is chosen again and again comes there, later in place of others, and whoever
+ * computes it, the results are about the same. */
+static void hot_experts_come(void **)
+{
+    std::vector<float> expected[2], got;
+    const std::vector<float> route = s.route;
+    host h = {};
+    uint32_t type = QMI_TYPE_Q8_0;
+    const int64_t slots = 3, layer = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, slots * INNER) +
+                                     qmi_cuda_matrix_bytes(&type, INNER, slots * WIDTH);
+    const qmi_helper helper = { compute, &h, ROWS, LAYERS * (layer + EXPERTS * (int64_t)sizeof(int32_t)), INT64_C(10000000000) };
+    s.has_shared = true;
+    for (int phase = 0; phase < 2; phase++) { /* first 0 and 1 are chosen, then 4 and 5 */
+        s.route[0] = phase ? 5 : 0;
+        s.route[1] = phase ? 4 : 1;
+        assert_int_equal(open_scene(LAYERS), QM_OK);
+        assert_int_equal(run(1, true, NULL, &expected[phase]), QM_OK);
+        close_scene();
+    }
+    s.helper = &helper;
+    assert_int_equal(open_scene(0), QM_OK);
+    assert_int_equal(s.device->prepared[0].lent.cache.slots, slots - 1);
+    for (int phase = 0; phase < 2; phase++) {
+        s.route[0] = phase ? 5 : 0;
+        s.route[1] = phase ? 4 : 1;
+        for (int i = 0; i == 0 || h.computed > (phase ? LAYERS * TOP - 1 : 0); i++) {
+            h.computed = 0;
+            assert_true(i < 100);
+            assert_int_equal(run(1, true, NULL, &got), QM_OK);
+            assert_near(got, expected[phase]);
+            while (s.device->lender.filler && !cuda_uploader_has_read(s.device->lender.filler))
+                qmi_os_yield();
+        }
+        assert_int_equal(run(ROWS, false, NULL, &got), QM_OK); /* some are there */
+        got.resize(WIDTH);
+        assert_near(got, expected[phase]);
+    }
+    close_scene();
+    s.helper = NULL;
+    s.has_shared = false;
+    s.route = route;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -400,6 +447,7 @@ int main(void)
         cmocka_unit_test(host_computes),
         cmocka_unit_test(host_fails),
         cmocka_unit_test(host_is_not_left_waiting),
+        cmocka_unit_test(hot_experts_come),
     };
     return cmocka_run_group_tests(tests, set_up, NULL);
 }

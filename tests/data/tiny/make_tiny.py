@@ -3,8 +3,8 @@
 
     make_tiny.py FOLDER
 
-`hybrid` has delta and gated attention layers (qwen35), `attention` plain attention in every layer (qwen3). Weights are random. The expected
-values come from a forward pass in float64, written plainly from the papers' formulas (see lib/backend/op.h), so that nothing is
+`hybrid` has delta and gated attention layers (qwen35), `attention` plain attention in every layer (qwen3), `experts` is `hybrid` with
+experts (qwen35moe). Weights are random. The expected values come from a forward pass in float64, written plainly from the papers' formulas (see lib/backend/op.h), so that nothing is
 shared with what is tested. Layout of the expect files: see tests/oracle/oracle.c. Needs numpy.
 """
 import struct, sys
@@ -13,6 +13,7 @@ import numpy as np
 F32, F16, I32 = 0, 1, 26
 HIDDEN, WIDTH, HEADS, KV_HEADS, SIZE, VOCABULARY, EPSILON = 64, 96, 4, 2, 32, 320, 1e-6
 KEY_HEADS, VALUE_HEADS, STATE, TAPS = 2, 4, 32, 4
+EXPERTS, USED, EXPERT_WIDTH = 8, 2, 32
 ROPE_BASE = 10000.0
 LAYERS, INTERVAL = 4, 2  # every second layer of the hybrid one is attention
 
@@ -66,7 +67,7 @@ def add_tokenizer(header, pre):
 
 # ---- weights ----
 
-def make_weights(random, hybrid):
+def make_weights(random, hybrid, experts):
     w = {}
     matrix = lambda rows, columns: (random.standard_normal((rows, columns)) / columns ** 0.5).astype("<f2")
     vector = lambda size, mean=1.0: (mean + 0.2 * random.standard_normal(size)).astype("<f4")
@@ -87,6 +88,12 @@ def make_weights(random, hybrid):
             w[b + "attn_output.weight"] = matrix(HIDDEN, HEADS * SIZE)
             w[b + "attn_q_norm.weight"], w[b + "attn_k_norm.weight"] = vector(SIZE), vector(SIZE)
         w[b + ("post_attention_norm.weight" if hybrid else "ffn_norm.weight")] = vector(HIDDEN)
+        if experts:
+            w[b + "ffn_gate_inp.weight"], w[b + "ffn_gate_inp_shexp.weight"] = vector((EXPERTS, HIDDEN), 0), vector(HIDDEN, 0)
+            for name, rows, columns in ("gate", EXPERT_WIDTH, HIDDEN), ("up", EXPERT_WIDTH, HIDDEN), ("down", HIDDEN, EXPERT_WIDTH):
+                w[b + f"ffn_{name}_exps.weight"] = np.stack([matrix(rows, columns) for _ in range(EXPERTS)])
+                w[b + f"ffn_{name}_shexp.weight"] = matrix(rows, columns)
+            continue
         w[b + "ffn_gate.weight"], w[b + "ffn_up.weight"], w[b + "ffn_down.weight"] = matrix(WIDTH, HIDDEN), matrix(WIDTH, HIDDEN), matrix(HIDDEN, WIDTH)
     b = f"blk.{LAYERS}.nextn."
     w[b + "eh_proj.weight"] = matrix(HIDDEN, 2 * HIDDEN)
@@ -141,12 +148,25 @@ def delta(w, x):
     gate = silu(x @ w["attn_gate.weight"].T).reshape(out.shape)
     return (rms(out, w["ssm_norm.weight"]) * gate).reshape(tokens, -1) @ w["ssm_out.weight"].T
 
+def feed_forward(w, x, kind=""):
+    return (silu(x @ w[f"ffn_gate{kind}.weight"].T) * (x @ w[f"ffn_up{kind}.weight"].T)) @ w[f"ffn_down{kind}.weight"].T
+
+def mixture(w, x):
+    scores = np.exp(x @ w["ffn_gate_inp.weight"].T)
+    out = sigmoid(x @ w["ffn_gate_inp_shexp.weight"])[:, None] * feed_forward(w, x, "_shexp")
+    for t, row in enumerate(scores):
+        chosen = np.argsort(-row, kind="stable")[:USED]
+        for e in chosen:
+            own = {name: values[e] for name, values in w.items() if "_exps." in name}
+            out[t] += row[e] / row[chosen].sum() * feed_forward(own, x[t], "_exps")
+    return out
+
 def block(w, x, i, hybrid):
     w = {name.split(".", 2)[2]: values for name, values in w.items() if name.startswith(f"blk.{i}.")}
     h = rms(x, w["attn_norm.weight"])
     x = x + (delta(w, h) if "ssm_a" in w else attention(w, h, hybrid, SIZE // 4 if hybrid else SIZE))
     h = rms(x, w.get("ffn_norm.weight", w.get("post_attention_norm.weight")))
-    return x + (silu(h @ w["ffn_gate.weight"].T) * (h @ w["ffn_up.weight"].T)) @ w["ffn_down.weight"].T
+    return x + (mixture(w, h) if "ffn_gate_inp.weight" in w else feed_forward(w, h))
 
 def forward(w, tokens, hybrid):
     """Hidden states after the final norm, and logits."""
@@ -177,7 +197,7 @@ def expected(w, random, hybrid):
             "mtp.rows": i4(mtp_rows), "mtp.logits": f4(draft(w, long, hidden, hybrid)[mtp_rows])}
 
 def make(folder, name, arch, seed):
-    hybrid = arch == "qwen35"
+    hybrid, experts = arch.startswith("qwen35"), arch == "qwen35moe"
     random = np.random.default_rng(seed)
     header = Header()
     header.text("general.architecture", arch)
@@ -195,8 +215,12 @@ def make(folder, name, arch, seed):
         for key, value in dict(conv_kernel=TAPS, state_size=STATE, group_count=KEY_HEADS, time_step_rank=VALUE_HEADS,
                                inner_size=VALUE_HEADS * STATE).items():
             header.u32(f"{arch}.ssm.{key}", value)
+    if experts:
+        for key, value in dict(expert_count=EXPERTS, expert_used_count=USED, expert_feed_forward_length=EXPERT_WIDTH,
+                               expert_shared_feed_forward_length=EXPERT_WIDTH).items():
+            header.u32(f"{arch}.{key}", value)
     add_tokenizer(header, "qwen35" if hybrid else "qwen2")
-    weights = make_weights(random, hybrid)
+    weights = make_weights(random, hybrid, experts)
     write(f"{folder}/{name}.gguf", header, weights)
     expect = Header()
     expect.text("general.architecture", "expect")
@@ -205,3 +229,4 @@ def make(folder, name, arch, seed):
 if __name__ == "__main__":
     make(sys.argv[1], "hybrid", "qwen35", 1)
     make(sys.argv[1], "attention", "qwen3", 2)
+    make(sys.argv[1], "experts", "qwen35moe", 3)
