@@ -25,7 +25,7 @@ QMI_DECLARE_Q8_KERNELS(amxbyc)
 #define SUB_BLOCK 32
 #define UNIT (PIECE / SUB_BLOCK)
 #define TOKENS_A_TILE 16
-#define TOKENS_LEAST 16
+#define TOKENS_LEAST 32 /* two tiles, so that there is something to scale while the second is multiplied */
 
 typedef struct numbers {
     _Alignas(64) int32_t at[UNIT][TOKENS_A_TILE][ROWS];
