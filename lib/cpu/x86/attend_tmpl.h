@@ -9,6 +9,8 @@
 
 #define TOGETHER (LANES == 16 ? 8 : 4) /* as the registers allow */
 #define TOGETHER_MOST 8
+#define MIX_SUMS (LANES == 16 ? 16 : 8) /* vectors of mixed values that are summed together: some lines of each value at a time */
+#define RECORDS_AHEAD 16                /* keys and values as they are: so many are fetched ahead */
 #ifdef QMI_SANITIZED /* their checks in what is unrolled take minutes to compile */
 #define ALWAYS static inline
 #else
@@ -73,6 +75,8 @@ ALWAYS void put_scores(const qmi_cpu_scores *work, int32_t head, const int heads
         int32_t d = 0; \
         for (int s = 0; s < heads * keys; s++) \
             sum[s] = v_zero(); \
+        for (int32_t i = 0; head == 0 && i < keys * work->head_size; i += 64 / (int)sizeof(number)) \
+            __builtin_prefetch(key + RECORDS_AHEAD * work->head_size + i, 0, 2); \
         for (; d + LANES <= work->head_size; d += LANES) { \
             for (int i = 0; i < keys; i++) \
                 k[i] = load(key + i * work->head_size + d); \
@@ -98,23 +102,48 @@ ALWAYS void put_scores(const qmi_cpu_scores *work, int32_t head, const int heads
         EACH_KEYS(work, head, heads, keys_##type); \
     } \
     void NAME(scores_##type)(const qmi_cpu_scores *work) { EACH_HEADS(work, scores_##type); } \
-    ALWAYS void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count) \
+    /* `vectors` vectors of each value from column d on; the first time whole values are fetched */ \
+    ALWAYS void mix_columns_##type(const qmi_cpu_mix *work, int32_t head, const int count, int32_t d, const int vectors) \
     { \
         const float *weight = work->weight + head * work->weight_stride; \
-        for (int32_t d = 0; d < work->head_size; d += LANES) { \
-            const number *value = (const number *)work->values + d; \
-            int64_t n = work->head_size - d < LANES ? work->head_size - d : LANES; \
-            float *out = work->out + head * work->out_stride + d; \
-            vector sum[TOGETHER_MOST]; \
-            for (int h = 0; h < count; h++) \
-                sum[h] = v_load_part(out + h * work->out_stride, n); \
-            for (int32_t j = 0; j < work->count; j++, value += work->head_size) { \
-                vector v = n == LANES ? load(value) : load_part(value, n); \
+        const number *value = (const number *)work->values + d; \
+        float *out = work->out + head * work->out_stride + d; \
+        vector sum[MIX_SUMS]; \
+        for (int h = 0; h < count; h++) \
+            for (int i = 0; i < vectors; i++) \
+                sum[h * vectors + i] = v_load(out + h * work->out_stride + i * LANES); \
+        for (int32_t j = 0; j < work->count; j++, value += work->head_size) { \
+            for (int i = 0; d == 0 && i < work->head_size; i += 64 / (int)sizeof(number)) \
+                __builtin_prefetch(value + RECORDS_AHEAD * work->head_size + i, 0, 2); \
+            for (int i = 0; i < vectors; i++) { \
+                vector v = load(value + i * LANES); \
                 for (int h = 0; h < count; h++) \
-                    sum[h] = v_fma(v_all(weight[h * work->weight_stride + j]), v, sum[h]); \
+                    sum[h * vectors + i] = v_fma(v_all(weight[h * work->weight_stride + j]), v, sum[h * vectors + i]); \
             } \
-            for (int h = 0; h < count; h++) \
-                v_store_part(out + h * work->out_stride, sum[h], n); \
+        } \
+        for (int h = 0; h < count; h++) \
+            for (int i = 0; i < vectors; i++) \
+                v_store(out + h * work->out_stride + i * LANES, sum[h * vectors + i]); \
+    } \
+    ALWAYS void mix_##type(const qmi_cpu_mix *work, int32_t head, const int count) \
+    { \
+        const int vectors = count > 1 ? MIX_SUMS / count : MIX_SUMS / 2; \
+        const float *weight = work->weight + head * work->weight_stride; \
+        int32_t d = 0; \
+        for (; d + vectors * LANES <= work->head_size; d += vectors * LANES) \
+            mix_columns_##type(work, head, count, d, vectors); \
+        for (; d + LANES <= work->head_size; d += LANES) \
+            mix_columns_##type(work, head, count, d, 1); \
+        if (d == work->head_size) \
+            return; \
+        for (int h = 0; h < count; h++) { \
+            const number *value = (const number *)work->values + d; \
+            int64_t n = work->head_size - d; \
+            float *out = work->out + (head + h) * work->out_stride + d; \
+            vector sum = v_load_part(out, n); \
+            for (int32_t j = 0; j < work->count; j++, value += work->head_size) \
+                sum = v_fma(v_all(weight[h * work->weight_stride + j]), load_part(value, n), sum); \
+            v_store_part(out, sum, n); \
         } \
     } \
     void NAME(mix_##type)(const qmi_cpu_mix *work) { EACH_HEADS(work, mix_##type); }
