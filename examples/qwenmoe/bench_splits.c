@@ -12,14 +12,19 @@
 #define TRIES 3 /* the best one counts: what else the machine does only makes it slower */
 
 typedef struct split {
-    const char *name, *split;
+    const char *name, *split, *exchange;
     bool experts;        /* those of half the layers on the last device */
+    bool cards;          /* only cards sum so */
 } split;
 
 static const split splits[] = {
-    { "layers", "layers", false },
-    { "tensor", "tensor", false },
-    { "layers, experts of half apart", "layers", true },
+    { "layers", "layers", "auto", false, false },
+    { "tensor", "tensor", "auto", false, false },
+    { "tensor, sums by peer", "tensor", "peer", false, true },
+    { "tensor, sums by pinned", "tensor", "pinned", false, true },
+    { "tensor, sums by nccl", "tensor", "nccl", false, true },
+    { "tensor, sums by host", "tensor", "host", false, true },
+    { "layers, experts of half apart", "layers", "auto", true, false },
 };
 
 typedef struct result {
@@ -84,17 +89,22 @@ static int bench_split(const arguments *arguments, const split *split, int64_t h
     const char *path = find_model(arguments);
     int code = set_option(arguments, "split", split->split);
     if (code == EXIT_OK)
+        code = set_option(arguments, "exchange", split->exchange);
+    if (code == EXIT_OK)
         code = set_number(arguments, "host-experts", split->experts ? half : -1);
     if (code != EXIT_OK || !path)
         return EXIT_FAILED;
     if (qm_model_load(path, arguments->options, &model) < 0) {
         printf("%-32s not possible: %s\n", split->name, qm_error_message());
+        fflush(stdout);
         return EXIT_OK;
     }
     *out = (result){ 0 };
     code = measure(arguments, model, prompt, generate, out);
     if (code == EXIT_OK)
-        printf("%-32s %12.1f %12.1f %12.1f\n", split->name, out->prompt, out->generate, out->predicted);
+        printf("%-32s %12.1f %12.1f %12.1f   %.*s\n", split->name, out->prompt, out->generate, out->predicted,
+               (int)strcspn(out->by, ";"), out->by);
+    fflush(stdout);
     qm_model_free(&model);
     return code;
 }
@@ -132,10 +142,11 @@ int bench_splits(arguments *arguments, int64_t prompt, int64_t generate)
         return code;
     printf("%s; prompts of %lld tokens, %lld generated; tokens/s\n", devices, (long long)prompt, (long long)generate);
     printf("%-32s %12s %12s %12s\n", "split", "prompt", "generate", "predicted");
+    fflush(stdout);
     for (size_t i = 0; i < sizeof splits / sizeof *splits && code == EXIT_OK; i++)
-        if (!splits[i].experts || layers > 0)
+        if ((!splits[i].experts || layers > 0) && (!splits[i].cards || !strstr(devices, "cpu")))
             code = bench_split(arguments, &splits[i], (layers + 1) / 2, prompt, generate, &result);
     if (code == EXIT_OK)
-        printf("predicted by weights alone, at the start of a context: %s\n", result.by);
+        printf("predicted by weights alone, at the start of a context%s\n", result.by + strcspn(result.by, ";"));
     return code;
 }

@@ -1,6 +1,7 @@
 /* Loading, in stages that each leave a model that can be freed: see load.h. */
 #include "run/load.h"
 
+#include <stdio.h>
 #include <string.h>
 #include "backend/registry.h"
 #include "run/constraint.h"
@@ -295,19 +296,59 @@ static int32_t check_rank(const qmi_settings *settings)
     return QM_OK;
 }
 
-/* Tries the devices that the option means, best first, until one does. watch NULL: the plan only. A file that can't be used is
- * that on every device. */
+static int32_t use_group(qm_model *model, const qmi_load_watch *watch)
+{
+    int32_t opened = qmi_group_load_open(model, watch ? watch->cancel : NULL);
+    return opened >= 0 && watch ? make_ready(model, watch) : opened;
+}
+
+/* A file that can't be used is that on every device. */
+static bool may_fit_elsewhere(int32_t code)
+{
+    return code >= 0 || code == QM_ERROR_DEVICE || code == QM_ERROR_MEMORY || code == QM_ERROR_FIT;
+}
+
+/* Where no card alone does: all cards together, and then with the CPU. 1: they do. */
+static int32_t use_all(qm_model *model, const qmi_choices *choices, const qmi_load_watch *watch)
+{
+    const int64_t limit = qmi_settings_int(&model->settings, QMI_OPT_MEMORY_LIMIT);
+    char cards[512] = "", list[sizeof cards + 8];
+    int32_t count = 0;
+    for (int32_t i = 0; i < choices->count && choices->list[i].backend != &qmi_cpu_backend; i++, count++) {
+        size_t length = strlen(cards);
+        snprintf(cards + length, sizeof cards - length, "%s%s:%d", length ? "," : "", choices->list[i].backend->name,
+                 choices->list[i].index);
+        if (limit > 0)
+            snprintf(cards + strlen(cards), sizeof cards - strlen(cards), "@%lld", (long long)limit);
+    }
+    for (int32_t with_cpu = count < 2; with_cpu <= 1 && count > 0 && count < QMI_RANKS_MAX; with_cpu++) {
+        snprintf(list, sizeof list, "%s%s", cards, with_cpu ? ",cpu" : "");
+        int32_t code = qmi_settings_set(&model->settings, QMI_OPT_DEVICES, list);
+        if (code >= 0)
+            code = use_group(model, watch);
+        if ((code >= 0 && model->plan.fits) || !may_fit_elsewhere(code))
+            return code < 0 ? code : 1;
+        qmi_log_line(&model->settings.log, QM_LOG_INFO, "devices %s are not used: %s", list,
+                     code < 0 ? qmi_error_text() : model->plan.reason);
+        leave_device(model);
+        qmi_settings_set(&model->settings, QMI_OPT_DEVICES, NULL);
+    }
+    return 0;
+}
+
+/* Tries the devices that the option means, best first, until one does. watch NULL: the plan only. */
 static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
 {
-    if (qmi_group_load_wanted(&model->settings)) {
-        int32_t opened = qmi_group_load_open(model, watch ? watch->cancel : NULL);
-        return opened >= 0 && watch ? make_ready(model, watch) : opened;
-    }
+    if (qmi_group_load_wanted(&model->settings))
+        return use_group(model, watch);
     qmi_choices choices;
     const qmi_settings *settings = &model->settings;
     int32_t code = qmi_registry_find(qmi_settings_text(settings, QMI_OPT_DEVICE),
                                      qmi_settings_text(settings, QMI_OPT_CUDA_LIBRARY), &settings->log, &choices);
     for (int32_t i = 0; i < choices.count; i++) {
+        int32_t all = i > 0 && choices.list[i].backend == &qmi_cpu_backend ? use_all(model, &choices, watch) : 0;
+        if (all != 0)
+            return all < 0 ? all : QM_OK;
         code = open_device(model, &choices.list[i]);
         if (code >= 0)
             code = make_plan(model);
@@ -315,8 +356,7 @@ static int32_t use_device(qm_model *model, const qmi_load_watch *watch)
             code = make_ready(model, watch);
         bool last = i == choices.count - 1;
         bool fits = code >= 0 && model->plan.fits;
-        bool may_fit_elsewhere = code >= 0 || code == QM_ERROR_DEVICE || code == QM_ERROR_MEMORY || code == QM_ERROR_FIT;
-        if (fits || last || !may_fit_elsewhere)
+        if (fits || last || !may_fit_elsewhere(code))
             break;
         qmi_log_line(&settings->log, QM_LOG_INFO, "device %s:%d is not used: %s", choices.list[i].backend->name,
                      choices.list[i].index, code < 0 ? qmi_error_text() : model->plan.reason);
