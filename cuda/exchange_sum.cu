@@ -2,10 +2,11 @@
  * what the others have written, and add it in the order of the ranks: the same bits on each card. Two ways:
  *
  *   pinned   into the host's memory, which every card sees
- *   peer     into the memory of each of the others, where the cards can reach it
+ *   peer     few values likewise; many into the memory of each of the others, where the cards can reach it
  *
  * Few values go as words of 8 bytes, a value and the number of the sum, which arrive together: who sees the number has the value,
- * so a sum takes one way there and no fence. Many go in pieces, each with a number that is written behind it.
+ * so a sum takes one way there and no fence. (On two H200 such words took 5.5 us by the host's memory, and 4 to 60 us, from one
+ * process to the next, by the other's.) Many go in pieces, each with a number that is written behind it.
  *
  * Each block deals with the same block of the other cards alone, and counts its sums by itself. It uses two places in turn, which
  * is enough: a card that begins its sum n has the others' n - 1, so these have begun that one and are done with n - 2.
@@ -41,9 +42,12 @@ extern "C" {
 #define JOIN_LOOK_NS 5000000                      /* how often who waits for others to join looks at the cancel word */
 #define FOR_EVER (UINT64_C(1) << 63)
 
-/* What one card writes for another. */
-typedef struct sum_room {
+/* What one card writes for another: few values, and many. */
+typedef struct sum_slip {
     uint64_t words[SMALL_BLOCKS][2][SMALL_VALUES];
+} sum_slip;
+
+typedef struct sum_room {
     float values[BULK_BLOCKS][2][BULK_VALUES];
     uint32_t numbers[BULK_BLOCKS][32];            /* each in a line of its own */
 } sum_room;
@@ -55,7 +59,9 @@ typedef struct sum_words {
 } sum_words;
 
 typedef struct sum_part {                         /* a card's, for its kernels */
-    const sum_room *in[RANKS_MOST - 1];           /* of the others, in the order of ranks */
+    const sum_slip *slips[RANKS_MOST - 1];        /* of the others, in the order of ranks */
+    const sum_room *in[RANKS_MOST - 1];
+    sum_slip *slip;                               /* its own */
     sum_room *out[RANKS_MOST - 1];
     int32_t outs, rank;
     bool apart;                                   /* no other has the same card */
@@ -69,8 +75,9 @@ typedef struct sum_circle {
     uint8_t id[QMI_JOINT_ID];
     int32_t ranks, joined, left;
     int32_t failed;
-    sum_words *words;                             /* pinned */
-    sum_room *rooms;                              /* pinned: one of each rank; NULL: by peer */
+    sum_words *words;                             /* pinned, as what follows */
+    sum_slip *slips;                              /* one of each rank */
+    sum_room *rooms;                              /* likewise; NULL: by peer */
     sum_room *own[RANKS_MOST];                    /* peer: on each rank's card, one of each rank */
     qmi_device *devices[RANKS_MOST];
     int64_t met[RANKS_MOST];                      /* atomic: how often each rank's thread has come to where all meet */
@@ -151,10 +158,8 @@ static __global__ void __launch_bounds__(SMALL_THREADS) sum_small(const sum_part
         const int i = first + k * SMALL_THREADS;
         own[k] = i < count ? from[i] : 0;
         if (i < count && (phases & GIVE))
-            for (int o = 0; o < RANKS - 1; o++)
-                if (o < p.outs)
-                    *(volatile uint64_t *)&p.out[o]->words[block][turn & 1][threadIdx.x + k * SMALL_THREADS] =
-                        (uint64_t)turn << 32 | __float_as_uint(own[k]);
+            *(volatile uint64_t *)&p.slip->words[block][turn & 1][threadIdx.x + k * SMALL_THREADS] =
+                (uint64_t)turn << 32 | __float_as_uint(own[k]);
     }
     for (int looks = 1; !there; looks++) {
         int missing = -1;
@@ -163,7 +168,7 @@ static __global__ void __launch_bounds__(SMALL_THREADS) sum_small(const sum_part
 #pragma unroll
             for (int k = 0; k < SMALL_EACH; k++)
                 if (first + k * SMALL_THREADS < count)
-                    got[j][k] = see(&p.in[j]->words[block][turn & 1][threadIdx.x + k * SMALL_THREADS]);
+                    got[j][k] = see(&p.slips[j]->words[block][turn & 1][threadIdx.x + k * SMALL_THREADS]);
 #pragma unroll
         for (int j = 0; j < RANKS - 1; j++)
 #pragma unroll
@@ -390,6 +395,7 @@ static void free_circle(sum_circle *c, const qmi_alloc *alloc)
         at = &(*at)->next;
     *at = c->next;
     (void)cudaFreeHost(c->words);
+    (void)cudaFreeHost(c->slips);
     (void)cudaFreeHost(c->rooms);
     qmi_delete(alloc, c);
 }
@@ -419,6 +425,8 @@ static int32_t enter_circle(qmi_device *device, const uint8_t id[QMI_JOINT_ID], 
     c->next = circles.list;
     circles.list = *out = c;
     code = pin(device, sizeof *c->words, (void **)&c->words);
+    if (code >= 0)
+        code = pin(device, (size_t)ranks * sizeof *c->slips, (void **)&c->slips);
     if (code >= 0 && !peer)
         code = pin(device, (size_t)ranks * sizeof *c->rooms, (void **)&c->rooms);
     if (code < 0)
@@ -472,10 +480,12 @@ static int32_t connect(sum_end *e, int32_t rank)
         if (!c->rooms)
             code = reach(e->base.device, c->devices[r]);
         e->part.apart = e->part.apart && c->devices[r]->index != e->base.device->index;
+        e->part.slips[j] = &c->slips[r];
         e->part.in[j] = c->rooms ? &c->rooms[r] : &c->own[rank][r];
         e->part.out[j] = c->rooms ? &c->rooms[rank] : &c->own[r][rank];
         j++;
     }
+    e->part.slip = &c->slips[rank];
     e->part.outs = c->rooms ? 1 : c->ranks - 1;
     return code;
 }

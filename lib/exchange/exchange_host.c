@@ -11,6 +11,7 @@
 #include "base/os.h"
 
 #define SPIN_NS 20000           /* about the time from one sum of a token to the next on a fast device */
+#define SPIN_CARDS_NS 2000000   /* of cards alone, whose host has nothing else to do: about a token's time, as waking costs 50 us */
 #define LOOK_NS 5000000         /* how often a sleeper looks at the cancel word */
 #define NEVER INT64_MAX
 
@@ -33,7 +34,7 @@ typedef struct hub {
     qmi_os_mutex *mutex;        /* guards what follows */
     qmi_os_condition *changed;
     int32_t ranks, open_ends;
-    int64_t timeout_ns;
+    int64_t timeout_ns, spin_ns;
     int64_t step;
     int32_t code;               /* of the first failure; read without the mutex */
     char message[QMI_ERROR_SIZE];
@@ -95,7 +96,7 @@ static int32_t wait_for(host_end *e, const int64_t *counter, int64_t wanted, int
             char text[64];
             snprintf(text, sizeof text, "did not answer rank %d within %.3g s", e->base.rank, (double)limit * 1e-9);
             fail_as(h, rank, QM_ERROR_DEVICE, text);
-        } else if (now - start < SPIN_NS) {
+        } else if (now - start < h->spin_ns) {
             qmi_os_yield();
         } else {
             int64_t left = limit - (now - start);
@@ -328,6 +329,18 @@ static const qmi_carrier host_carrier = {
     .close = host_close,
 };
 
+int64_t qmi_exchange_spin(const qmi_exchange_member *members, int32_t count)
+{
+    bool cards = true;
+    for (int32_t i = 0; i < count; i++) {
+        qmi_device_info info = { 0 };
+        if (members[i].backend->info)
+            members[i].backend->info(members[i].device, &info);
+        cards = cards && !info.shares_host;
+    }
+    return cards ? SPIN_CARDS_NS : SPIN_NS;
+}
+
 static int32_t new_hub(const qmi_exchange_member *members, int32_t count, int64_t timeout_ns, const qmi_alloc *alloc, hub **out)
 {
     hub *h = qmi_new(alloc, 1, sizeof *h, "an exchange");
@@ -337,6 +350,7 @@ static int32_t new_hub(const qmi_exchange_member *members, int32_t count, int64_
     h->alloc = *alloc;
     h->ranks = count;
     h->timeout_ns = timeout_ns;
+    h->spin_ns = qmi_exchange_spin(members, count);
     for (int32_t i = 0; i < count; i++) {
         memcpy(h->names[i], members[i].name, sizeof h->names[i]);
         drop_messages(h, &h->states[i]);

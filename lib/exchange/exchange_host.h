@@ -8,4 +8,7 @@
 int32_t qmi_exchange_host_open(const qmi_exchange_member *members, int32_t count, int64_t timeout_ns, const qmi_alloc *alloc,
                                qmi_exchange **ends);
 
+/* How long who waits for another member looks before it sleeps. */
+int64_t qmi_exchange_spin(const qmi_exchange_member *members, int32_t count);
+
 #endif

@@ -111,6 +111,7 @@ int32_t qmi_group_open(const qmi_group_settings *settings, qmi_device **out)
         settings->members[i].backend->info(settings->members[i].device, &group->members[i].info);
     }
     group->circle_count = qmi_cut_circles(&group->sharing, group->circles);
+    group->spin_ns = qmi_exchange_spin(settings->members, group->count);
     int32_t code = map_whole(group);
     for (int32_t i = 0; i < group->circle_count && code >= 0; i++)
         code = open_circle(group, i, settings);

@@ -67,6 +67,7 @@ typedef struct qmi_group {
     qmi_alloc alloc;
     qmi_log log;
     int64_t timeout_ns, cache_bytes[QMI_RANKS_MAX]; /* as in the settings */
+    int64_t spin_ns;                    /* a thread looks this long for what it waits for before it sleeps */
     int32_t count;
     group_member members[QMI_RANKS_MAX];
     qmi_sharing sharing;

@@ -37,7 +37,8 @@ typedef struct qmi_group_rates {
     double read[QMI_RANKS_MAX];  /* bytes a second of its weights that a member reads; 0: unknown, and nothing is predicted */
     double op_ns[QMI_RANKS_MAX]; /* what each op costs besides */
     double run_ns[QMI_RANKS_MAX]; /* and each program: starting it and waiting for its end */
-    double exchange_ns;          /* a sum, or a message from one to another */
+    double exchange_ns;          /* a sum */
+    double message_ns;           /* from one to another */
     double byte_ns;              /* and each byte of it */
 } qmi_group_rates;
 

@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#define SPIN_NS 20000 /* a thread looks this long for the next turn before it sleeps: tokens follow each other in less */
-
 const group_program *qmi_group_find_program(const qmi_group *group, const qmi_program *whole)
 {
     for (int32_t i = 0; i < group->program_count; i++)
@@ -122,7 +120,7 @@ static void member_body(void *argument)
     for (int32_t turn = 0;; turn++) {
         int64_t start = qmi_os_time_ns();
         while (__atomic_load_n(&member->turn, __ATOMIC_ACQUIRE) == turn) {
-            if (qmi_os_time_ns() - start < SPIN_NS)
+            if (qmi_os_time_ns() - start < member->group->spin_ns)
                 qmi_os_yield();
             else
                 qmi_os_wait_word(&member->turn, turn);
@@ -143,11 +141,15 @@ static void give_turn(group_member *member)
 
 static void wait_done(const group_member *member)
 {
+    int64_t start = qmi_os_time_ns();
     for (;;) {
         int32_t done = __atomic_load_n(&member->done, __ATOMIC_ACQUIRE);
         if (done == member->turn)
             return;
-        qmi_os_wait_word(&member->done, done);
+        if (qmi_os_time_ns() - start < member->group->spin_ns)
+            qmi_os_yield();
+        else
+            qmi_os_wait_word(&member->done, done);
     }
 }
 

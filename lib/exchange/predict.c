@@ -56,10 +56,12 @@ static void run_op(walker *w, int32_t member, qmi_op *op)
         w->clock[member] += bytes / rates->read[member] * 1e9 + rates->op_ns[member];
 }
 
-static double exchange_ns(const walker *w, int32_t member, qmi_slot slot)
+static double exchange_ns(const walker *w, int32_t member, qmi_slot slot, bool message)
 {
     double bytes = (double)w->cut->parts[member].slots[slot].width * sizeof(float);
-    return w->rates ? w->rates->exchange_ns + bytes * w->rates->byte_ns : 0;
+    if (!w->rates)
+        return 0;
+    return (message ? w->rates->message_ns : w->rates->exchange_ns) + bytes * w->rates->byte_ns;
 }
 
 /* The sum that the member has come to, a step or an op of a program; -1: none. */
@@ -94,7 +96,7 @@ static bool try_sum(walker *w, int32_t index)
     for (int32_t i = 0; i < circle->count; i++) {
         int32_t m = circle->members[i];
         const qmi_part_of *part = &w->cut->parts[m];
-        w->clock[m] = latest + exchange_ns(w, m, to[i]);
+        w->clock[m] = latest + exchange_ns(w, m, to[i], false);
         w->out->members[m].exchanges++;
         if (part->steps[w->at[m]].kind == QMI_STEP_SUM)
             w->at[m]++;
@@ -137,7 +139,7 @@ static bool try_message(walker *w, int32_t member, const qmi_cut_step *step)
     if (send ? *count == 2 : *count == 0)
         return false;
     if (send) {
-        times[(*count)++] = w->clock[member] + exchange_ns(w, member, step->from);
+        times[(*count)++] = w->clock[member] + exchange_ns(w, member, step->from, true);
     } else {
         w->clock[member] = times[0] > w->clock[member] ? times[0] : w->clock[member];
         times[0] = times[1];

@@ -13,7 +13,7 @@ typedef struct qmi_group_record {    /* of a model with several devices */
     qmi_group_plan plan;
     char way[16];                    /* in which they sum: qmi_group_settings */
     bool way_needed;
-    double way_ns;                   /* of a sum; 0: it was not measured */
+    double way_ns, host_ns;          /* of a sum in it, and through the host's memory; 0: it was not measured */
     char found[512];                 /* what was measured and predicted when it was loaded, for people; "": nothing */
     char rates[512];                 /* what the last prediction was made of, for people; "": there was none */
 } qmi_group_record;

@@ -18,7 +18,7 @@ typedef struct printer {
 
 static qmi_group_rates rates_of(const qmi_plan_devices *devices)
 {
-    qmi_group_rates rates = { .exchange_ns = EXCHANGE_NS, .byte_ns = BYTE_NS };
+    qmi_group_rates rates = { .exchange_ns = EXCHANGE_NS, .message_ns = EXCHANGE_NS, .byte_ns = BYTE_NS };
     for (int32_t i = 0; i < devices->count; i++) {
         rates.read[i] = devices->rates[i];
         qmi_probe_known(devices->list[i].mapped, &rates, i);

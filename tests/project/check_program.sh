@@ -239,7 +239,7 @@ END
     expect 0 bench --all-splits --devices cpu,cpu -p 16 -n 2
     holds "$out" '^layers +[0-9]'
     holds "$out" '^tensor +[0-9]'
-    holds "$out" 'an exchange [0-9]'
+    holds "$out" 'an exchange by host [0-9]'
 }
 
 check_perplexity() {
