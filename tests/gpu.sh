@@ -77,6 +77,16 @@ for library in $backends; do
                 --bound 5e-3 --set "devices=cuda:0@12G,cuda:0@12G" --set split=$split --set "cuda-library=$library"
         done
     done
+    # Sums by kernels, within the programs.
+    for way in peer pinned; do
+        for model in tests/data/oracle/qwen35moe tests/data/tiny/hybrid; do
+            check "$kind: $(basename $model) as two devices, sums by $way" "$build/tests/oracle" $model.gguf $model.expect.gguf \
+                --bound 5e-3 --set "devices=cuda:0@12G,cuda:0@12G" --set split=tensor --set exchange=$way --set "cuda-library=$library"
+        done
+    done
+    check "$kind: qwen35moe as four devices, pairs" "$build/tests/oracle" tests/data/oracle/qwen35moe.gguf \
+        tests/data/oracle/qwen35moe.expect.gguf --bound 5e-3 --set "devices=cuda:0@12G,cuda:0@12G,cuda:0@12G,cuda:0@12G" \
+        --set split=tensor:2 --set exchange=peer --set "cuda-library=$library"
     check "$kind: qwen35moe with experts of two layers on the CPU" "$build/tests/oracle" tests/data/oracle/qwen35moe.gguf \
         tests/data/oracle/qwen35moe.expect.gguf --bound 5e-3 --set devices=cuda:0,cpu --set host-experts=2 \
         --set "cuda-library=$library"
@@ -103,6 +113,20 @@ if command -v compute-sanitizer > /dev/null; then
     done
 else
     check "compute-sanitizer is installed" false
+fi
+
+# 20 GB of weights on two devices of 12 GB each, which is only possible with each split's part on its own.
+whole() { # SPLIT
+    "$build/examples/qwenmoe/qwenmoe" bench --model "$log.35b.gguf" --cuda-library "$(echo "$backends" | tail -n 1)" \
+        --devices cuda:0@12G,cuda:0@12G --split "$1" --exchange peer --prompt 512 --generate 32 --repeat 1
+}
+if [ "$(df -P --output=avail "$(dirname "$log")" 2> /dev/null | tail -n 1)" -gt 24000000 ] 2> /dev/null; then
+    check "a model of 35B-A3B's shape" python3 examples/bench/random_model.py 35b-a3b "$log.35b.gguf"
+    check "35B-A3B on two devices of 12 GB, layers" whole layers
+    check "35B-A3B on two devices of 12 GB, tensor" whole tensor
+    rm -f "$log.35b.gguf"
+else
+    echo "left out: 35B-A3B on two devices of 12 GB, which takes 24 GB in $(dirname "$log") (TMPDIR)"
 fi
 
 # Ranks that sum by NCCL on one card: each has to take itself for another machine. The text is that of one process.

@@ -124,6 +124,7 @@ static int start(void **state)
     made = sums = end_count = 0;
     missing_on = -1;
     with_joint = without = qmi_cpu_backend;
+    with_joint.info = without.info = NULL; /* which would take these for the CPU */
     with_joint.joints = joints;
     for (int32_t i = 0; i < RANKS; i++) {
         devices[i].index = i;
