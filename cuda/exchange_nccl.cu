@@ -12,7 +12,7 @@ extern "C" {
 #include <string.h>
 
 enum { SUCCESS = 0, IN_PROGRESS = 7, FLOAT32 = 7, SUM = 0 }; /* ncclSuccess, ncclInProgress, ncclFloat32, ncclSum of its header */
-#define LOOK_NS 1000000 /* how often who waits looks */
+#define LOOK_NS 1000000 /* how often who waits looks, once it has waited for so long without a pause */
 
 typedef struct nccl_id { /* ncclUniqueId, which goes by value */
     char bytes[QMI_JOINT_ID];
@@ -112,7 +112,8 @@ static int32_t settle(nccl_end *e, int result, const char *what, const int32_t *
     const int64_t start = qmi_os_time_ns();
     while (result == IN_PROGRESS) {
         int state = SUCCESS;
-        (void)qmi_os_condition_wait(e->changed, e->mutex, LOOK_NS);
+        if (qmi_os_time_ns() - start > LOOK_NS)
+            (void)qmi_os_condition_wait(e->changed, e->mutex, LOOK_NS);
         if (__atomic_load_n(&e->base.aborted, __ATOMIC_ACQUIRE) || (cancel && __atomic_load_n(cancel, __ATOMIC_ACQUIRE)))
             return qmi_fail(QM_ERROR_CANCELLED, "NCCL: %s: another device has given up", what);
         result = calls.state(e->circle, &state);
