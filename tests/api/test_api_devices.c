@@ -109,11 +109,12 @@ static void by_parts_of_layers(void **state)
 {
     (void)state;
     static const char *const devices[] = { "split=tensor devices=cpu,cpu", "split=tensor devices=cpu,cpu,cpu shares=2:1:2",
-                                           "split=tensor devices=cpu,cpu,cpu,cpu shares=1:1:5:1" };
+                                           "split=tensor devices=cpu,cpu,cpu,cpu shares=1:1:5:1",
+                                           "split=tensor:2 devices=cpu,cpu,cpu,cpu shares=2:1:1:1" };
     for (int m = 0; m < MODELS; m++)
-        check(models[m], m < 5 ? "kv-type=f32" : "kv-type=f32 mtp=1 chunk=48", devices[m % 3], 2e-5);
+        check(models[m], m < 5 ? "kv-type=f32" : "kv-type=f32 mtp=1 chunk=48", devices[m % 4], 2e-5);
     for (int m = 0; m < 5; m++) /* what is rounded may be rounded the other way */
-        check(models[m], m == 2 ? "kv-type=q2 kv-window=64" : m % 2 ? "kv-type=f16" : "kv-type=q8_0", devices[m % 3], 2e-2);
+        check(models[m], m == 2 ? "kv-type=q2 kv-window=64" : m % 2 ? "kv-type=f16" : "kv-type=q8_0", devices[m % 4], 2e-2);
 }
 
 /* A prompt of many rows is computed where the layers are, even if its experts are elsewhere. */
@@ -167,6 +168,8 @@ static void names_what_is_wrong(void **state)
     refuses("devices=cpu,cpu shares=1:0", "shares:");
     refuses("devices=cpu,cpu shares=1:2:3", "shares:");
     refuses("devices=cpu,cpu host-experts=5", "host-experts:");
+    refuses("devices=cpu,cpu,cpu split=tensor:2", "split:");
+    refuses_with(QM_ERROR_UNSUPPORTED, "devices=cpu,cpu split=tensor exchange=peer", "by peer");
     refuses_with(QM_ERROR_FIT, "devices=cpu,cpu@3000000", "cpu #1");
     refuses_with(QM_ERROR_FIT, "devices=cpu,cpu@3000000 split=tensor", "cpu #1");
     refuses_with(QM_ERROR_DEVICE, "devices=cpu,cpu:1", "cpu:1");
