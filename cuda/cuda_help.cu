@@ -10,7 +10,7 @@ extern "C" {
 
 #define HELP_THREADS 512
 #define HELP_BLOCKS 16             /* of an answer, at most: each looks for it, over the bus */
-#define LOOK_NS INT64_C(100000000) /* how often a host that waits for a question asks whether the card is lost */
+#define LOOK_NS INT64_C(2000000000) /* how often a host that waits for a question asks whether the card is lost */
 #define SPIN_NS INT64_C(2000000)   /* how long it does nothing but wait: between two questions of a token are some 30 us */
 #define LATE_NS INT64_C(5000000000) /* by which a card is more patient than the host */
 

@@ -254,6 +254,8 @@ static void memory_is_counted(void **)
 
 /* ---- the host computes ---- */
 
+#define PATIENCE_NS INT64_C(60000000000)
+
 typedef struct host {
     int computed;              /* experts */
     int questions, fail_at;    /* number of the question that fails, from 1 on; 0: none */
@@ -317,7 +319,7 @@ static void host_computes(void **)
 {
     std::vector<float> expected[2][3], got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS - 1, 0, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS - 1, 0, PATIENCE_NS };
     for (int shared = 0; shared < 2; shared++) {
         const int32_t own_shapes[] = { 1, ROWS - 1, ROWS };
         s.has_shared = shared;
@@ -345,7 +347,7 @@ static void host_fails(void **)
 {
     std::vector<float> expected, got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS, 0, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS, 0, PATIENCE_NS };
     s.helper = &helper;
     assert_int_equal(open_scene(0), QM_OK);
     for (int again = 0; again < 3; again++)
@@ -370,7 +372,7 @@ static void host_is_not_left_waiting(void **)
 {
     std::vector<float> expected, got;
     host h = {};
-    const qmi_helper helper = { compute, &h, ROWS, 0, INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS, 0, PATIENCE_NS };
     int failed = 0;
     s.helper = &helper;
     assert_int_equal(open_scene(0), QM_OK);
@@ -404,7 +406,7 @@ static void hot_experts_come(void **)
     uint32_t type = QMI_TYPE_Q8_0;
     const int64_t slots = 3, layer = 2 * qmi_cuda_matrix_bytes(&type, WIDTH, slots * INNER) +
                                      qmi_cuda_matrix_bytes(&type, INNER, slots * WIDTH);
-    const qmi_helper helper = { compute, &h, ROWS, LAYERS * (layer + EXPERTS * (int64_t)sizeof(int32_t)), INT64_C(10000000000) };
+    const qmi_helper helper = { compute, &h, ROWS, LAYERS * (layer + EXPERTS * (int64_t)sizeof(int32_t)), PATIENCE_NS };
     s.has_shared = true;
     for (int phase = 0; phase < 2; phase++) { /* first 0 and 1 are chosen, then 4 and 5 */
         s.route[0] = phase ? 5 : 0;
