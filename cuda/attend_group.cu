@@ -184,8 +184,9 @@ template <int T, int D> static __global__ void __launch_bounds__(THREADS, 1) att
         }
         chip_copy_wait<0>();
         __syncwarp();
-        settle(false, step + 1);
-        settle(true, step);
+#pragma unroll 1
+        for (int value = 0; value < 2; value++)
+            settle(value, value ? step : step + 1);
         chip_group_publish();
         __syncthreads(); /* the step's values and the next keys are there; its keys and the values before it are done with */
         fetch_keys(step + 2);
@@ -233,9 +234,7 @@ template <int T, int D> static void launch(const cuda_run *run, const attend_arg
 
 template <int T> static void launch_type(const cuda_run *run, const attend_arguments *a, uint32_t blocks)
 {
-    if (a->head_size == 64)
-        launch<T, 64>(run, a, blocks);
-    else if (a->head_size == 128)
+    if (a->head_size == 128)
         launch<T, 128>(run, a, blocks);
     else
         launch<T, 256>(run, a, blocks);
@@ -254,17 +253,24 @@ static int group_taken(const cuda_run *run, const attend_arguments *a, int taken
     return taken == ATTEND_ANY && a->page_tokens % TOKENS == 0 ? ATTEND_CODES : taken;
 }
 
+/* Heads of 64 that are not halves, and a window whose packed keys or values are not of q2, have no kernels here. */
 bool attend_group(const cuda_run *run, const attend_arguments *a, int taken, uint32_t blocks)
 {
+    const int own = group_taken(run, a, taken);
     if (!built || run->capability != CAPABILITY || (int32_t)sizeof(group_memory<256>) + SHARED_MORE > run->shared_most)
         return false;
-    switch (group_taken(run, a, taken)) {
-    case ATTEND_HALVES: launch_type<ATTEND_HALVES>(run, a, blocks); break;
-    case ATTEND_CODES: launch_type<ATTEND_CODES>(run, a, blocks); break;
-    case ATTEND_GROUPS: launch_type<ATTEND_GROUPS>(run, a, blocks); break;
-    case ATTEND_WINDOW: launch_type<ATTEND_WINDOW>(run, a, blocks); break;
-    default: launch_type<ATTEND_ANY>(run, a, blocks); break;
-    }
+    if (own == ATTEND_HALVES && a->head_size == 64)
+        launch<ATTEND_HALVES, 64>(run, a, blocks);
+    else if (own == ATTEND_WINDOW || a->head_size == 64)
+        return false;
+    else if (own == ATTEND_HALVES)
+        launch_type<ATTEND_HALVES>(run, a, blocks);
+    else if (own == ATTEND_CODES)
+        launch_type<ATTEND_CODES>(run, a, blocks);
+    else if (own == ATTEND_GROUPS)
+        launch_type<ATTEND_GROUPS>(run, a, blocks);
+    else
+        launch_type<ATTEND_ANY>(run, a, blocks);
     return true;
 }
 
@@ -284,11 +290,9 @@ template <int T, int D> static cudaError_t set_up(int32_t shared_most)
 cudaError_t attend_group_setup(int32_t shared_most)
 {
     cudaError_t (*const each[])(int32_t) = {
-        set_up<ATTEND_HALVES, 64>, set_up<ATTEND_HALVES, 128>, set_up<ATTEND_HALVES, 256>,
-        set_up<ATTEND_ANY, 64>, set_up<ATTEND_ANY, 128>, set_up<ATTEND_ANY, 256>,
-        set_up<ATTEND_CODES, 64>, set_up<ATTEND_CODES, 128>, set_up<ATTEND_CODES, 256>,
-        set_up<ATTEND_WINDOW, 64>, set_up<ATTEND_WINDOW, 128>, set_up<ATTEND_WINDOW, 256>,
-        set_up<ATTEND_GROUPS, 64>, set_up<ATTEND_GROUPS, 128>, set_up<ATTEND_GROUPS, 256>,
+        set_up<ATTEND_HALVES, 64>, set_up<ATTEND_HALVES, 128>, set_up<ATTEND_HALVES, 256>, set_up<ATTEND_ANY, 128>,
+        set_up<ATTEND_ANY, 256>, set_up<ATTEND_CODES, 128>, set_up<ATTEND_CODES, 256>, set_up<ATTEND_GROUPS, 128>,
+        set_up<ATTEND_GROUPS, 256>,
     };
     cudaError_t error = cudaSuccess;
     for (size_t i = 0; i < sizeof each / sizeof *each && error == cudaSuccess; i++)
