@@ -61,7 +61,8 @@ static void find(void)
     *(void **)&calls.abort = qmi_os_library_symbol(calls.library, "ncclCommAbort");
     *(void **)&calls.destroy = qmi_os_library_symbol(calls.library, "ncclCommDestroy");
     *(void **)&calls.error_text = qmi_os_library_symbol(calls.library, "ncclGetErrorString");
-    if (!calls.get_id || !calls.init || !calls.state || !calls.all_reduce || !calls.abort || !calls.destroy || !calls.error_text) {
+    if (!calls.get_id || !calls.init || !calls.state || !calls.all_reduce || !calls.abort || !calls.destroy ||
+        !calls.error_text) {
         qmi_os_library_close(calls.library);
         calls.library = NULL;
     }
@@ -73,8 +74,8 @@ static int32_t need_library(void)
     (void)pthread_once(&once, find);
     if (calls.library)
         return QM_OK;
-    return qmi_fail(QM_ERROR_DEVICE, "libnccl.so.2, 2.14 or later, is not installed (package libnccl2, or nvidia-nccl of pip with "
-                    "its folder in LD_LIBRARY_PATH)");
+    return qmi_fail(QM_ERROR_DEVICE, "libnccl.so.2, 2.14 or later, is not installed (package libnccl2, or nvidia-nccl of "
+                    "pip with its folder in LD_LIBRARY_PATH)");
 }
 
 static int32_t fail(const char *what, int code)
@@ -120,8 +121,8 @@ static int32_t settle(nccl_end *e, int result, const char *what, const int32_t *
         if (result == SUCCESS)
             result = state;
         if (result == IN_PROGRESS && e->timeout_ns >= 0 && qmi_os_time_ns() - start > e->timeout_ns)
-            return qmi_fail(QM_ERROR_DEVICE, "NCCL: %s: the other ranks did not come within %.3g s (option exchange-timeout)", what,
-                            (double)e->timeout_ns * 1e-9);
+            return qmi_fail(QM_ERROR_DEVICE, "NCCL: %s: the other ranks did not come within %.3g s (option exchange-timeout)",
+                            what, (double)e->timeout_ns * 1e-9);
     }
     return result == SUCCESS ? QM_OK : fail(what, result);
 }

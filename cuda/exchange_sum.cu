@@ -351,8 +351,8 @@ int32_t cuda_sum_check(qmi_joint_end *end)
     const sum_end *e = (const sum_end *)end;
     const int32_t late = __atomic_load_n(&e->part.words->late[e->part.rank], __ATOMIC_ACQUIRE);
     if (late)
-        return qmi_fail(QM_ERROR_DEVICE, "device %d of those that sum with it did not come within %.3g s (option exchange-timeout)",
-                        late - 1, (double)e->part.patience * 1e-9);
+        return qmi_fail(QM_ERROR_DEVICE, "device %d of those that sum with it did not come within %.3g s (option "
+                        "exchange-timeout)", late - 1, (double)e->part.patience * 1e-9);
     if (__atomic_load_n(&e->part.words->stop, __ATOMIC_ACQUIRE))
         return qmi_fail(QM_ERROR_DEVICE, "a sum was given up by another device");
     return QM_OK;
