@@ -11,11 +11,11 @@
  * Each block deals with the same block of the other cards alone, and counts its sums by itself. It uses two places in turn, which
  * is enough: a card that begins its sum n has the others' n - 1, so these have begun that one and are done with n - 2.
  *
- * Within a graph that is all. Elsewhere the host's threads meet before and after each launch, when their cards have nothing to do:
+ * Within a graph that is all. Elsewhere the host's threads meet before and after each launch, when their cards are idle:
  * a kernel that is launched for the first time is loaded, for which CUDA may wait until the card is idle, and hold up other
  * threads' launches; so no kernel may wait for one that is not launched yet.
  *
- * Whoever waits looks now and then at a word that ends all waiting, and at the clock. Cards may share one (for tests): the kernels
+ * Whoever waits looks now and then at a word that ends waiting, and at the clock. Cards may share one (for tests): the kernels
  * are small, so that there is room for those that they wait for, and there they let none that comes after them take it. */
 #include "cuda_device.h"
 #include "cuda_exchange.h"

@@ -39,8 +39,8 @@ typedef struct qmi_carrier {
      * first failure is the one that all report. */
     void (*give_up)(qmi_exchange *end, int32_t code, const char *message);
     void (*close)(qmi_exchange *end); /* frees it; no other call of this end is under way */
-    /* This rank's part in sums that are ops of a program (backend/op.h), from `start` to the next one. NULL: there is none, or the
-     * carrier makes such sums only here. */
+    /* This rank's part in sums that are ops of a program (backend/op.h), from `start` to the next one. NULL: there is none, or
+     * the carrier makes such sums only here. */
     qmi_joint_end *(*inside)(const qmi_exchange *end);
     /* Whether the step has ended for all, and how; a program with sums fails for everybody when one fails. May be NULL. */
     int32_t (*failed)(qmi_exchange *end);

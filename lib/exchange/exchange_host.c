@@ -11,7 +11,7 @@
 #include "base/os.h"
 
 #define SPIN_NS 20000           /* about the time from one sum of a token to the next on a fast device */
-#define SPIN_CARDS_NS 2000000   /* of cards alone, whose host has nothing else to do: about a token's time, as waking costs 50 us */
+#define SPIN_CARDS_NS 2000000   /* of cards alone, whose host has nothing else to do: a token's time, as waking costs 50 us */
 #define LOOK_NS 5000000         /* how often a sleeper looks at the cancel word */
 #define NEVER INT64_MAX
 

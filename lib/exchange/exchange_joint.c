@@ -29,7 +29,7 @@ struct joint_hub {
     joint_end *ends[QMI_RANKS_MAX];
     int64_t circle;                /* the number of the present one */
     uint8_t id[QMI_JOINT_ID];      /* its name */
-    int32_t broken;                /* it was given up, in step broken_step; read without the mutex by who waits for others to join */
+    int32_t broken;                /* given up in step broken_step; read without the mutex by who waits for others to join */
     int64_t broken_step, timeout_ns;
     int32_t code;                  /* of the first who did, until the next step begins; QM_ERROR_DEVICE stays */
     char message[QMI_ERROR_SIZE];

@@ -4,9 +4,9 @@
 #include <stdio.h>
 #include "exchange/probe.h"
 
-/* Two cards without access to each other's memory. A sum of 8 KB by kernels through the host's memory took 5.6 us between two H200
- * on PCIe 5.0, and a message 22; on PCIe 4.0 and slower hosts they are taken to need twice as much, and a byte more that of a bus of
- * 12 GB/s. */
+/* Two cards without access to each other's memory. A sum of 8 KB by kernels through the host's memory took 5.6 us between two
+ * H200 on PCIe 5.0, and a message 22; on PCIe 4.0 and slower hosts they are taken to need twice as much, and a byte more that of a
+ * bus of 12 GB/s. */
 #define EXCHANGE_NS 11000
 #define MESSAGE_NS 44000
 #define BYTE_NS (1 / 12.0)
