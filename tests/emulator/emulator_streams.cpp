@@ -143,6 +143,11 @@ cudaError_t cudaEventDestroy(cudaEvent_t event)
     std::lock_guard<std::recursive_mutex> lock(emulator_card.mutex);
     if (event->reached < event->recorded)
         emulator_drain(event->stream, event, event->recorded);
+    for (cudaStream_t s : emulator_card.streams) /* who waits for it waits no longer */
+        for (emulator_item &item : s->items) {
+            item.wait = item.wait == event ? NULL : item.wait;
+            item.reach = item.reach == event ? NULL : item.reach;
+        }
     delete event;
     return cudaSuccess;
 }
