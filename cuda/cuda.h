@@ -164,6 +164,8 @@ void cuda_matmul_logits(const cuda_run *run, const qmi_op_logits *op);
 int64_t cuda_scratch_matmul(const qmi_op *op, int32_t rows);
 bool cuda_matmul_may_be_dense(const qmi_op *op, int32_t rows); /* by run->blas */
 
+int64_t cuda_scratch_product(const qmi_op *op, int32_t rows); /* by either, for up to so many rows */
+
 void cuda_attend(const cuda_run *run, const qmi_op_attend *op);
 int64_t cuda_scratch_attend(const qmi_op_attend *op, int32_t rows);
 

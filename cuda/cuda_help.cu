@@ -205,18 +205,11 @@ static qmi_op shared_op(const qmi_op_experts *op)
     return alone;
 }
 
-static int64_t op_scratch(const qmi_op *op, int32_t rows)
-{
-    const int32_t few = rows < CUDA_VECTOR_ROWS ? rows : CUDA_VECTOR_ROWS;
-    const int64_t vector = cuda_scratch_matvec(op, few), matrix = rows > few ? cuda_scratch_matmul(op, rows) : 0;
-    return vector > matrix ? vector : matrix;
-}
-
 /* Those of the cache have as many experts as there are, or fewer, and need no more than all of them. */
 int64_t cuda_help_scratch(const qmi_op_experts *op, int32_t rows)
 {
     const qmi_op alone = shared_op(op);
-    return op->shared_gate.data ? op_scratch(&alone, rows) : 0;
+    return op->shared_gate.data ? cuda_scratch_product(&alone, rows) : 0;
 }
 
 static void launch_ask(const qmi_device *device, const cuda_run *run, const cuda_lent *lent, size_t k, uint32_t number)

@@ -193,10 +193,14 @@ static int64_t larger(int64_t a, int64_t b)
     return a > b ? a : b;
 }
 
-static int64_t op_scratch(const qmi_op *op, int32_t rows)
+int64_t cuda_scratch_product(const qmi_op *op, int32_t rows)
 {
     const int32_t few = rows < CUDA_VECTOR_ROWS ? rows : CUDA_VECTOR_ROWS;
-    int64_t bytes = 0;
+    return larger(cuda_scratch_matvec(op, few), rows > few ? cuda_scratch_matmul(op, rows) : 0);
+}
+
+static int64_t op_scratch(const qmi_op *op, int32_t rows)
+{
     switch (op->kind) {
     case QMI_OP_EMBED:
     case QMI_OP_JOIN:
@@ -207,12 +211,9 @@ static int64_t op_scratch(const qmi_op *op, int32_t rows)
     case QMI_OP_DELTA:
         return cuda_scratch_delta(&op->delta, rows);
     case QMI_OP_EXPERTS:
-        bytes = cuda_help_scratch(&op->experts, rows);
-        break;
-    default: break;
+        return larger(cuda_help_scratch(&op->experts, rows), cuda_scratch_product(op, rows));
+    default: return cuda_scratch_product(op, rows);
     }
-    bytes = larger(bytes, cuda_scratch_matvec(op, few));
-    return larger(bytes, rows > CUDA_VECTOR_ROWS ? cuda_scratch_matmul(op, rows) : 0);
 }
 
 static int64_t picks_scratch(const qmi_op *op, int32_t rows)
