@@ -99,6 +99,90 @@ static std::vector<double> turned(const float *x, const test_case &c, const std:
     return y;
 }
 
+/* The op of a case; the offsets in pages are the caller's to set. */
+static qmi_op_attend op_of_case(const test_case &c, const std::vector<float> &query_norm, const std::vector<float> &key_norm,
+                                const std::vector<float> &frequency)
+{
+    qmi_op_attend op = {};
+    op.query = 0;
+    op.key = 1;
+    op.value = 2;
+    op.out = 3;
+    op.heads = c.heads;
+    op.kv_heads = c.kv_heads;
+    op.head_size = c.head_size;
+    op.rotary = c.rotary;
+    op.gated = c.gated;
+    op.query_norm.epsilon = op.key_norm.epsilon = 1e-6f;
+    if (c.norms) {
+        op.query_norm.weight = { c.head_size, (qmi_address)to_card(query_norm) };
+        op.key_norm.weight = { c.head_size, (qmi_address)to_card(key_norm) };
+    }
+    op.inverse_frequency = { c.rotary / 2, (qmi_address)to_card(frequency) };
+    op.key_type = c.types.key;
+    op.value_type = c.types.value;
+    op.rotate_keys = op.rotate_values = c.types.rotated;
+    op.page_tokens = c.page_tokens;
+    return op;
+}
+
+typedef struct test_batch {
+    std::vector<int32_t> sequence_of, position_of; /* [rows] */
+    std::vector<cuda_sequence> sequences;
+    std::vector<uint64_t> table;
+    std::vector<float> query, key, value, out;
+} test_batch;
+
+static void make_operands(const test_case &c, test_batch &batch)
+{
+    const size_t rows = batch.position_of.size();
+    batch.query = random_floats(rows * c.heads * c.head_size * (c.gated ? 2 : 1));
+    batch.key = random_floats(rows * c.kv_heads * c.head_size);
+    batch.value = random_floats(rows * c.kv_heads * c.head_size);
+    batch.out.assign(rows * c.heads * c.head_size, NAN);
+}
+
+/* Computes batch.out. `run` says of the batch: single, longest, packs, moves. */
+static bool run_attend(const test_case &c, const qmi_op_attend &op, int capability, cuda_run run, test_batch &batch)
+{
+    const qmi_address slots[] = { (qmi_address)to_card(batch.query), (qmi_address)to_card(batch.key),
+                                  (qmi_address)to_card(batch.value), (qmi_address)to_card(batch.out) };
+    run.rows = (int32_t)batch.position_of.size();
+    run.outputs = 1;
+    run.sequences = (int32_t)batch.sequences.size();
+    run.processors = c.processors;
+    run.shared_most = c.shared_most;
+    run.capability = capability;
+    run.linked = true;
+    run.slots = slots;
+    const int64_t scratch = cuda_scratch_attend(&op, run.rows);
+    run.scratch = (uint8_t *)to_card(std::vector<uint8_t>(scratch ? scratch : 1, 0xFF));
+    run.step.sequence = to_card(batch.sequence_of);
+    run.step.position = to_card(batch.position_of);
+    run.step.sequences = to_card(batch.sequences);
+    run.step.pages = to_card(batch.table);
+    cudaStreamCreate(&run.stream);
+    cuda_attend(&run, &op);
+    const bool good = cudaStreamSynchronize(run.stream) == cudaSuccess && cudaGetLastError() == cudaSuccess;
+    cudaMemcpy(batch.out.data(), (void *)slots[3], batch.out.size() * sizeof(float), cudaMemcpyDeviceToHost);
+    void *const all[] = { (void *)slots[0], (void *)slots[1], (void *)slots[2], (void *)slots[3], run.scratch,
+                          (void *)run.step.sequence, (void *)run.step.position, (void *)run.step.sequences,
+                          (void *)run.step.pages };
+    for (void *p : all)
+        cudaFree(p);
+    cudaStreamDestroy(run.stream);
+    return good;
+}
+
+/* Whether a case's name has one of those that the command line gives; all have, if it gives none. */
+static bool is_wanted(const char *name, int count, char **names)
+{
+    bool wanted = count == 1;
+    for (int i = 1; i < count; i++)
+        wanted = wanted || strstr(name, names[i]);
+    return wanted;
+}
+
 static int reports; /* of the present case */
 
 static int check(bool good, const test_case &c, const char *what, int row, int index, double got, double want)

@@ -47,20 +47,19 @@ static int run_case(const test_case &c, int capability)
     const int64_t records = (int64_t)c.kv_heads * c.page_tokens, key_offset = 128;
     const int64_t value_offset = (key_offset + records * key_bytes + 64 + 15) / 16 * 16;
     const int64_t page_bytes = value_offset + records * value_bytes + 64;
-    std::vector<int32_t> sequence_of, position_of;
-    std::vector<cuda_sequence> sequences;
-    std::vector<uint64_t> table;
     std::vector<test_page> pages;
-    int rows = 0, longest = 0;
-    bool single = true;
+    test_batch batch;
+    cuda_run run = {};
+    int rows = 0;
+    run.single = true;
     for (int s = 0; s < SEQUENCES_MOST && c.sequences[s].count; s++) {
         const test_sequence &from = c.sequences[s];
         cuda_sequence sequence = {};
         sequence.first = rows;
         sequence.count = from.count;
         sequence.start = from.start;
-        table.push_back(~(uint64_t)0); /* a page nobody may touch */
-        sequence.page_first = (int32_t)table.size();
+        batch.table.push_back(~(uint64_t)0); /* a page nobody may touch */
+        sequence.page_first = (int32_t)batch.table.size();
         for (int t = 0; t < from.start + from.count; t += c.page_tokens) {
             test_page page;
             page.before.resize(page_bytes, 0xFF);
@@ -71,75 +70,30 @@ static int run_case(const test_case &c, int capability)
                     qmi_kv_pack(c.types.value, v.data(), page.before.data() + value_offset + i * value_bytes, size);
                 }
             page.address = (uint64_t)to_card(page.before);
-            table.push_back(page.address);
+            batch.table.push_back(page.address);
             pages.push_back(page);
         }
         for (int i = 0; i < from.count; i++) {
-            sequence_of.push_back(s);
-            position_of.push_back(from.start + i);
+            batch.sequence_of.push_back(s);
+            batch.position_of.push_back(from.start + i);
         }
-        sequences.push_back(sequence);
+        batch.sequences.push_back(sequence);
         rows += from.count;
-        single = single && from.count == 1;
-        longest = longest > from.start + from.count ? longest : from.start + from.count;
+        run.single = run.single && from.count == 1;
+        run.longest = run.longest > from.start + from.count ? run.longest : from.start + from.count;
     }
-    std::vector<float> query = random_floats((size_t)rows * c.heads * query_step);
-    std::vector<float> key = random_floats((size_t)rows * c.kv_heads * size);
-    std::vector<float> value = random_floats((size_t)rows * c.kv_heads * size);
-    std::vector<float> out((size_t)rows * c.heads * size, NAN);
+    make_operands(c, batch);
     std::vector<float> query_norm = random_floats(size), key_norm = random_floats(size), frequency(c.rotary / 2 + 1);
     for (int i = 0; i < c.rotary / 2; i++)
         frequency[i] = (float)pow(1e7, -2. * i / c.rotary);
 
-    qmi_op_attend op = {};
-    op.query = 0;
-    op.key = 1;
-    op.value = 2;
-    op.out = 3;
-    op.heads = c.heads;
-    op.kv_heads = c.kv_heads;
-    op.head_size = size;
-    op.rotary = c.rotary;
-    op.gated = c.gated;
-    op.query_norm.epsilon = op.key_norm.epsilon = 1e-6f;
-    if (c.norms) {
-        op.query_norm.weight = { size, (qmi_address)to_card(query_norm) };
-        op.key_norm.weight = { size, (qmi_address)to_card(key_norm) };
-    }
-    op.inverse_frequency = { c.rotary / 2, (qmi_address)to_card(frequency) };
-    op.key_type = c.types.key;
-    op.value_type = c.types.value;
-    op.rotate_keys = op.rotate_values = c.types.rotated;
-    op.page_tokens = c.page_tokens;
+    qmi_op_attend op = op_of_case(c, query_norm, key_norm, frequency);
     op.key_offset = key_offset;
     op.value_offset = value_offset;
-    const qmi_address slots[] = { (qmi_address)to_card(query), (qmi_address)to_card(key), (qmi_address)to_card(value),
-                                  (qmi_address)to_card(out) };
-    const int64_t scratch_bytes = cuda_scratch_attend(&op, rows);
-    cuda_run run = {};
-    run.rows = rows;
-    run.outputs = 1;
-    run.sequences = (int32_t)sequences.size();
-    run.single = single;
-    run.longest = longest;
-    run.processors = c.processors;
-    run.shared_most = c.shared_most;
-    run.capability = capability;
-    run.linked = true;
-    run.slots = slots;
-    run.scratch = (uint8_t *)to_card(std::vector<uint8_t>(scratch_bytes + 1, 0xFF));
-    run.step.sequence = to_card(sequence_of);
-    run.step.position = to_card(position_of);
-    run.step.sequences = to_card(sequences);
-    run.step.pages = to_card(table);
-    cudaStreamCreate(&run.stream);
-    cuda_attend(&run, &op);
-    if (cudaStreamSynchronize(run.stream) != cudaSuccess || cudaGetLastError() != cudaSuccess) {
+    if (!run_attend(c, op, capability, run, batch)) {
         printf("%s: the run failed\n", c.name);
         return 1;
     }
-    cudaMemcpy(out.data(), (void *)slots[3], out.size() * sizeof(float), cudaMemcpyDeviceToHost);
-
     int failures = 0;
     reports = 0;
     double worst = 0;
@@ -148,11 +102,11 @@ static int run_case(const test_case &c, int capability)
         cudaMemcpy(page.after.data(), (void *)page.address, page_bytes, cudaMemcpyDeviceToHost);
     }
     for (int row = 0; row < rows && failures < 10; row++) {
-        const cuda_sequence &s = sequences[sequence_of[row]];
-        const int position = position_of[row];
+        const cuda_sequence &s = batch.sequences[batch.sequence_of[row]];
+        const int position = batch.position_of[row];
         auto stored = [&](int kv_head, int t, bool value) {
             for (const test_page &page : pages)
-                if (page.address == table[s.page_first + t / c.page_tokens]) {
+                if (page.address == batch.table[s.page_first + t / c.page_tokens]) {
                     const int64_t record = (int64_t)kv_head * c.page_tokens + t % c.page_tokens;
                     return value ? unpacked(c.types.value, page.after.data() + value_offset + record * value_bytes, size)
                                  : unpacked(c.types.key, page.after.data() + key_offset + record * key_bytes, size);
@@ -161,15 +115,15 @@ static int run_case(const test_case &c, int capability)
         };
         for (int kv_head = 0; kv_head < c.kv_heads; kv_head++) { /* appended as it should be */
             const size_t at = ((size_t)row * c.kv_heads + kv_head) * size;
-            std::vector<double> v(&value[at], &value[at] + size);
+            std::vector<double> v(&batch.value[at], &batch.value[at] + size);
             if (c.types.rotated)
                 spread(v, false);
             failures += check_stored(c, "key", c.types.key, row, stored(kv_head, position, false),
-                                     turned(&key[at], c, key_norm, frequency, position));
+                                     turned(&batch.key[at], c, key_norm, frequency, position));
             failures += check_stored(c, "value", c.types.value, row, stored(kv_head, position, true), v);
         }
         for (int head = 0; head < c.heads; head++) {
-            const float *from = &query[((size_t)row * c.heads + head) * query_step];
+            const float *from = &batch.query[((size_t)row * c.heads + head) * query_step];
             const std::vector<double> q = turned(from, c, query_norm, frequency, position);
             std::vector<double> score(position + 1), y(size);
             double most = -INFINITY, sum = 0;
@@ -190,7 +144,7 @@ static int run_case(const test_case &c, int capability)
             if (c.types.rotated)
                 spread(y, true);
             for (int i = 0; i < size; i++) {
-                const double got = out[((size_t)row * c.heads + head) * size + i];
+                const double got = batch.out[((size_t)row * c.heads + head) * size + i];
                 const double want = y[i] / sum * (c.gated ? 1 / (1 + exp(-(double)from[size + i])) : 1);
                 worst = fabs(got - want) > worst ? fabs(got - want) : worst;
                 /* halves are exact to 2^-12, of values that may be 4 here */
@@ -207,13 +161,9 @@ static int run_case(const test_case &c, int capability)
             }
         cudaFree((void *)page.address);
     }
-    void *const all[] = { (void *)slots[0], (void *)slots[1], (void *)slots[2], (void *)slots[3], run.scratch,
-                          (void *)run.step.sequence, (void *)run.step.position, (void *)run.step.sequences,
-                          (void *)run.step.pages, (void *)op.query_norm.weight.data, (void *)op.key_norm.weight.data,
-                          (void *)op.inverse_frequency.data };
+    void *const all[] = { (void *)op.query_norm.weight.data, (void *)op.key_norm.weight.data, (void *)op.inverse_frequency.data };
     for (void *p : all)
         cudaFree(p);
-    cudaStreamDestroy(run.stream);
     printf("%-28s %d: %s, largest difference %.2g\n", c.name, capability, failures ? "FAILED" : "good", worst);
     return failures;
 }
@@ -268,9 +218,7 @@ int main(int count, char **names)
         return 1;
     }
     for (const test_case &c : cases) {
-        bool wanted = count == 1;
-        for (int i = 1; i < count; i++)
-            wanted = wanted || strstr(c.name, names[i]);
+        const bool wanted = is_wanted(c.name, count, names);
         failed += wanted && run_case(c, 90);
         if (strstr(c.name, "prefill")) /* the kernel for other cards, too */
             failed += wanted && run_case(c, 86);

@@ -78,26 +78,8 @@ static void open_window_scene(window_scene &s)
         s.correction[i] = s.correction[i] / sqrtf(2.f * (float)c.head_size) + (row == column ? 0.7f : 0);
     }
     qmi_op_attend &op = s.op;
-    op = {};
-    op.query = 0;
-    op.key = 1;
-    op.value = 2;
-    op.out = 3;
-    op.heads = c.heads;
-    op.kv_heads = c.kv_heads;
-    op.head_size = c.head_size;
-    op.rotary = c.rotary;
-    op.gated = c.gated;
-    op.query_norm.epsilon = op.key_norm.epsilon = 1e-6f;
-    if (c.norms) {
-        op.query_norm.weight = { c.head_size, (qmi_address)to_card(s.query_norm) };
-        op.key_norm.weight = { c.head_size, (qmi_address)to_card(s.key_norm) };
-    }
-    op.inverse_frequency = { c.rotary / 2, (qmi_address)to_card(s.frequency) };
-    op.key_type = c.types.key;
-    op.value_type = c.types.value;
+    op = op_of_case(s.like, s.query_norm, s.key_norm, s.frequency);
     op.rotate_values = c.types.rotated;
-    op.page_tokens = QMI_KV_GROUP;
     op.key_offset = s.key_offset;
     op.value_offset = s.value_offset;
     op.window = c.window;
@@ -235,9 +217,7 @@ static void play_batch(window_scene &s, const int counts[3], int capability)
 {
     const window_case &c = s.c;
     const int size = c.head_size, query_step = c.gated ? 2 * size : size;
-    std::vector<int32_t> sequence_of, position_of;
-    std::vector<cuda_sequence> sequences;
-    std::vector<uint64_t> table;
+    test_batch batch;
     cuda_run run = {};
     int rows = 0;
     run.single = true;
@@ -245,11 +225,11 @@ static void play_batch(window_scene &s, const int counts[3], int capability)
         window_sequence &q = s.sequences[i];
         if (!counts[i])
             continue;
-        sequences.push_back({ rows, counts[i], q.held, (int32_t)table.size(), q.states[0], q.states[c.moves] });
-        table.insert(table.end(), q.pages.begin(), q.pages.end());
+        batch.sequences.push_back({ rows, counts[i], q.held, (int32_t)batch.table.size(), q.states[0], q.states[c.moves] });
+        batch.table.insert(batch.table.end(), q.pages.begin(), q.pages.end());
         for (int j = 0; j < counts[i]; j++) {
-            sequence_of.push_back((int32_t)sequences.size() - 1);
-            position_of.push_back(q.held + j);
+            batch.sequence_of.push_back((int32_t)batch.sequences.size() - 1);
+            batch.position_of.push_back(q.held + j);
         }
         rows += counts[i];
         run.single = run.single && counts[i] == 1;
@@ -257,37 +237,17 @@ static void play_batch(window_scene &s, const int counts[3], int capability)
         run.packs = run.packs || qmi_kv_packed(c.window, q.held + counts[i]) > qmi_kv_packed(c.window, q.held);
         run.moves = c.moves;
     }
-    const std::vector<float> query = random_floats((size_t)rows * c.heads * query_step);
-    const std::vector<float> key = random_floats((size_t)rows * c.kv_heads * size), value = random_floats(key.size());
-    std::vector<float> out((size_t)rows * c.heads * size, NAN);
-    const qmi_address slots[] = { (qmi_address)to_card(query), (qmi_address)to_card(key), (qmi_address)to_card(value),
-                                  (qmi_address)to_card(out) };
-    run.rows = rows;
-    run.outputs = 1;
-    run.sequences = (int32_t)sequences.size();
-    run.processors = c.processors;
-    run.shared_most = c.shared_most;
-    run.capability = capability;
-    run.linked = true;
-    run.slots = slots;
-    run.scratch = (uint8_t *)to_card(std::vector<uint8_t>(cuda_scratch_attend(&s.op, rows), 0xFF));
-    run.step.sequence = to_card(sequence_of);
-    run.step.position = to_card(position_of);
-    run.step.sequences = to_card(sequences);
-    run.step.pages = to_card(table);
-    cudaStreamCreate(&run.stream);
-    cuda_attend(&run, &s.op);
-    s.failures += cudaStreamSynchronize(run.stream) != cudaSuccess || cudaGetLastError() != cudaSuccess;
-    cudaMemcpy(out.data(), (void *)slots[3], out.size() * sizeof(float), cudaMemcpyDeviceToHost);
+    make_operands(s.like, batch);
+    s.failures += !run_attend(s.like, s.op, capability, run, batch);
     for (size_t i = 0, row = 0; i < s.sequences.size(); i++) {
         window_sequence &q = s.sequences[i];
         for (int j = 0; j < counts[i]; j++, row++, q.held++)
             for (int kv_head = 0; kv_head < c.kv_heads; kv_head++) {
                 const size_t at = (row * c.kv_heads + kv_head) * size;
-                std::vector<double> v(&value[at], &value[at] + size);
+                std::vector<double> v(&batch.value[at], &batch.value[at] + size);
                 if (c.types.rotated)
                     spread(v, false);
-                for (double x : turned(&key[at], s.like, s.key_norm, s.frequency, q.held))
+                for (double x : turned(&batch.key[at], s.like, s.key_norm, s.frequency, q.held))
                     q.keys[kv_head].push_back(half_of(x));
                 for (double x : v)
                     q.values[kv_head].push_back(half_of(x));
@@ -306,15 +266,9 @@ static void play_batch(window_scene &s, const int counts[3], int capability)
         q.compared = (int)qmi_kv_packed(c.window, q.held);
         for (int j = 0; j < counts[i]; j++, row++)
             if (j % 16 == 3 || j + 1 == counts[i])
-                check_row(s, lies, (int)row, q.held - counts[i] + j, &query[row * c.heads * query_step],
-                          &out[row * c.heads * size]);
+                check_row(s, lies, (int)row, q.held - counts[i] + j, &batch.query[row * c.heads * query_step],
+                          &batch.out[row * c.heads * size]);
     }
-    void *const all[] = { (void *)slots[0], (void *)slots[1], (void *)slots[2], (void *)slots[3], run.scratch,
-                          (void *)run.step.sequence, (void *)run.step.position, (void *)run.step.sequences,
-                          (void *)run.step.pages };
-    for (void *p : all)
-        cudaFree(p);
-    cudaStreamDestroy(run.stream);
 }
 
 static int run_window_case(const window_case &c, int capability)
@@ -367,9 +321,7 @@ int main(int count, char **names)
         return 1;
     }
     for (const window_case &c : cases) {
-        bool wanted = count == 1;
-        for (int i = 1; i < count; i++)
-            wanted = wanted || strstr(c.name, names[i]);
+        const bool wanted = is_wanted(c.name, count, names);
         failed += wanted && run_window_case(c, 90);
         failed += wanted && c.head_size >= 64 && run_window_case(c, 86);
     }
